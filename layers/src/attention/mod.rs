@@ -1,0 +1,5 @@
+//! Softmax attention: the state is a cache that grows with every token.
+
+mod softmax;
+
+pub use softmax::{Attention, AttentionConfig};

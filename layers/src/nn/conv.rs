@@ -1,0 +1,106 @@
+//! Causal depthwise convolution with a state.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use super::Activation;
+use crate::Init;
+use crate::system::Lengths;
+
+/// A causal depthwise convolution, `y_t[c] = bias[c] + Σ_j w[c, j] x_{t-(K-1)+j}[c]`, and what follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CausalConvConfig {
+    /// Width `K` of the kernel, at least 1.
+    pub kernel: usize,
+    /// Whether a bias is added.
+    pub bias: bool,
+    /// Applied to the result.
+    pub activation: Activation,
+}
+
+impl Default for CausalConvConfig {
+    fn default() -> Self {
+        Self { kernel: 4, bias: false, activation: Activation::Silu }
+    }
+}
+
+/// See [`CausalConvConfig`]. Its state is the last `K - 1` inputs, `[b, K-1, channels]`.
+#[derive(Module, Debug)]
+pub struct CausalConv {
+    /// `[channels, K]`, the last column acts on the current token
+    pub weight: Param<Tensor<2>>,
+    /// `[channels]`
+    pub bias: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl CausalConvConfig {
+    /// Weights uniform in `±1/√K`, bias 0.
+    pub fn init(self, channels: usize, init: &mut Init) -> CausalConv {
+        let bound = 1.0 / (self.kernel as f64).sqrt();
+        CausalConv {
+            weight: init.uniform([channels, self.kernel], -bound, bound),
+            bias: self.bias.then(|| init.constant([channels], 0.0)),
+            activation: self.activation,
+        }
+    }
+}
+
+impl CausalConv {
+    /// Zeros: nothing has been seen.
+    pub fn initial_state(&self, batch: usize) -> Tensor<3> {
+        let weight = self.weight.val();
+        let [channels, kernel] = weight.dims();
+        Tensor::zeros([batch, kernel - 1, channels], (&weight.device(), weight.dtype()))
+    }
+
+    /// Number of channels.
+    pub fn channels(&self) -> usize {
+        self.weight.dims()[0]
+    }
+
+    /// `x: [b, t, channels]`, `tail: [b, K-1, channels]` -> the convolved sequence and the new tail. With
+    /// `lengths`, the tail is taken before the padding.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        tail: Tensor<3>,
+        lengths: Option<&Lengths>,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let [b, t, channels] = x.dims();
+        let weight = self.weight.val();
+        let kernel = weight.dims()[1];
+        let padded = Tensor::cat(vec![tail, x], 1);
+        let mut y: Option<Tensor<3>> = None;
+        for j in 0..kernel {
+            let tap = weight.clone().narrow(1, j, 1).reshape([1, 1, channels]);
+            let term = padded.clone().narrow(1, j, t) * tap;
+            y = Some(match y {
+                Some(sum) => sum + term,
+                None => term,
+            });
+        }
+        let mut y = y.unwrap_or_else(|| padded.clone().narrow(1, 0, t).zeros_like());
+        if let Some(bias) = &self.bias {
+            y = y + bias.val().reshape([1, 1, channels]);
+        }
+        let keep = kernel - 1;
+        let tail = match lengths {
+            _ if keep == 0 => padded.narrow(1, 0, 0),
+            None => padded.narrow(1, t, keep),
+            Some(lengths) => {
+                let rows = t + keep;
+                let index: Vec<i64> = (lengths.0.iter().enumerate())
+                    .flat_map(|(row, &n)| (0..keep).map(move |j| (row * rows + n + j) as i64))
+                    .collect();
+                let index = TensorData::new(index, [b * keep]);
+                let index = Tensor::<1, Int>::from_data(index, &padded.device().inner());
+                padded.reshape([b * rows, channels]).select(0, index).reshape([b, keep, channels])
+            }
+        };
+        (self.activation.apply(y), tail)
+    }
+}

@@ -1,0 +1,82 @@
+//! Building blocks that mixers share and Burn lacks.
+
+mod conv;
+mod norm;
+mod rope;
+
+pub use conv::{CausalConv, CausalConvConfig};
+pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, l2_normalize, rms_normalize};
+pub use rope::{Rope, RopeConfig};
+
+use burn::tensor::{Tensor, activation};
+use serde::{Deserialize, Serialize};
+
+/// A pointwise function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x`
+    Identity,
+    /// `max(x, 0)`
+    Relu,
+    /// `x sigmoid(x)`
+    #[default]
+    Silu,
+    /// `x Φ(x)`, by the error function
+    Gelu,
+    /// `x Φ(x)`, by the tanh approximation
+    GeluTanh,
+    /// `1 / (1 + e^{-x})`
+    Sigmoid,
+}
+
+impl Activation {
+    /// Applies it entry by entry.
+    pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Activation::Identity => x,
+            Activation::Relu => activation::relu(x),
+            Activation::Silu => activation::silu(x),
+            Activation::Gelu => activation::gelu(x),
+            Activation::GeluTanh => gelu_tanh(x),
+            Activation::Sigmoid => activation::sigmoid(x),
+        }
+    }
+}
+
+fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let inner = (x.clone() + x.clone().powi_scalar(3).mul_scalar(0.044715))
+        .mul_scalar((2.0 / std::f64::consts::PI).sqrt());
+    x * (inner.tanh().add_scalar(1.0)).mul_scalar(0.5)
+}
+
+/// `[b, t, h·n] -> [b, h, t, n]`
+pub fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [b, t, d] = x.dims();
+    x.reshape([b, t, heads, d / heads]).swap_dims(1, 2)
+}
+
+/// `[b, h, t, n] -> [b, t, h·n]`
+pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
+    let [b, h, t, n] = x.dims();
+    x.swap_dims(1, 2).reshape([b, t, h * n])
+}
+
+/// Repeats each head `times` times in a row: `[b, h, t, n] -> [b, h·times, t, n]` (grouped queries).
+pub fn repeat_heads(x: Tensor<4>, times: usize) -> Tensor<4> {
+    if times == 1 {
+        return x;
+    }
+    let [b, h, t, n] = x.dims();
+    x.unsqueeze_dim::<5>(2).expand([b, h, times, t, n]).reshape([b, h * times, t, n])
+}
+
+/// `log(1 + e^x)`, exact for large `|x|`.
+pub fn softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.clone().clamp_min(0.0) + (x.abs().neg().exp()).log1p()
+}
+
+/// `log sigmoid(x) = -softplus(-x)`
+pub fn log_sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    softplus(x.neg()).neg()
+}

@@ -1,0 +1,135 @@
+//! Normalisation layers.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::Init;
+
+/// `x / sqrt(mean(x²) + eps)` over the last axis.
+pub fn rms_normalize<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
+    let scale = x.clone().square().mean_dim(D - 1).add_scalar(eps).sqrt().recip();
+    x * scale
+}
+
+/// `x / sqrt(Σx² + eps)` over the last axis.
+pub fn l2_normalize<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
+    let scale = x.clone().square().sum_dim(D - 1).add_scalar(eps).sqrt().recip();
+    x * scale
+}
+
+/// `rms_normalize(x) (offset + w)` with a weight per channel (`offset` is 1 in Gemma, else 0).
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[size]`
+    pub weight: Param<Tensor<1>>,
+    #[module(skip)]
+    eps: f64,
+    #[module(skip)]
+    offset: f64,
+}
+
+impl RmsNorm {
+    /// Scale 1 at the start.
+    pub fn new(size: usize, eps: f64, init: &Init) -> Self {
+        Self { weight: init.constant([size], 1.0), eps, offset: 0.0 }
+    }
+
+    /// The same function at the start, with the weight stored as the distance from 1.
+    pub fn unit_offset(size: usize, eps: f64, init: &Init) -> Self {
+        Self { weight: init.constant([size], 0.0), eps, offset: 1.0 }
+    }
+
+    /// Normalises the last axis, whose size must be the weight's.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let weight = self.weight.val();
+        let weight = if self.offset == 0.0 { weight } else { weight.add_scalar(self.offset) };
+        rms_normalize(x, self.eps) * weight.unsqueeze::<D>()
+    }
+}
+
+/// `(x - mean) / sqrt(var + eps) w + b`.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// `[size]`
+    pub weight: Param<Tensor<1>>,
+    /// `[size]`
+    pub bias: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Scale 1 and bias 0 at the start.
+    pub fn new(size: usize, eps: f64, bias: bool, init: &Init) -> Self {
+        let bias = bias.then(|| init.constant([size], 0.0));
+        Self { weight: init.constant([size], 1.0), bias, eps }
+    }
+
+    /// Normalises the last axis.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let centred = x.clone() - x.mean_dim(D - 1);
+        let y = rms_normalize(centred, self.eps) * self.weight.val().unsqueeze::<D>();
+        match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze::<D>(),
+            None => y,
+        }
+    }
+}
+
+/// Which normalisation a block uses.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum NormConfig {
+    /// [`RmsNorm`]
+    Rms {
+        /// Added to the mean square.
+        eps: f64,
+        /// Store the weight as its distance from 1 (Gemma).
+        #[serde(default)]
+        unit_offset: bool,
+    },
+    /// [`LayerNorm`]
+    Layer {
+        /// Added to the variance.
+        eps: f64,
+    },
+}
+
+impl Default for NormConfig {
+    fn default() -> Self {
+        NormConfig::Rms { eps: 1e-6, unit_offset: false }
+    }
+}
+
+impl NormConfig {
+    /// Builds it for `size` channels.
+    pub fn init(self, size: usize, init: &Init) -> Norm {
+        match self {
+            NormConfig::Rms { eps, unit_offset: false } => Norm::Rms(RmsNorm::new(size, eps, init)),
+            NormConfig::Rms { eps, unit_offset: true } => {
+                Norm::Rms(RmsNorm::unit_offset(size, eps, init))
+            }
+            NormConfig::Layer { eps } => Norm::Layer(LayerNorm::new(size, eps, true, init)),
+        }
+    }
+}
+
+/// Either normalisation.
+#[derive(Module, Debug)]
+pub enum Norm {
+    /// Root mean square only.
+    Rms(RmsNorm),
+    /// Mean and variance.
+    Layer(LayerNorm),
+}
+
+impl Norm {
+    /// Normalises the last axis.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Norm::Rms(norm) => norm.forward(x),
+            Norm::Layer(norm) => norm.forward(x),
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! What a mixer carries from call to call.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::{Error, Result, Value};
+
+/// Name of the slot in which a linear-state mixer keeps its memory `H`.
+pub const MEMORY: &str = "memory";
+
+/// How a slot's size depends on the number of tokens seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// The same size at every position.
+    Fixed,
+    /// One entry per token along `axis`: a cache.
+    PerToken {
+        /// The time axis of the tensor.
+        axis: usize,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    value: Value,
+    growth: Growth,
+}
+
+/// What a mixer carries between calls: named tensors whose axis 0 is the batch, and how many tokens
+/// each row has seen. Cheap to clone (tensors are shared), so keeping a clone is a snapshot.
+#[derive(Clone, Debug)]
+pub struct State {
+    positions: Vec<usize>,
+    slots: BTreeMap<String, Slot>,
+}
+
+impl State {
+    /// An empty state at position 0.
+    pub fn new(batch: usize) -> Self {
+        Self { positions: vec![0; batch], slots: BTreeMap::new() }
+    }
+
+    /// Adds a fixed-size slot; axis 0 is the batch.
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.put(name, value);
+        self
+    }
+
+    /// Adds or replaces a fixed-size slot.
+    pub fn put(&mut self, name: &str, value: impl Into<Value>) {
+        let slot = Slot { value: value.into(), growth: Growth::Fixed };
+        self.slots.insert(name.to_string(), slot);
+    }
+
+    /// Adds or replaces a cache with one entry per token along `axis`.
+    pub fn put_cache(&mut self, name: &str, value: impl Into<Value>, axis: usize) {
+        let slot = Slot { value: value.into(), growth: Growth::PerToken { axis } };
+        self.slots.insert(name.to_string(), slot);
+    }
+
+    /// A slot's tensor.
+    ///
+    /// # Errors
+    /// When there is no such slot: the state belongs to another kind of layer.
+    pub fn get<const D: usize>(&self, name: &str) -> Result<Tensor<D>> {
+        let slot = self.slots.get(name).ok_or_else(|| {
+            let has: Vec<_> = self.slots.keys().map(String::as_str).collect();
+            Error::State(format!(
+                "no slot `{name}` (it has [{}]); start from this layer's own `initial_state`",
+                has.join(", ")
+            ))
+        })?;
+        slot.value.tensor(name)
+    }
+
+    /// A slot's tensor, if present.
+    pub fn find<const D: usize>(&self, name: &str) -> Result<Option<Tensor<D>>> {
+        if self.slots.contains_key(name) { self.get(name).map(Some) } else { Ok(None) }
+    }
+
+    /// Names, tensors and growth of all slots.
+    pub fn slots(&self) -> impl Iterator<Item = (&str, &Value, Growth)> {
+        self.slots.iter().map(|(name, slot)| (name.as_str(), &slot.value, slot.growth))
+    }
+
+    /// Number of rows.
+    pub fn batch(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Tokens seen by each row.
+    pub fn positions(&self) -> &[usize] {
+        &self.positions
+    }
+
+    /// The common position of all rows, or `None` where rows differ (after ragged padding).
+    pub fn position(&self) -> Option<usize> {
+        let first = self.positions.first().copied().unwrap_or(0);
+        self.positions.iter().all(|&p| p == first).then_some(first)
+    }
+
+    /// Counts `tokens` more for each row.
+    pub fn advance(&mut self, tokens: &[usize]) {
+        for (position, add) in self.positions.iter_mut().zip(tokens) {
+            *position += add;
+        }
+    }
+
+    pub(crate) fn set_positions(&mut self, positions: Vec<usize>) {
+        self.positions = positions;
+    }
+
+    /// Bytes held by all tensors.
+    pub fn bytes(&self) -> usize {
+        self.slots.values().map(|slot| slot.value.numel() * slot.value.dtype().size()).sum()
+    }
+
+    /// The rows `indices`, in that order; rows may repeat (beam search).
+    pub fn select(&self, indices: &[usize]) -> Result<Self> {
+        if let Some(bad) = indices.iter().find(|&&i| i >= self.batch()) {
+            return Err(Error::State(format!("row {bad} of a state with {} rows", self.batch())));
+        }
+        let positions = indices.iter().map(|&i| self.positions[i]).collect();
+        Ok(Self { positions, ..self.map(|value| value.select(0, indices)) })
+    }
+
+    /// Every row repeated `times` times in a row.
+    pub fn repeat(&self, times: usize) -> Result<Self> {
+        let rows: Vec<_> = (0..self.batch()).flat_map(|i| vec![i; times]).collect();
+        self.select(&rows)
+    }
+
+    /// Drops what was cached after the first `position` tokens.
+    ///
+    /// # Errors
+    /// When the state is not a pure cache (a recurrent memory cannot be rewound: keep a clone, see
+    /// [`Snapshots`]), when tokens before `position` were already evicted, or when rows are ragged.
+    pub fn truncate(&self, position: usize) -> Result<Self> {
+        let now = self.position().ok_or_else(|| {
+            Error::State("rows at different positions cannot be truncated together".into())
+        })?;
+        if position == now {
+            return Ok(self.clone());
+        }
+        if position > now {
+            return Err(Error::State(format!("cannot truncate to {position}: only {now} seen")));
+        }
+        let mut out = self.clone();
+        out.positions = vec![position; self.batch()];
+        for (name, slot) in &mut out.slots {
+            let Growth::PerToken { axis } = slot.growth else {
+                return Err(Error::State(format!(
+                    "`{name}` is a fixed-size memory and cannot be rewound; keep a clone or use `Snapshots`"
+                )));
+            };
+            let length = slot.value.dims()[axis];
+            if length < now {
+                return Err(Error::State(format!("`{name}` already evicted older tokens")));
+            }
+            slot.value = slot.value.clone().narrow(axis, 0, position);
+        }
+        Ok(out)
+    }
+
+    fn map(&self, f: impl Fn(Value) -> Value) -> Self {
+        let slots = self.slots.iter().map(|(name, slot)| {
+            (name.clone(), Slot { value: f(slot.value.clone()), growth: slot.growth })
+        });
+        Self { positions: self.positions.clone(), slots: slots.collect() }
+    }
+
+    /// Cuts the autodiff graph: truncated back-propagation through time.
+    pub fn detach(&self) -> Self {
+        self.map(Value::detach)
+    }
+
+    /// Moves every tensor to a device.
+    pub fn to_device(&self, device: &Device) -> Self {
+        self.map(|value| value.to_device(device))
+    }
+
+    /// Converts every tensor's element type.
+    pub fn cast(&self, dtype: DType) -> Self {
+        self.map(|value| value.cast(dtype))
+    }
+
+    /// Replaces each slot's tensor, keeping names and growth.
+    pub fn replace(&self, mut f: impl FnMut(&str, Value) -> Value) -> Self {
+        let mut out = self.clone();
+        for (name, slot) in &mut out.slots {
+            slot.value = f(name, slot.value.clone());
+        }
+        out
+    }
+
+    /// Serializes to the safetensors format, in the tensors' own element type.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let bad = |e: String| Error::State(format!("could not serialize: {e}"));
+        let data: Vec<(String, TensorData)> = self
+            .slots
+            .iter()
+            .map(|(name, slot)| Ok((name.clone(), slot.value.to_data()?)))
+            .collect::<Result<_>>()?;
+        let views = data
+            .iter()
+            .map(|(name, data)| {
+                let dtype = match data.dtype() {
+                    DType::F64 => Dtype::F64,
+                    DType::F32 => Dtype::F32,
+                    DType::F16 => Dtype::F16,
+                    DType::BF16 => Dtype::BF16,
+                    other => return Err(bad(format!("`{name}` has element type {other:?}"))),
+                };
+                let view = TensorView::new(dtype, data.shape().to_vec(), data.bytes());
+                Ok((name.clone(), view.map_err(|e| bad(e.to_string()))?))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let growth: Vec<_> = self
+            .slots
+            .iter()
+            .filter_map(|(name, slot)| match slot.growth {
+                Growth::Fixed => None,
+                Growth::PerToken { axis } => Some((name.clone(), axis)),
+            })
+            .collect();
+        let metadata = [
+            ("format".to_string(), "seqzoo-state-1".to_string()),
+            ("positions".to_string(), serde_json::json!(self.positions).to_string()),
+            ("caches".to_string(), serde_json::json!(growth).to_string()),
+        ];
+        safetensors::serialize(views, Some(metadata.into_iter().collect()))
+            .map_err(|e| bad(e.to_string()))
+    }
+
+    /// Reads what [`State::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// When the bytes are truncated, malformed, or not a state.
+    pub fn from_bytes(bytes: &[u8], device: &Device) -> Result<Self> {
+        let bad = |reason: String| Error::SafeTensors { what: "state".into(), reason };
+        let file = SafeTensors::deserialize(bytes).map_err(|e| bad(e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| bad(e.to_string()))?;
+        let meta = header.metadata().clone().unwrap_or_default();
+        if meta.get("format").map(String::as_str) != Some("seqzoo-state-1") {
+            return Err(bad("it holds no seqzoo state".into()));
+        }
+        let field = |name: &str| meta.get(name).cloned().unwrap_or_default();
+        let positions: Vec<usize> =
+            serde_json::from_str(&field("positions")).map_err(|e| bad(e.to_string()))?;
+        let caches: Vec<(String, usize)> =
+            serde_json::from_str(&field("caches")).map_err(|e| bad(e.to_string()))?;
+        let mut state = Self { positions, slots: BTreeMap::new() };
+        for (name, view) in file.tensors() {
+            let dtype = match view.dtype() {
+                Dtype::F64 => DType::F64,
+                Dtype::F32 => DType::F32,
+                Dtype::F16 => DType::F16,
+                Dtype::BF16 => DType::BF16,
+                other => return Err(bad(format!("`{name}` has element type {other:?}"))),
+            };
+            let shape = view.shape().to_vec();
+            if shape.first() != Some(&state.batch()) {
+                return Err(bad(format!("`{name}` {shape:?} does not have {} rows", state.batch())));
+            }
+            let data = TensorData::from_bytes_vec(view.data().to_vec(), shape, dtype);
+            let value = Value::from_data(data, device)?;
+            match caches.iter().find(|(cache, _)| *cache == name) {
+                Some(&(_, axis)) if axis < value.dims().len() => {
+                    state.slots.insert(name, Slot { value, growth: Growth::PerToken { axis } });
+                }
+                Some(_) => return Err(bad(format!("`{name}` has no such cache axis"))),
+                None => state.put(&name, value),
+            }
+        }
+        Ok(state)
+    }
+}
+
+/// Keeps clones of a state so that a generation can go back to an earlier position.
+#[derive(Clone, Debug)]
+pub struct Snapshots {
+    every: usize,
+    kept: Vec<State>,
+}
+
+impl Snapshots {
+    /// Keeps a state whenever it is at least `every` tokens past the last kept one.
+    pub fn every(every: usize) -> Self {
+        Self { every: every.max(1), kept: Vec::new() }
+    }
+
+    /// Offers a state to keep.
+    pub fn offer(&mut self, state: &State) {
+        let Some(position) = state.position() else { return };
+        let last = self.kept.last().and_then(State::position);
+        if last.is_none_or(|last| position >= last + self.every) {
+            self.kept.push(state.clone());
+        }
+    }
+
+    /// The latest kept state at or before `position`: replay the tokens from there.
+    pub fn restore(&self, position: usize) -> Option<&State> {
+        self.kept.iter().rev().find(|state| state.position().is_some_and(|p| p <= position))
+    }
+}

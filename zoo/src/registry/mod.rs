@@ -1,0 +1,105 @@
+//! The registry: every architecture by name, as a configuration and as a layer.
+
+mod info;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use seqzoo_layers::system::{Cost, Form, Mixer, Run, State, Views};
+use seqzoo_layers::{Init, Result};
+use serde::{Deserialize, Serialize};
+
+pub use info::{Architecture, architecture, architectures, nearest};
+
+/// Declares the configuration enum, the layer enum and the dispatch between them, one line per
+/// architecture: variant, name in files and on the command line, configuration type, layer type.
+macro_rules! registry {
+    ($($variant:ident $name:literal $config:ty => $layer:ty;)*) => {
+        /// Configuration of any mixer; `arch` names it in JSON and TOML.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "arch")]
+        pub enum MixerConfig {
+            $(
+                #[doc = concat!("`", $name, "`")]
+                #[serde(rename = $name)]
+                $variant($config),
+            )*
+        }
+
+        impl MixerConfig {
+            /// All names, in the order of the registry.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// The default configuration of an architecture.
+            pub fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$variant(Default::default())),)*
+                    _ => None,
+                }
+            }
+
+            /// The architecture's name.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)*
+                }
+            }
+
+            /// Checks the values and draws the parameters for width `d_model`.
+            pub fn init(&self, d_model: usize, init: &mut Init) -> Result<AnyMixer> {
+                Ok(match self {
+                    $(Self::$variant(config) => AnyMixer::$variant(config.init(d_model, init)?),)*
+                })
+            }
+        }
+
+        /// Any mixer.
+        #[derive(Module, Debug)]
+        #[allow(clippy::large_enum_variant, reason = "a model holds few of them")]
+        pub enum AnyMixer {
+            $(
+                #[doc = concat!("`", $name, "`")]
+                $variant($layer),
+            )*
+        }
+
+        impl AnyMixer {
+            /// The layer behind its interface.
+            pub fn as_mixer(&self) -> &dyn Mixer {
+                match self {
+                    $(Self::$variant(layer) => layer,)*
+                }
+            }
+        }
+    };
+}
+
+registry! {
+    Attention "attention" seqzoo_layers::attention::AttentionConfig => seqzoo_layers::attention::Attention;
+    GatedDeltaNet "gated_deltanet" seqzoo_layers::linear::GatedDeltaNetConfig => seqzoo_layers::linear::GatedDeltaNet;
+}
+
+impl Mixer for AnyMixer {
+    fn d_model(&self) -> usize {
+        self.as_mixer().d_model()
+    }
+
+    fn initial_state(&self, batch: usize) -> State {
+        self.as_mixer().initial_state(batch)
+    }
+
+    fn run(&self, x: Tensor<3>, state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
+        self.as_mixer().run(x, state, run)
+    }
+
+    fn views(&self, x: Tensor<3>, state: State) -> Result<Views> {
+        self.as_mixer().views(x, state)
+    }
+
+    fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {
+        self.as_mixer().cost(batch, time, form)
+    }
+
+    fn auxiliary_loss(&self, x: Tensor<3>) -> Result<Option<Tensor<1>>> {
+        self.as_mixer().auxiliary_loss(x)
+    }
+}
