@@ -2,3 +2,4 @@
 //! verification and reports, over the layers of [`seqzoo_layers`].
 
 pub mod registry;
+pub mod verify;

@@ -169,7 +169,10 @@ impl ChunkDecay {
 
     /// `A[t, s] = Σ_n x_t[n] y_s[n] exp(G[t-1, s][n])` for `s < t`, 0 elsewhere.
     fn scores_before(&self, x: Tensor<5>, y: Tensor<5>) -> Tensor<5> {
-        let size = x.dims()[3];
+        let [b, h, c, size, _] = x.dims();
+        if size == 1 {
+            return Tensor::zeros([b, h, c, 1, 1], (&x.device(), x.dtype()));
+        }
         // Row t uses the decay up to t-1: score x shifted up by one row, then shift the rows down again.
         let shifted = Tensor::cat(
             vec![x.clone().narrow(3, 1, size - 1), x.clone().narrow(3, 0, 1).zeros_like()],
@@ -184,6 +187,9 @@ impl ChunkDecay {
     fn from_start_before(&self) -> Tensor<5> {
         let size = self.from_start.dims()[3];
         let one = self.from_start.clone().narrow(3, 0, 1).ones_like();
+        if size == 1 {
+            return one;
+        }
         Tensor::cat(vec![one, self.from_start.clone().narrow(3, 0, size - 1)], 3)
     }
 }

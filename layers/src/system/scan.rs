@@ -55,7 +55,7 @@ pub(crate) fn segment_sums<const D: usize>(g: Tensor<D>) -> Tensor<D> {
     let (t, device, dtype) = (dims[D - 2], g.device(), g.dtype());
     debug_assert_eq!(dims[D - 1], 1, "segment_sums expects a column");
     let strict = tril_ones(t, -1, &device, dtype).unsqueeze::<D>();
-    let above = tril_ones(t, 0, &device, dtype).sub_scalar(1.0).mul_scalar(-NEGATIVE).neg();
+    let above = tril_ones(t, 0, &device, dtype).sub_scalar(1.0).mul_scalar(-NEGATIVE);
     (g * strict).cumsum(D - 2) + above.unsqueeze::<D>()
 }
 
