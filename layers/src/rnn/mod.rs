@@ -1,1 +1,5 @@
-//! .
+//! Recurrent cells and gated linear recurrences with a vector state.
+
+mod rglru;
+
+pub use rglru::{BlockLinear, RgLru, RgLruConfig, RgLruCore};

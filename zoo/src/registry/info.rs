@@ -30,6 +30,20 @@ const ARCHITECTURES: &[Architecture] = &[
         state: "matrix per head, [b, h, n, p], and the last 3 inputs of each convolution",
         equations: "H_t = α_t (I - β_t k_t k_tᵀ) H_{t-1} + β_t k_t v_tᵀ,  y_t = H_tᵀ q_t/√n",
     },
+    Architecture {
+        name: "mamba2",
+        title: "Mamba-2 (SSD)",
+        paper: "2405.21060",
+        state: "matrix per head, [b, h, n, p], and the last 3 inputs of the convolution",
+        equations: "H_t = a_t H_{t-1} + Δ_t B_t x_tᵀ,  y_t = H_tᵀ C_t + D x_t,  log a_t = -exp(A_log) Δ_t",
+    },
+    Architecture {
+        name: "rglru",
+        title: "RG-LRU recurrent block (Griffin, Hawk, RecurrentGemma)",
+        paper: "2402.19427",
+        state: "vector, [b, n], and the last 3 inputs of the convolution",
+        equations: "h_t = a_t ∘ h_{t-1} + √(1 - a_t²) ∘ i_t ∘ x_t,  log a_t = -8 softplus(Λ) ∘ r_t",
+    },
 ];
 
 /// All architectures, in the registry's order.

@@ -76,6 +76,8 @@ macro_rules! registry {
 registry! {
     Attention "attention" seqzoo_layers::attention::AttentionConfig => seqzoo_layers::attention::Attention;
     GatedDeltaNet "gated_deltanet" seqzoo_layers::linear::GatedDeltaNetConfig => seqzoo_layers::linear::GatedDeltaNet;
+    Mamba2 "mamba2" seqzoo_layers::ssm::Mamba2Config => seqzoo_layers::ssm::Mamba2;
+    RgLru "rglru" seqzoo_layers::rnn::RgLruConfig => seqzoo_layers::rnn::RgLru;
 }
 
 impl MixerConfig {

@@ -39,6 +39,14 @@ fn table() -> Vec<(&'static str, Value)> {
         ("wide-negative", json!({"arch": "gated_deltanet", "heads": 1, "value_heads": 2, "head_dim": 4,
             "expand_v": 2.0, "negative_eigenvalues": true})),
         ("no-conv", json!({"arch": "gated_deltanet", "heads": 2, "head_dim": 8, "conv_kernel": 0})),
+        ("default", json!({"arch": "mamba2", "head_dim": 8, "state": 6})),
+        ("groups-before-limits", json!({"arch": "mamba2", "head_dim": 4, "state": 5, "groups": 2,
+            "norm": "before_gate", "proj_bias": true, "dt_limit_low": 0.01, "dt_limit_high": 0.08})),
+        ("no-conv-no-norm", json!({"arch": "mamba2", "expand": 1.0, "head_dim": 8, "state": 6,
+            "conv_kernel": 0, "norm": "none"})),
+        ("default", json!({"arch": "rglru"})),
+        ("wide-no-conv-no-bias", json!({"arch": "rglru", "lru_width": 24, "heads": 2, "conv_kernel": 0,
+            "proj_bias": false, "activation": "silu"})),
     ]
 }
 
