@@ -82,6 +82,11 @@ impl Golden {
         value.tensor(name).expect("the rank of the file")
     }
 
+    /// Whether the file has it.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// A linear weight `[out, in]` of the reference as this crate's `[in, out]`.
     pub(crate) fn linear(&self, name: &str) -> Value {
         self.get::<2>(name).transpose().into()

@@ -19,8 +19,10 @@ const SUB_BLOCK: usize = 16;
 /// Runs `system` from `memory` and returns the outputs `[b, h, t, p]` (`p = n` for [`Io::Direct`]) and the
 /// final memory: `[b, h, n, p]` for [`Io::Outer`], `[b, h, n, 1]` for [`Io::Direct`].
 ///
+/// A `Dense` transition always runs token by token.
+///
 /// # Errors
-/// When a `Dense` transition is asked for in another form than `Recurrent`, or the memory does not fit.
+/// When the memory does not fit, or `Io::Direct` comes with another transition than `Diagonal`.
 pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, Tensor<4>)> {
     let ([b, h, t], n) = system.dims();
     let p = match &system.io {
@@ -35,6 +37,9 @@ pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, 
         Io::Outer { v, .. } => v.clone(),
         Io::Direct { u, .. } => u.clone(),
     };
+    if t == 0 {
+        return Ok((through, memory)); // no outputs: as empty as the input
+    }
     let skip = system.skip.map(|d| d * through);
     let chunk = match form {
         Form::Recurrent => None,
@@ -169,29 +174,31 @@ impl ChunkDecay {
 
     /// `A[t, s] = Σ_n x_t[n] y_s[n] exp(G[t-1, s][n])` for `s < t`, 0 elsewhere.
     fn scores_before(&self, x: Tensor<5>, y: Tensor<5>) -> Tensor<5> {
-        let [b, h, c, size, _] = x.dims();
+        let size = x.dims()[3];
         if size == 1 {
+            let [b, h, c, ..] = x.dims();
             return Tensor::zeros([b, h, c, 1, 1], (&x.device(), x.dtype()));
         }
         // Row t uses the decay up to t-1: score x shifted up by one row, then shift the rows down again.
-        let shifted = Tensor::cat(
-            vec![x.clone().narrow(3, 1, size - 1), x.clone().narrow(3, 0, 1).zeros_like()],
-            3,
-        );
-        let scores = self.scores(shifted, y);
-        let zero = scores.clone().narrow(3, 0, 1).zeros_like();
-        Tensor::cat(vec![zero, scores.narrow(3, 0, size - 1)], 3)
+        let zero = x.clone().narrow(3, 0, 1).zeros_like();
+        let early = Tensor::cat(vec![x.narrow(3, 1, size - 1), zero], 3);
+        delay(self.scores(early, y), 3, 0.0)
     }
 
     /// `exp Σ_{s < t}`
     fn from_start_before(&self) -> Tensor<5> {
-        let size = self.from_start.dims()[3];
-        let one = self.from_start.clone().narrow(3, 0, 1).ones_like();
-        if size == 1 {
-            return one;
-        }
-        Tensor::cat(vec![one, self.from_start.clone().narrow(3, 0, size - 1)], 3)
+        delay(self.from_start.clone(), 3, 1.0)
     }
+}
+
+/// Entry `t` along `axis` becomes entry `t-1`, the first one `fill`.
+fn delay<const D: usize>(x: Tensor<D>, axis: usize, fill: f64) -> Tensor<D> {
+    let size = x.dims()[axis];
+    let first = x.clone().narrow(axis, 0, 1).zeros_like().add_scalar(fill);
+    if size == 1 {
+        return first;
+    }
+    Tensor::cat(vec![first, x.narrow(axis, 0, size - 1)], axis)
 }
 
 /// Scores under per-channel decay in two levels (dsf.md 3.3): pairs in one sub-block are formed
@@ -229,14 +236,8 @@ fn diagonal_scores(x: Tensor<5>, y: Tensor<5>, log_d: Tensor<5>) -> Tensor<5> {
     let y_out = y * suffix(g.clone()).exp();
     let totals = g.sum_dim(2).squeeze_dim::<3>(2); // [rows, blocks, n]
     let between = segment_sums(totals.swap_dims(1, 2).unsqueeze_dim::<4>(3)); // [rows, n, i, j]: j < m ≤ i
-    let shifted = Tensor::cat(
-        vec![
-            between.clone().narrow(2, 0, 1).zeros_like().add_scalar(scan::NEGATIVE),
-            between.narrow(2, 0, blocks - 1),
-        ],
-        2,
-    ); // row i now sums j < m < i
-    let factor = shifted.exp().permute([0, 2, 3, 1]); // [rows, i, j, n]
+    let between = delay(between, 2, scan::NEGATIVE); // row i now sums j < m < i
+    let factor = between.exp().permute([0, 2, 3, 1]); // [rows, i, j, n]
     let keys = factor.unsqueeze_dim::<5>(3) * y_out.unsqueeze_dim::<5>(1); // [rows, i, j, sub, n]
     let keys = keys.reshape([rows, blocks, padded, n]);
     let cross = x_in.matmul(keys.swap_dims(2, 3)).reshape([rows, blocks, sub, blocks, sub]);

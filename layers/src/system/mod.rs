@@ -6,6 +6,8 @@
 
 mod cost;
 pub mod engine;
+#[cfg(test)]
+mod engine_tests;
 mod mask;
 mod mixer;
 pub(crate) mod scan;
