@@ -1,6 +1,6 @@
 //! The tensor operations that layers are made of give on every device what they give on Flex. Where one
-//! does not, a broken mixer on that device is not the mixer's fault. Vulkan runs when `SEQZOO_VULKAN=1`
-//! says that a driver is there (`cargo xtask test` installs one in software).
+//! does not, a broken mixer on that device is not the mixer's fault. Graphics devices run when
+//! `SEQZOO_VULKAN=1` says that a driver is there (`cargo xtask test` installs one in software).
 
 use std::panic::catch_unwind;
 
@@ -62,23 +62,15 @@ const CASES: &[Case] = &[
     ("matmul of a transpose", |d| {
         read(numbers([2, 3, 9, 8], d).swap_dims(2, 3).matmul(numbers([2, 3, 9, 8], d)))
     }),
-    ("matmul broadcast over the batch", |d| {
-        read(numbers([4, 3, 9, 8], d).matmul(numbers([1, 1, 8, 8], d)))
-    }),
-    ("matmul of rank 5", |d| {
-        read(numbers([2, 2, 3, 16, 8], d).matmul(numbers([2, 2, 3, 8, 16], d)))
-    }),
+    ("matmul broadcast over the batch", |d| read(numbers([4, 3, 9, 8], d).matmul(numbers([1, 1, 8, 8], d)))),
+    ("matmul of rank 5", |d| read(numbers([2, 2, 3, 16, 8], d).matmul(numbers([2, 2, 3, 8, 16], d)))),
     ("cumsum", |d| read(numbers([2, 70, 3], d).cumsum(1))),
     ("cat", |d| read(Tensor::cat(vec![numbers([2, 3, 4], d), numbers([2, 5, 4], d)], 1))),
-    ("cat with nothing", |d| {
-        read(Tensor::cat(vec![numbers([2, 0, 4], d), numbers([2, 5, 4], d)], 1))
-    }),
+    ("cat with nothing", |d| read(Tensor::cat(vec![numbers([2, 0, 4], d), numbers([2, 5, 4], d)], 1))),
     ("stack", |d| read(Tensor::stack::<3>(vec![numbers([2, 3], d), numbers([2, 3], d)], 1))),
     ("tensor without elements", |d| read(numbers([2, 0, 4], d))),
     ("slice of nothing", |d| read(numbers([2, 5, 4], d).slice([0..2, 5..5, 0..4]))),
-    ("zeros without elements, added", |d| {
-        read(Tensor::<3>::zeros([2, 0, 4], d) + numbers([2, 0, 4], d))
-    }),
+    ("zeros without elements, added", |d| read(Tensor::<3>::zeros([2, 0, 4], d) + numbers([2, 0, 4], d))),
     ("sum over no elements", |d| read(numbers([2, 0, 4], d).sum_dim(1))),
     ("select", |d| read(numbers([4, 3, 2], d).select(1, indices(&[2, 0, 2], [3], d)))),
     ("select nothing", |d| read(numbers([4, 3, 2], d).select(1, indices(&[], [0], d)))),
@@ -182,9 +174,10 @@ fn every_operation_on_ndarray() {
 }
 
 #[test]
-fn every_operation_on_vulkan() {
-    if device::available().contains(&"vulkan") && std::env::var_os("SEQZOO_VULKAN").is_some() {
-        same_as_flex("vulkan");
+fn every_operation_on_graphics_devices() {
+    if std::env::var_os("SEQZOO_VULKAN").is_some() {
+        let graphics = device::available().into_iter().filter(|name| ["vulkan", "wgpu"].contains(name));
+        graphics.for_each(same_as_flex);
     }
 }
 

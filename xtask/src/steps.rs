@@ -8,9 +8,15 @@ use crate::report::{Report, Step};
 use crate::shell::{self, cargo, output, root};
 use crate::vulkan;
 
-/// Everything is built in this one feature set and profile, so that nothing compiles twice.
-const BUILD: &[&str] =
-    &["--locked", "--release", "--workspace", "--features", "seqzoo-layers/ndarray,seqzoo-layers/vulkan"];
+/// The alias `cargo all` names the one profile and feature set in which everything is built, so that
+/// nothing compiles twice.
+const CARGO_CONFIG: &str = include_str!("../../.cargo/config.toml");
+
+/// The flags of `cargo all`, behind `test`.
+fn build_flags() -> Vec<&'static str> {
+    let alias = CARGO_CONFIG.lines().find_map(|line| line.strip_prefix("all = \"test "));
+    alias.and_then(|flags| flags.split_once('"')).map_or(Vec::new(), |(flags, _)| flags.split(' ').collect())
+}
 
 /// Whether to run the slower lints.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -173,12 +179,14 @@ fn smoke() -> Step {
 
 fn with_flags(subcommand: &str, more: &[&str]) -> Command {
     let mut command = cargo(&[subcommand]);
-    command.args(BUILD).args(more);
+    command.arg("--locked").args(build_flags()).args(more);
     command
 }
 
+/// `--examples` (there are none) makes cargo resolve the features of development dependencies too, as
+/// the tests do; without it some dependencies would be compiled again.
 fn build_binaries() -> Result<(), String> {
-    shell::run(&mut with_flags("build", &["--quiet", "--bins"]))
+    shell::run(&mut with_flags("build", &["--quiet", "--bins", "--examples"]))
 }
 
 /// Runs a binary of the workspace that has been built. `cargo run -p` would unify other features and
@@ -205,6 +213,13 @@ mod tests {
         assert!(version("1.95.0-nightly") >= version("1.95"));
         assert!(version("1.94.9") < version("1.95"));
         assert!(version("nonsense") < version("1.0"));
+    }
+
+    #[test]
+    fn the_build_flags_are_those_of_the_alias() {
+        let flags = build_flags();
+        assert!(flags.starts_with(&["--release", "--workspace", "--features"]), "{flags:?}");
+        assert!(flags[3].contains("seqzoo-layers/ndarray"), "{flags:?}");
     }
 
     #[test]
