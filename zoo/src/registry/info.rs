@@ -30,6 +30,20 @@ const ARCHITECTURES: &[Architecture] = &[
         state: "matrix per head, [b, h, n, p], and the last 3 inputs of each convolution",
         equations: "H_t = α_t (I - β_t k_t k_tᵀ) H_{t-1} + β_t k_t v_tᵀ,  y_t = H_tᵀ q_t/√n",
     },
+    Architecture {
+        name: "lstm",
+        title: "LSTM",
+        paper: "1503.04069",
+        state: "two vectors per layer, h and c: [b, layers, n] each",
+        equations: "c_t = f_t∘c_{t-1} + i_t∘g_t,  h_t = o_t∘tanh(c_t),  (i, f, g, o)_t of x_t and h_{t-1}",
+    },
+    Architecture {
+        name: "moh",
+        title: "Mixture of heads (MoH) over softmax attention",
+        paper: "2410.11842",
+        state: "attention's cache, [b, h_kv, T, n] twice: every head reads every token",
+        equations: "y_t = Σ_i g_i(x_t) H_i(t) W_O^i,  g_i = 0 unless head i is shared or among the k chosen",
+    },
 ];
 
 /// All architectures, in the registry's order.

@@ -76,6 +76,8 @@ macro_rules! registry {
 registry! {
     Attention "attention" seqzoo_layers::attention::AttentionConfig => seqzoo_layers::attention::Attention;
     GatedDeltaNet "gated_deltanet" seqzoo_layers::linear::GatedDeltaNetConfig => seqzoo_layers::linear::GatedDeltaNet;
+    Lstm "lstm" seqzoo_layers::rnn::LstmConfig => seqzoo_layers::rnn::Lstm;
+    Moh "moh" seqzoo_layers::moh::MohConfig => seqzoo_layers::moh::Moh<seqzoo_layers::attention::Attention>;
 }
 
 impl Mixer for AnyMixer {

@@ -39,6 +39,14 @@ fn table() -> Vec<(&'static str, Value)> {
         ("wide-negative", json!({"arch": "gated_deltanet", "heads": 1, "value_heads": 2, "head_dim": 4,
             "expand_v": 2.0, "negative_eigenvalues": true})),
         ("no-conv", json!({"arch": "gated_deltanet", "heads": 2, "head_dim": 8, "conv_kernel": 0})),
+        ("default", json!({"arch": "lstm"})),
+        ("two-layers-narrow", json!({"arch": "lstm", "hidden": 6, "layers": 2, "forget_bias": null})),
+        ("default", json!({"arch": "moh"})),
+        ("paper-one-shared", json!({"arch": "moh", "attention": {"heads": 4, "kv_heads": 2},
+            "routing": {"shared": 1, "top_k": 2, "scale": "paper"}})),
+        ("query-norm", json!({"arch": "moh", "attention": {"heads": 4, "window": 6},
+            "routing": {"shared": 2, "top_k": 1,
+                "router": {"kind": "query_norm", "straight_through": false}}})),
     ]
 }
 
