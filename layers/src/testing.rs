@@ -1,6 +1,6 @@
 //! What this crate's tests share: golden files, random numbers and the error measure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -54,6 +54,8 @@ impl Draw {
 pub(crate) struct Golden {
     name: String,
     tensors: Named,
+    integers: BTreeMap<String, Vec<usize>>,
+    tolerance: serde_json::Value,
 }
 
 impl Golden {
@@ -64,8 +66,13 @@ impl Golden {
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
         let device = Device::flex().autodiff();
-        let float = file.tensors().into_iter().filter(|(_, view)| view.dtype() == Dtype::F32);
-        let tensors = float
+        let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors header");
+        let tolerance = &header.metadata().as_ref().expect("metadata")["tolerance"];
+        let of_type = |dtype| {
+            let tensors = file.tensors().into_iter();
+            tensors.filter(move |(_, view)| view.dtype() == dtype && !view.shape().is_empty())
+        };
+        let tensors = of_type(Dtype::F32)
             .map(|(name, view)| {
                 let data =
                     TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), DType::F32);
@@ -73,7 +80,25 @@ impl Golden {
                 (name, value.require_grad())
             })
             .collect();
-        Self { name: name.into(), tensors }
+        let integers = of_type(Dtype::I64)
+            .map(|(name, view)| {
+                let number = |b: &[u8]| i64::from_le_bytes(b.try_into().expect("8 bytes")) as usize;
+                (name, view.data().chunks(8).map(number).collect())
+            })
+            .collect();
+        let tolerance = serde_json::from_str(tolerance).expect("a tolerance");
+        Self { name: name.into(), tensors, integers, tolerance }
+    }
+
+    /// The limit of a tensor's error.
+    fn limit(&self, name: &str) -> f64 {
+        let own = self.tolerance["overrides"][name].as_f64();
+        own.or(self.tolerance["default"].as_f64()).expect("a default tolerance")
+    }
+
+    /// The numbers of a tensor of indices.
+    pub(crate) fn indices(&self, name: &str) -> &[usize] {
+        self.integers.get(name).unwrap_or_else(|| panic!("{}: no `{name}`", self.name))
     }
 
     /// A tensor of the file, as a leaf.
@@ -93,7 +118,7 @@ impl Golden {
     }
 
     /// Checks every output of the file that is listed in `outputs` and every gradient the file has, for
-    /// the file's own loss. Returns the worst error.
+    /// the file's own loss. Returns the worst error as a share of its limit.
     pub(crate) fn verify(&self, outputs: &[(&str, Value)]) -> f64 {
         let with = |prefix: &str| -> BTreeSet<String> {
             self.tensors.keys().filter_map(|name| name.strip_prefix(prefix)).map(str::to_string).collect()
@@ -105,8 +130,9 @@ impl Golden {
             let expected = &self.tensors[&what];
             assert_eq!(value.dims(), expected.dims(), "{}: shape of `{what}`", self.name);
             let error = error(&value.to_f64().unwrap(), &expected.to_f64().unwrap());
-            assert!(error <= 1e-5, "{}: `{what}` is off by {error:e}", self.name);
-            worst = worst.max(error);
+            let limit = self.limit(&what);
+            assert!(error <= limit, "{}: `{what}` is off by {error:e}, more than {limit:e}", self.name);
+            worst = worst.max(error / limit);
         };
         let mut loss: Option<Tensor<1>> = None;
         for (name, value) in outputs {

@@ -3,3 +3,6 @@
 mod rglru;
 
 pub use rglru::{BlockLinear, RgLru, RgLruConfig, RgLruCore};
+mod lstm;
+
+pub use lstm::{Lstm, LstmCell, LstmConfig, LstmJacobian, LstmStack, LstmStackConfig};

@@ -57,6 +57,18 @@ const ARCHITECTURES: &[Architecture] = &[
         paper: "2402.19427",
         state: "vector, [b, n], and the last 3 inputs of the convolution",
         equations: "h_t = a_t ∘ h_{t-1} + √(1 - a_t²) ∘ i_t ∘ x_t,  log a_t = -8 softplus(Λ) ∘ r_t",
+        name: "lstm",
+        title: "LSTM",
+        paper: "1503.04069",
+        state: "two vectors per layer, h and c: [b, layers, n] each",
+        equations: "c_t = f_t∘c_{t-1} + i_t∘g_t,  h_t = o_t∘tanh(c_t),  (i, f, g, o)_t of x_t and h_{t-1}",
+    },
+    Architecture {
+        name: "moh",
+        title: "Mixture of heads (MoH) over softmax attention",
+        paper: "2410.11842",
+        state: "attention's cache, [b, h_kv, T, n] twice: every head reads every token",
+        equations: "y_t = Σ_i g_i(x_t) H_i(t) W_O^i,  g_i = 0 unless head i is shared or among the k chosen",
     },
 ];
 

@@ -87,6 +87,8 @@ impl MixerConfig {
     pub fn at_layer(self, _layer: usize, _layers: usize) -> Self {
         self
     }
+    Lstm "lstm" seqzoo_layers::rnn::LstmConfig => seqzoo_layers::rnn::Lstm;
+    Moh "moh" seqzoo_layers::moh::MohConfig => seqzoo_layers::moh::Moh<seqzoo_layers::attention::Attention>;
 }
 
 impl Mixer for AnyMixer {

@@ -47,6 +47,14 @@ fn table() -> Vec<(&'static str, Value)> {
         ("default", json!({"arch": "rglru"})),
         ("wide-no-conv-no-bias", json!({"arch": "rglru", "lru_width": 24, "heads": 2, "conv_kernel": 0,
             "proj_bias": false, "activation": "silu"})),
+        ("default", json!({"arch": "lstm"})),
+        ("two-layers-narrow", json!({"arch": "lstm", "hidden": 6, "layers": 2, "forget_bias": null})),
+        ("default", json!({"arch": "moh"})),
+        ("paper-one-shared", json!({"arch": "moh", "attention": {"heads": 4, "kv_heads": 2},
+            "routing": {"shared": 1, "top_k": 2, "scale": "paper"}})),
+        ("query-norm", json!({"arch": "moh", "attention": {"heads": 4, "window": 6},
+            "routing": {"shared": 2, "top_k": 1,
+                "router": {"kind": "query_norm", "straight_through": false}}})),
     ]
 }
 
