@@ -30,6 +30,14 @@ const ARCHITECTURES: &[Architecture] = &[
         state: "matrix per head, [b, h, n, p], and the last 3 inputs of each convolution",
         equations: "H_t = α_t (I - β_t k_t k_tᵀ) H_{t-1} + β_t k_t v_tᵀ,  y_t = H_tᵀ q_t/√n",
     },
+    Architecture {
+        name: "yaad",
+        title: "Yaad (Miras: deep memory trained on a Huber loss)",
+        paper: "2504.13173",
+        state: "weights of a two-layer memory per head, [b, h, n, 4n] and [b, h, 4n, n], now and at the \
+                chunk's start, and the last 3 inputs of each convolution",
+        equations: "A_t = α_t A_{t-1} - η_t ∇ℓ_δ(W_c; k_t, v_t),  y_t = M(q_t; A_t)",
+    },
 ];
 
 /// All architectures, in the registry's order.

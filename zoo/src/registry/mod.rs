@@ -76,6 +76,7 @@ macro_rules! registry {
 registry! {
     Attention "attention" seqzoo_layers::attention::AttentionConfig => seqzoo_layers::attention::Attention;
     GatedDeltaNet "gated_deltanet" seqzoo_layers::linear::GatedDeltaNetConfig => seqzoo_layers::linear::GatedDeltaNet;
+    Yaad "yaad" seqzoo_layers::miras::YaadConfig => seqzoo_layers::miras::Yaad;
 }
 
 impl Mixer for AnyMixer {
