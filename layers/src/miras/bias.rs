@@ -101,7 +101,8 @@ impl Bias {
                 let size = r.clone().abs();
                 // ln cosh(z) = |z| + ln(1 + e^{-2|z|}) - ln 2
                 let soft = size.clone().mul_scalar(-2.0 * nu).exp().log1p();
-                let absolute = size + soft.sub_scalar(std::f64::consts::LN_2).div_scalar(nu);
+                // Not div_scalar: Burn rounds the divisor's reciprocal to f32 in its derivative.
+                let absolute = size + soft.sub_scalar(std::f64::consts::LN_2).mul_scalar(1.0 / nu);
                 half_square(r).sum_dim(3) * near + absolute.sum_dim(3) * delta * far
             }
         }

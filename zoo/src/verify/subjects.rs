@@ -39,6 +39,12 @@ fn table() -> Vec<(&'static str, Value)> {
         ("wide-negative", json!({"arch": "gated_deltanet", "heads": 1, "value_heads": 2, "head_dim": 4,
             "expand_v": 2.0, "negative_eigenvalues": true})),
         ("no-conv", json!({"arch": "gated_deltanet", "heads": 2, "head_dim": 8, "conv_kernel": 0})),
+        ("mlp", json!({"arch": "yaad", "heads": 2, "head_dim": 4, "chunk": 4, "gate_rank": 4})),
+        ("linear", json!({"arch": "yaad", "heads": 2, "head_dim": 4, "memory": "linear", "chunk": 5,
+            "bias": "huber_coordinate", "eta_base": 0.5, "delta_start": 0.5, "gate_rank": 4})),
+        ("paper", json!({"arch": "yaad", "heads": 2, "head_dim": 4, "memory": {"mlp": {"expansion": 2}},
+            "chunk": 1, "bias": {"huber_mixture": {}}, "decay": false, "rope": null, "conv_kernel": 0,
+            "gate_rank": 4})),
     ]
 }
 
