@@ -69,6 +69,12 @@ const ARCHITECTURES: &[Architecture] = &[
         paper: "2410.11842",
         state: "attention's cache, [b, h_kv, T, n] twice: every head reads every token",
         equations: "y_t = Σ_i g_i(x_t) H_i(t) W_O^i,  g_i = 0 unless head i is shared or among the k chosen",
+        name: "yaad",
+        title: "Yaad (Miras: deep memory trained on a Huber loss)",
+        paper: "2504.13173",
+        state: "weights of a two-layer memory per head, [b, h, n, 4n] and [b, h, 4n, n], now and at the \
+                chunk's start, and the last 3 inputs of each convolution",
+        equations: "A_t = α_t A_{t-1} - η_t ∇ℓ_δ(W_c; k_t, v_t),  y_t = M(q_t; A_t)",
     },
 ];
 
