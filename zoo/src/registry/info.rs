@@ -57,6 +57,8 @@ const ARCHITECTURES: &[Architecture] = &[
         paper: "2402.19427",
         state: "vector, [b, n], and the last 3 inputs of the convolution",
         equations: "h_t = a_t ∘ h_{t-1} + √(1 - a_t²) ∘ i_t ∘ x_t,  log a_t = -8 softplus(Λ) ∘ r_t",
+    },
+    Architecture {
         name: "lstm",
         title: "LSTM",
         paper: "1503.04069",
@@ -69,6 +71,8 @@ const ARCHITECTURES: &[Architecture] = &[
         paper: "2410.11842",
         state: "attention's cache, [b, h_kv, T, n] twice: every head reads every token",
         equations: "y_t = Σ_i g_i(x_t) H_i(t) W_O^i,  g_i = 0 unless head i is shared or among the k chosen",
+    },
+    Architecture {
         name: "yaad",
         title: "Yaad (Miras: deep memory trained on a Huber loss)",
         paper: "2504.13173",
