@@ -3,3 +3,7 @@
 
 pub mod registry;
 pub mod verify;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ReadmeExamples;
