@@ -105,13 +105,11 @@ impl RoutingConfig {
 /// Marks the `k` largest entries of the last axis by 1, others by 0; of equal ones the first. By counting the
 /// entries that rank before each: sorting would read the numbers back to the host on some devices.
 fn top_k(scores: Tensor<3>, k: usize) -> Tensor<3> {
-    let (size, dtype) = (scores.dims()[2], scores.dtype());
+    let ([b, t, size], dtype) = (scores.dims(), scores.dtype());
     let scores = scores.inner();
-    let (own, other) = (scores.clone().unsqueeze_dim::<4>(3), scores.unsqueeze_dim::<4>(2));
-    let device = own.device();
-    let earlier = tril_ones(size, -1, &device, dtype).reshape([1, 1, size, size]);
-    let own = own.expand([own.dims()[0], own.dims()[1], size, size]);
-    let other = other.expand(own.dims());
+    let earlier = tril_ones(size, -1, &scores.device(), dtype).reshape([1, 1, size, size]);
+    let own = scores.clone().unsqueeze_dim::<4>(3).expand([b, t, size, size]);
+    let other = scores.unsqueeze_dim::<4>(2).expand([b, t, size, size]);
     let larger = other.clone().greater(own.clone()).float().cast(dtype);
     let equal = other.equal(own).float().cast(dtype) * earlier;
     let rank = (larger + equal).sum_dim(3).squeeze_dim::<3>(3);
@@ -164,10 +162,10 @@ impl<M: HeadMixer + Module> Moh<M> {
         let RoutingConfig { shared, top_k: k, .. } = self.routing;
         let norms = self.mixer.query_norms(x);
         let [b, t, heads] = norms.dims();
-        let (options, routed) = ((norms.device().inner(), norms.dtype()), heads - shared);
-        let ones = |size| Tensor::<3>::ones([b, t, size], (&options.0, options.1));
+        let routed = heads - shared;
         if routed == 0 {
-            return Routing { gates: ones(shared), probabilities: None, chosen: None };
+            let gates = norms.inner().ones_like();
+            return Routing { gates, probabilities: None, chosen: None };
         }
         let norms = norms.narrow(2, shared, routed);
         // One head has no spread.
@@ -187,7 +185,8 @@ impl<M: HeadMixer + Module> Moh<M> {
             gates = probabilities.clone() + (chosen.clone() - probabilities.clone().inner());
         }
         if shared > 0 {
-            gates = Tensor::cat(vec![ones(shared), gates], 2);
+            let ones = Tensor::ones([b, t, shared], (&gates.device(), gates.dtype()));
+            gates = Tensor::cat(vec![ones, gates], 2);
         }
         Routing { gates, probabilities: Some(probabilities), chosen: Some(chosen) }
     }

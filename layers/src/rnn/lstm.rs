@@ -20,6 +20,7 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
+use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
@@ -171,14 +172,12 @@ impl LstmCell {
         let mut map = |inputs: usize, forget: Option<f64>| Linear {
             weight: init.uniform([inputs, 4 * hidden], -bound, bound),
             bias: bias.then(|| {
-                let bias = init.uniform([4 * hidden], -bound, bound);
-                match forget {
-                    Some(value) => bias.map(|bias| {
-                        let fixed = Tensor::full([hidden], value, (&bias.device(), bias.dtype()));
-                        bias.slice_assign(hidden..2 * hidden, fixed)
-                    }),
-                    None => bias,
-                }
+                let mut unit = 0..4 * hidden;
+                init.draw([4 * hidden], |rng| {
+                    let drawn = bound * (2.0 * rng.random::<f64>() - 1.0);
+                    let forgets = unit.next().is_some_and(|unit| unit / hidden == 1);
+                    forget.filter(|_| forgets).unwrap_or(drawn) as f32
+                })
             }),
         };
         let (input, recurrent) = (map(input, forget_bias), map(hidden, forget_bias.map(|_| 0.0)));
