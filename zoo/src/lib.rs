@@ -8,5 +8,10 @@ pub mod generate;
 pub mod model;
 pub mod registry;
 pub mod train;
+pub mod verify;
 
 pub use error::{Error, Result};
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ReadmeExamples;
