@@ -8,6 +8,32 @@ pub enum Error {
     /// From the layers.
     #[error(transparent)]
     Layers(#[from] seqzoo_layers::Error),
+    /// A configuration file cannot be read as one.
+    #[error("{what}: {reason}")]
+    Config {
+        /// The file, or what the text is.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A configuration names a mixer that is not in the registry.
+    #[error("unknown mixer `{name}`; {}", did_you_mean(*nearest))]
+    UnknownMixer {
+        /// The name that was given.
+        name: String,
+        /// The known name most like it.
+        nearest: Option<&'static str>,
+    },
+    /// A checkpoint is of a model type that is not known here.
+    #[error("{path}: model type `{model_type}` is not supported; supported: {supported}", path = path.display())]
+    ModelType {
+        /// The `config.json`.
+        path: PathBuf,
+        /// Its `model_type`.
+        model_type: String,
+        /// The known ones.
+        supported: String,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io {
@@ -65,6 +91,13 @@ pub enum Error {
         /// The last good checkpoint.
         checkpoint: Option<PathBuf>,
     },
+}
+
+fn did_you_mean(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => format!("known are {}", crate::registry::MixerConfig::NAMES.join(", ")),
+    }
 }
 
 fn kept_words(kept: Option<&Path>) -> String {

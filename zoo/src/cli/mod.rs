@@ -5,6 +5,7 @@ mod generate;
 mod list;
 mod progress;
 mod train;
+mod verify;
 
 use std::error::Error as _;
 use std::io::Write;
@@ -37,6 +38,8 @@ enum Command {
     Train(Box<train::Args>),
     /// Continue a prompt with a trained model.
     Generate(Box<generate::Args>),
+    /// Check every promise of the interface on this machine.
+    Verify(verify::VerifyArgs),
 }
 
 /// Parses, runs, reports.
@@ -54,6 +57,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Describe(args)) => describe::run(&args),
         Some(Command::Train(args)) => train::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),
+        Some(Command::Verify(args)) => verify::run(&args),
     };
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(code)) => code,

@@ -33,9 +33,9 @@ pub enum Outcome {
 /// A training run whose checkpoints and metrics live in a folder.
 pub struct Run {
     dir: PathBuf,
-    trainer: Trainer,
+    pub(super) trainer: Trainer,
     data: Data,
-    about: RunData,
+    pub(super) about: RunData,
     batches: Box<dyn Batches>,
     log: MetricsLog,
 }
