@@ -3,14 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use seqzoo::registry::{MixerConfig, nearest};
+use seqzoo::verify::{self, Options, Outcome, Report, subjects};
 use seqzoo_layers::device;
-
-use crate::registry::{MixerConfig, nearest};
-use crate::verify::{self, Options, Outcome, Report, subjects};
 
 /// Arguments of `seqzoo verify`.
 #[derive(Args, Clone, Debug)]
-pub struct VerifyArgs {
+pub(crate) struct VerifyArgs {
     /// Architecture to check; all when left out
     arch: Option<String>,
     /// Device to check on
@@ -31,12 +30,12 @@ pub struct VerifyArgs {
 }
 
 /// Runs the command; fails when any promise is broken.
-pub fn run(args: &VerifyArgs) -> Result<ExitCode, crate::Error> {
+pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode, seqzoo::Error> {
     let arch = args.arch.as_deref();
     if let Some(name) = arch
         && !MixerConfig::NAMES.contains(&name)
     {
-        return Err(crate::Error::UnknownMixer { name: name.into(), nearest: nearest(name) });
+        return Err(seqzoo::Error::UnknownMixer { name: name.into(), nearest: nearest(name) });
     }
     let device = device::open(&args.device)?;
     let options =
@@ -53,7 +52,8 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode, crate::Error> {
         reports.push(report);
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&reports)?);
+        let json = serde_json::to_string_pretty(&reports);
+        println!("{}", json.map_err(|e| seqzoo::Error::Data(e.to_string()))?);
     }
     let failed = reports.iter().filter(|report| !report.passed()).count();
     if !args.json {
