@@ -22,9 +22,11 @@ fn overrides(name: &str, d_model: usize, state: usize) -> Value {
     match name {
         "attention" => json!({ "heads": HEADS }),
         "moh" => json!({}),
-        "linear_attention" | "lightning" | "gated_deltanet" | "yaad" => {
+        "linear_attention" | "lightning" | "gated_deltanet" => {
             json!({ "heads": HEADS, "head_dim": head_dim })
         }
+        // A memory of two layers would leave heads too narrow to address anything.
+        "yaad" => json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" }),
         // Channels × state size.
         "mamba2" => json!({ "expand": 2.0, "head_dim": d_model / 2, "state": state.div_ceil(2 * d_model) }),
         // Vectors: the memory is as wide as the layer, and widening it costs parameters, not only memory.

@@ -164,7 +164,7 @@ pub(super) struct LineChart {
 }
 
 impl LineChart {
-    /// The `<svg>` element.
+    /// The `<svg>` element in its frame.
     pub(super) fn svg(&self) -> String {
         let longest = self.series.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
         let right = WIDTH - 22.0 - 6.3 * longest as f64;
@@ -173,11 +173,13 @@ impl LineChart {
         let py = |y: f64| bottom - self.y.scale.place(y).clamp(0.0, 1.0) * (bottom - top);
 
         let mut out = String::new();
+        // Share of the width without the names, which a narrow screen leaves out.
+        let plot = (right + 12.0) / WIDTH;
         let (id, title, description) = (self.id, escape(&self.title), escape(&self.description));
         let _ = write!(
             out,
-            "<svg class=\"chart\" id=\"{id}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" tabindex=\"0\" \
-             aria-labelledby=\"{id}-t {id}-d\"><title id=\"{id}-t\">{title}</title>\
+            "<div class=\"plot\"><svg class=\"chart\" id=\"{id}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
+             tabindex=\"0\" style=\"--plot:{plot:.3}\" aria-labelledby=\"{id}-t {id}-d\"><title id=\"{id}-t\">{title}</title>\
              <desc id=\"{id}-d\">{description}</desc><g class=\"axis\">"
         );
         for (value, text) in &self.y.ticks {
@@ -230,7 +232,7 @@ impl LineChart {
         for (series, label_y) in self.series.iter().zip(ends) {
             self.line(&mut out, series, label_y, right, &px, &py);
         }
-        out.push_str("</svg>");
+        out.push_str("</svg></div>");
         out
     }
 
