@@ -1,1 +1,65 @@
-//! seqzoo.
+//! What the benchmarks share. Run them with `cargo bench -p seqzoo-bench` (add `-- gated_deltanet` for one
+//! architecture); `SEQZOO_BENCH_DEVICE` names another device than `flex`, if it is compiled in.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use seqzoo::registry::{AnyMixer, MixerConfig};
+use seqzoo_layers::{Error, Init, Result, device};
+
+/// Width of every layer under test.
+pub const WIDTH: usize = 128;
+
+/// The device to measure: the one that `SEQZOO_BENCH_DEVICE` names, else Flex.
+///
+/// # Errors
+/// For a name that is unknown or not compiled in.
+pub fn open_device() -> Result<Device> {
+    let name = std::env::var("SEQZOO_BENCH_DEVICE");
+    device::open(name.as_deref().unwrap_or("flex"))
+}
+
+/// Every architecture of the registry in its default configuration.
+///
+/// # Errors
+/// When a default configuration does not fit [`WIDTH`].
+pub fn layers(device: &Device) -> Result<Vec<(&'static str, AnyMixer)>> {
+    let config = |name: &'static str| {
+        MixerConfig::named(name)
+            .ok_or_else(|| Error::config("registry", "name", name, "must have a default configuration"))
+    };
+    (MixerConfig::NAMES.iter())
+        .map(|name| Ok((*name, config(name)?.init(WIDTH, &mut Init::new(0, device))?)))
+        .collect()
+}
+
+/// One sequence of `time` tokens, `[1, time, WIDTH]`.
+pub fn tokens(time: usize, device: &Device) -> Tensor<3> {
+    let values: Vec<f32> = (0..time * WIDTH).map(|i| (i as f32 * 0.7391).sin()).collect();
+    Tensor::from_data(TensorData::new(values, [1, time, WIDTH]), device)
+}
+
+/// Waits until the device has done its work, so that a measurement covers it.
+///
+/// # Panics
+/// When the device was lost: there is nothing left to measure.
+pub fn finish(device: &Device) {
+    device.sync().expect("the device finishes its work");
+}
+
+#[cfg(test)]
+mod tests {
+    use seqzoo_layers::system::{Form, Mixer};
+
+    use super::*;
+
+    #[test]
+    fn every_architecture_can_be_measured() -> Result<()> {
+        let device = device::open("flex")?;
+        let layers = layers(&device)?;
+        assert_eq!(layers.len(), MixerConfig::NAMES.len());
+        for (name, layer) in layers {
+            let (y, _) = layer.forward(tokens(3, &device), layer.initial_state(1), Form::Auto)?;
+            assert_eq!(y.dims(), [1, 3, WIDTH], "{name}");
+        }
+        Ok(())
+    }
+}

@@ -16,6 +16,9 @@ pub fn available() -> Vec<&'static str> {
     if cfg!(feature = "vulkan") {
         names.push("vulkan");
     }
+    if cfg!(feature = "wgpu") {
+        names.push("wgpu");
+    }
     if cfg!(feature = "webgpu") {
         names.push("webgpu");
     }
@@ -25,10 +28,11 @@ pub fn available() -> Vec<&'static str> {
     names
 }
 
-/// Opens a device by name: `flex` (CPU), `ndarray` (CPU), `vulkan`, `webgpu` or `cuda`.
+/// Opens a device by name: `flex` (CPU), `ndarray` (CPU), `wgpu` (any graphics API, WGSL shaders), `vulkan`
+/// (SPIR-V shaders), `webgpu` or `cuda`.
 ///
 /// # Errors
-/// For a name that is unknown or whose backend is not compiled into this build.
+/// For a name that is unknown, a backend that is not compiled in, or hardware that is not there.
 ///
 /// ```
 /// let device = seqzoo_layers::device::open("flex")?;
@@ -44,12 +48,14 @@ pub fn open(name: &str) -> Result<Device> {
         #[allow(deprecated, reason = "kept as a second opinion until Burn 0.23 drops it")]
         "ndarray" => Ok(Device::ndarray()),
         #[cfg(feature = "vulkan")]
-        "vulkan" => Ok(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
+        "vulkan" => graphics("vulkan", burn::tensor::wgpu::WgpuBackend::Vulkan),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => graphics("wgpu", burn::tensor::wgpu::WgpuBackend::Auto),
         #[cfg(feature = "webgpu")]
-        "webgpu" => Ok(Device::webgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        "webgpu" => graphics("webgpu", burn::tensor::wgpu::WgpuBackend::WebGpu),
         #[cfg(feature = "cuda")]
         "cuda" => Ok(Device::cuda(0)),
-        "flex" | "ndarray" | "vulkan" | "webgpu" | "cuda" => Err(Error::Device {
+        "flex" | "ndarray" | "wgpu" | "vulkan" | "webgpu" | "cuda" => Err(Error::Device {
             name: name.into(),
             reason: format!("not compiled in; build with `--features {name}`"),
         }),
@@ -58,4 +64,31 @@ pub fn open(name: &str) -> Result<Device> {
             reason: format!("unknown; this build has {}", available().join(", ")),
         }),
     }
+}
+
+/// Initialises a graphics device once per name; Burn refuses to initialise the same one twice.
+#[cfg(all(any(feature = "vulkan", feature = "wgpu", feature = "webgpu"), not(target_family = "wasm")))]
+fn graphics(name: &'static str, api: burn::tensor::wgpu::WgpuBackend) -> Result<Device> {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+    static OPENED: Mutex<BTreeMap<&str, Device>> = Mutex::new(BTreeMap::new());
+    let mut opened = OPENED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(device) = opened.get(name) {
+        return Ok(device.clone());
+    }
+    let device = Device::wgpu_options().graphics_api(api).init().map_err(|error| Error::Device {
+        name: name.into(),
+        reason: format!("no usable adapter ({error}); install a driver or use `flex`"),
+    })?;
+    opened.insert(name, device.clone());
+    Ok(device)
+}
+
+/// In a browser a device is opened asynchronously, with `Device::wgpu_options().init_async()`.
+#[cfg(all(any(feature = "vulkan", feature = "wgpu", feature = "webgpu"), target_family = "wasm"))]
+fn graphics(name: &'static str, _api: burn::tensor::wgpu::WgpuBackend) -> Result<Device> {
+    Err(Error::Device {
+        name: name.into(),
+        reason: "a browser opens it with `Device::wgpu_options().init_async().await`".into(),
+    })
 }

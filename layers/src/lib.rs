@@ -19,6 +19,8 @@ pub mod params;
 pub mod rnn;
 pub mod ssm;
 pub mod system;
+#[cfg(test)]
+mod testing;
 mod value;
 
 pub use error::{Error, Result};

@@ -2,3 +2,8 @@
 //! verification and reports, over the layers of [`seqzoo_layers`].
 
 pub mod registry;
+pub mod verify;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ReadmeExamples;

@@ -13,21 +13,28 @@
 //! | symbol | shape |
 //! | --- | --- |
 //! | q, y | `[b, h, t, n]` |
-//! | k, v (cache) | `[b, h_kv, T, n]`, `T` = all tokens seen, or the window |
+//! | k, v (cache) | `[b, h_kv, T, n]`, `T` = all tokens seen, or the last `window - 1` |
+//!
+//! The cache ends with each row's latest token, so where rows have seen different numbers of tokens
+//! their positions say which entries are theirs: a step never reads anything back to the host.
 
 use burn::module::Module;
 use burn::nn::Linear;
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
-use crate::nn::{NormConfig, Norm, Rope, RopeConfig, repeat_heads, split_heads};
+use crate::nn::{Norm, NormConfig, Rope, RopeConfig, split_heads};
+use crate::system::scan::NEGATIVE;
 use crate::system::{
     Cost, Form, HeadMixer, Mixer, Run, Spectrum, SpectrumKind, State, Views, token_by_token,
 };
-use crate::{Init, Result};
+use crate::{Error, Init, Result};
 
 const NAME: &str = "attention";
+
+/// Queries to a block in `Auto`: the memory of the scores grows with the length, not with its square.
+const AUTO_BLOCK: usize = 512;
 
 /// Sizes and switches of [`Attention`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +48,8 @@ pub struct AttentionConfig {
     pub head_dim: Option<usize>,
     /// Rotary positions; `None` for none.
     pub rope: Option<RopeConfig>,
+    /// Whether a token sees only itself and earlier ones. If not, the layer reads a whole sequence in one call.
+    pub causal: bool,
     /// Each token sees itself and the `window - 1` tokens before it; `None` for all.
     pub window: Option<usize>,
     /// Bias of the query, key and value maps.
@@ -53,6 +62,8 @@ pub struct AttentionConfig {
     pub output_gate: bool,
     /// Factor on the scores; `None` for `1/√head_dim`.
     pub scale: Option<f64>,
+    /// Bounds the scores to `±softcap` by `softcap · tanh(s / softcap)` (Gemma 2); `None` for no bound.
+    pub softcap: Option<f64>,
 }
 
 impl Default for AttentionConfig {
@@ -62,12 +73,14 @@ impl Default for AttentionConfig {
             kv_heads: None,
             head_dim: None,
             rope: Some(RopeConfig::default()),
+            causal: true,
             window: None,
             qkv_bias: false,
             out_bias: false,
             qk_norm: None,
             output_gate: false,
             scale: None,
+            softcap: None,
         }
     }
 }
@@ -93,6 +106,11 @@ impl AttentionConfig {
         let kv = self.kv_heads.unwrap_or(h);
         require(kv > 0 && h % kv == 0, NAME, "kv_heads", kv, "must divide `heads`")?;
         require(self.window != Some(0), NAME, "window", 0, "must be at least 1")?;
+        if let Some(cap) = self.softcap {
+            require(cap > 0.0 && cap.is_finite(), NAME, "softcap", cap, "must be positive")?;
+        }
+        let window_ok = self.causal || self.window.is_none();
+        require(window_ok, NAME, "window", format!("{:?}", self.window), "needs `causal` = true")?;
         let std = (1.0 / d_model as f64).sqrt();
         let rope = self.rope.map(|rope| rope.init(head_dim)).transpose()?;
         Ok(Attention {
@@ -145,6 +163,20 @@ pub struct Attention {
     d_model: usize,
 }
 
+/// Queries of one call, and the keys and values they may look at.
+struct Read {
+    /// `[b, h, t, n]`
+    q: Tensor<4>,
+    /// `[b, h_kv, T, n]`, the cached ones first
+    k: Tensor<4>,
+    /// `[b, h_kv, T, n]`
+    v: Tensor<4>,
+    /// Number of cached keys, `T - t`.
+    cached: usize,
+    /// `[b, 1, 1, T]`: hugely negative where a row has no such key. `None` when all rows have all.
+    absent: Option<Tensor<4>>,
+}
+
 impl Attention {
     fn kv_heads(&self) -> usize {
         self.config.kv_heads.unwrap_or(self.config.heads)
@@ -158,102 +190,150 @@ impl Attention {
         }
     }
 
-    /// Scores before the softmax `[b, h, t, T]` (masked ones hugely negative), values `[b, h, T, n]`, the
-    /// new state.
-    fn scores(
-        &self,
-        x: Tensor<3>,
-        mut state: State,
-        run: Run<'_>,
-    ) -> Result<(Tensor<4>, Tensor<4>, State)> {
-        let [b, t, _] = x.dims();
-        let kv = self.kv_heads();
+    /// Projects the call's tokens and adds their keys and values to the cache.
+    fn read(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Read, State)> {
+        let t = x.dims()[1];
         let mut q = self.query(x.clone());
-        let mut k = split_heads(self.k_proj.forward(x.clone()), kv);
+        let mut k = split_heads(self.k_proj.forward(x.clone()), self.kv_heads());
         if let Some(norm) = &self.k_norm {
             k = norm.forward(k);
         }
-        let v = split_heads(self.v_proj.forward(x), kv);
+        let mut v = split_heads(self.v_proj.forward(x), self.kv_heads());
         if let Some(rope) = &self.rope {
             q = rope.apply(q, state.positions());
             k = rope.apply(k, state.positions());
         }
+        if !self.config.causal {
+            if state.positions().iter().any(|&seen| seen > 0) {
+                return Err(Error::State(
+                    "attention that is not causal reads its whole sequence in one call and cannot continue; \
+                     start from `initial_state`, or set `causal` to true"
+                        .into(),
+                ));
+            }
+            let absent = run.lengths.map(|lengths| {
+                let flags = lengths.0.iter().flat_map(|&n| (0..t).map(move |j| j >= n));
+                hidden(flags.collect(), t, &k)
+            });
+            return Ok((Read { q, k, v, cached: 0, absent }, state));
+        }
 
-        let cached = state.find::<4>("k")?.map_or(0, |k| k.dims()[2]);
-        let (k, v) = match cached {
-            0 => (k, v),
-            _ => (
-                Tensor::cat(vec![state.get("k")?, k], 2),
-                Tensor::cat(vec![state.get("v")?, v], 2),
-            ),
+        let cached = match (state.find::<4>("k")?, state.find::<4>("v")?) {
+            (Some(older_k), Some(older_v)) => {
+                let cached = older_k.dims()[2];
+                k = Tensor::cat(vec![older_k, k], 2);
+                v = Tensor::cat(vec![older_v, v], 2);
+                cached
+            }
+            _ => 0,
         };
-        // Position of every cached key; -1 where the cache holds a padded token.
-        let mut keys = cached_positions(&state, cached)?;
-        for (row, keys) in keys.iter_mut().enumerate() {
-            let start = state.positions()[row] as i64;
-            let real = run.lengths.map_or(t, |lengths| lengths.0[row]);
-            keys.extend((0..t).map(|i| if i < real { start + i as i64 } else { -1 }));
-        }
-        let mask = self.mask(&keys, state.positions(), t, &q);
-        let scale = self.config.scale.unwrap_or((self.head_dim as f64).powf(-0.5));
-        let groups = self.config.heads / kv;
-        let keys_full = repeat_heads(k.clone(), groups);
-        let scores = q.mul_scalar(scale).matmul(keys_full.swap_dims(2, 3)) + mask;
-        let values = repeat_heads(v.clone(), groups);
+        // The cache ends with each row's latest token; a row that has seen fewer lacks the first entries.
+        let missing = |&seen: &usize| cached.saturating_sub(seen);
+        let absent = state.positions().iter().any(|seen| missing(seen) > 0).then(|| {
+            let flags = state.positions().iter().flat_map(|seen| {
+                let missing = missing(seen);
+                (0..cached + t).map(move |j| j < missing)
+            });
+            hidden(flags.collect(), cached + t, &k)
+        });
+        self.store(&k, &v, cached, &mut state, run);
+        Ok((Read { q, k, v, cached, absent }, state))
+    }
 
+    /// Keeps the keys and values that later tokens may see.
+    fn store(&self, k: &Tensor<4>, v: &Tensor<4>, cached: usize, state: &mut State, run: Run<'_>) {
+        let [b, kv, total, n] = k.dims();
+        let added = |row: usize| run.lengths.map_or(total - cached, |lengths| lengths.0[row]);
+        let seen = state.positions().iter().enumerate().map(|(row, &seen)| seen + added(row));
         // A window needs no keys older than `window - 1` tokens.
-        let total = cached + t;
-        let keep = self.config.window.map_or(total, |w| total.min(w - 1 + ragged_slack(&keys)));
-        let trim = |x: Tensor<4>| x.narrow(2, total - keep, keep);
-        state.put_cache("k", trim(k), 2);
-        state.put_cache("v", trim(v), 2);
-        if run.lengths.is_some() || state.find::<2>("key_positions")?.is_some() {
-            let kept = keys.iter().flat_map(|row| row[total - keep..].iter().map(|&p| p as f32));
-            let data = TensorData::new(kept.collect::<Vec<f32>>(), [b, keep]);
-            let device = scores.device().inner();
-            state.put_cache("key_positions", Tensor::<2>::from_data(data, &device), 1);
+        let window = self.config.window.map_or(usize::MAX, |w| w - 1);
+        let keep = seen.max().unwrap_or(0).min(window).min(total);
+        if keep == 0 {
+            return;
         }
-        Ok((scores, values, state))
+        let trim = |x: Tensor<4>| {
+            if run.lengths.is_none() {
+                return if keep == total { x } else { x.narrow(2, total - keep, keep) };
+            }
+            // Padding is dropped: each row ends with its last real token.
+            let source = |row: usize, j: usize| (cached + added(row) + j).saturating_sub(keep);
+            let index: Vec<i64> = (0..b)
+                .flat_map(|row| (0..keep).map(move |j| (row * total + source(row, j)) as i64))
+                .collect();
+            let index = Tensor::<1, Int>::from_data(TensorData::new(index, [b * keep]), &x.device().inner());
+            let rows = x.swap_dims(1, 2).reshape([b * total, kv * n]).select(0, index);
+            rows.reshape([b, keep, kv, n]).swap_dims(1, 2)
+        };
+        state.put_cache("k", trim(k.clone()), 2);
+        state.put_cache("v", trim(v.clone()), 2);
     }
 
-    /// 0 where query `i` may see key `j`, hugely negative elsewhere: `[b or 1, 1, t, T]`.
-    fn mask(&self, keys: &[Vec<i64>], starts: &[usize], t: usize, like: &Tensor<4>) -> Tensor<4> {
-        let uniform = keys.windows(2).all(|w| w[0] == w[1]) && starts.windows(2).all(|w| w[0] == w[1]);
-        let rows = if uniform { 1 } else { keys.len() };
-        let total = keys.first().map_or(0, Vec::len);
-        let window = self.config.window.map_or(i64::MAX, |w| w as i64);
-        let mut values = Vec::with_capacity(rows * t * total);
-        for (keys, &start) in keys.iter().zip(starts).take(rows) {
-            for i in start as i64..(start + t) as i64 {
-                // A padded query sees nothing; its row is uniform and its output is dropped.
-                let seen = |&j: &i64| j >= 0 && j <= i && i - j < window;
-                values.extend(keys.iter().map(|j| if seen(j) { 0.0f32 } else { -1e30 }));
-            }
+    /// Scores before the softmax of queries `start..start + len` with keys `from..to`, the hidden ones hugely
+    /// negative: `[b, h, len, to - from]`.
+    fn scores(&self, read: &Read, start: usize, len: usize, from: usize, to: usize) -> Tensor<4> {
+        let q = part(&read.q, start, len);
+        let [b, h, _, n] = q.dims();
+        let kv = self.kv_heads();
+        let scale = self.config.scale.unwrap_or((n as f64).powf(-0.5));
+        // The queries that share a key-value head become rows of one product, so keys are not repeated.
+        let q = q.mul_scalar(scale).reshape([b, kv, h / kv * len, n]);
+        let keys = part(&read.k, from, to - from);
+        let mut scores = q.matmul(keys.swap_dims(2, 3)).reshape([b, h, len, to - from]);
+        if let Some(cap) = self.config.softcap {
+            scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
         }
-        let data = TensorData::new(values, [rows, 1, t, total]);
-        Tensor::from_data(data, (&like.device().inner(), like.dtype()))
+        if let Some(absent) = &read.absent {
+            scores = scores + absent.clone().narrow(3, from, to - from);
+        }
+        let first = read.cached + start;
+        let future = self.config.causal && first + 1 < to;
+        let old = self.config.window.filter(|w| first + len > from + w);
+        if !future && old.is_none() {
+            return scores;
+        }
+        let (device, dtype) = (scores.device().inner(), scores.dtype());
+        let index = |from: usize, to: usize| Tensor::<1, Int>::arange(from as i64..to as i64, &device);
+        let behind = index(first, first + len).reshape([len, 1]) - index(from, to).reshape([1, to - from]);
+        let mut unseen = behind.clone().lower_elem(0);
+        if let Some(window) = old {
+            unseen = unseen.bool_or(behind.greater_equal_elem(window as i64));
+        }
+        scores + unseen.float().cast(dtype).mul_scalar(NEGATIVE).unsqueeze::<4>()
+    }
+
+    /// `softmax(scores) v` in blocks of queries, so that the scores of a long sequence are never all in memory:
+    /// `[b, h, t, n]`.
+    fn attend(&self, read: &Read, form: Form) -> Tensor<4> {
+        let [b, h, t, _] = read.q.dims();
+        let [_, kv, total, n] = read.v.dims();
+        let size = match form {
+            Form::Chunked { size } => size.clamp(1, t),
+            Form::Auto => t.min(AUTO_BLOCK),
+            Form::Parallel | Form::Recurrent => t,
+        };
+        let blocks = (0..t).step_by(size).map(|start| {
+            let len = size.min(t - start);
+            let to = if self.config.causal { read.cached + start + len } else { total };
+            let from = self.config.window.map_or(0, |w| (read.cached + start + 1).saturating_sub(w));
+            let weights = activation::softmax(self.scores(read, start, len, from, to), 3);
+            let weights = weights.reshape([b, kv, h / kv * len, to - from]);
+            weights.matmul(part(&read.v, from, to - from)).reshape([b, h, len, n])
+        });
+        let mut blocks: Vec<_> = blocks.collect();
+        if blocks.len() == 1 { blocks.remove(0) } else { Tensor::cat(blocks, 2) }
     }
 }
 
-/// Extra cache entries to keep because padded ones sit among the last.
-fn ragged_slack(keys: &[Vec<i64>]) -> usize {
-    keys.iter().map(|row| row.iter().filter(|&&p| p < 0).count()).max().unwrap_or(0)
+/// `len` entries of axis 2 from `start`; no slicing where that is all of them.
+fn part(x: &Tensor<4>, start: usize, len: usize) -> Tensor<4> {
+    if len == x.dims()[2] { x.clone() } else { x.clone().narrow(2, start, len) }
 }
 
-/// Position of each cached key, per row; -1 for padding.
-fn cached_positions(state: &State, cached: usize) -> Result<Vec<Vec<i64>>> {
-    match state.find::<2>("key_positions")? {
-        Some(positions) => {
-            let flat = crate::Value::from(positions).to_f64()?;
-            if cached == 0 {
-                return Ok(vec![Vec::new(); state.batch()]);
-            }
-            Ok(flat.chunks(cached).map(|row| row.iter().map(|&p| p as i64).collect()).collect())
-        }
-        None => Ok((state.positions().iter())
-            .map(|&p| (p as i64 - cached as i64..p as i64).collect())
-            .collect()),
-    }
+/// Hugely negative where flagged, 0 elsewhere: `[rows, 1, 1, total]`.
+fn hidden(flags: Vec<bool>, total: usize, like: &Tensor<4>) -> Tensor<4> {
+    let values: Vec<f32> = flags.into_iter().map(|hide| if hide { NEGATIVE as f32 } else { 0.0 }).collect();
+    let data = TensorData::new(values, [like.dims()[0], 1, 1, total]);
+    Tensor::from_data(data, (&like.device().inner(), like.dtype()))
 }
 
 impl HeadMixer for Attention {
@@ -262,13 +342,19 @@ impl HeadMixer for Attention {
     }
 
     fn run_heads(&self, x: Tensor<3>, state: State, run: Run<'_>) -> Result<(Tensor<4>, State)> {
-        let gate = self.gate_proj.as_ref().map(|gate| {
-            split_heads(activation::sigmoid(gate.forward(x.clone())), self.config.heads)
-        });
-        let (scores, values, state) = self.scores(x, state, run)?;
-        let y = activation::softmax(scores, 3).matmul(values);
-        let y = if let Some(gate) = gate { y * gate } else { y };
-        Ok((y.swap_dims(1, 2), state))
+        let (h, n) = (self.config.heads, self.head_dim);
+        let [b, t, _] = x.dims();
+        if run.form == Form::Recurrent && t > 1 && self.config.causal {
+            let (y, state) = token_by_token(x, state, run, |x, state, run| {
+                let (y, state) = self.run_heads(x, state, run)?;
+                Ok((y.reshape([b, 1, h * n]), state))
+            })?;
+            return Ok((y.reshape([b, t, h, n]), state));
+        }
+        let gate = self.gate_proj.as_ref().map(|gate| activation::sigmoid(gate.forward(x.clone())));
+        let (read, state) = self.read(x, state, run)?;
+        let y = self.attend(&read, run.form).swap_dims(1, 2);
+        Ok((if let Some(gate) = gate { y * gate.reshape([b, t, h, n]) } else { y }, state))
     }
 
     fn merge_heads(&self, y: Tensor<4>) -> Tensor<3> {
@@ -277,7 +363,9 @@ impl HeadMixer for Attention {
     }
 
     fn query_norms(&self, x: Tensor<3>) -> Tensor<3> {
-        self.query(x).square().sum_dim(3).sqrt().squeeze_dim::<3>(3).swap_dims(1, 2)
+        let squares = self.query(x).square().sum_dim(3).squeeze_dim::<3>(3);
+        // Away from 0, where the root has no derivative.
+        squares.clamp_min(1e-30).sqrt().swap_dims(1, 2)
     }
 }
 
@@ -291,19 +379,18 @@ impl Mixer for Attention {
         State::new(batch)
     }
 
-    /// `Recurrent` reads token by token; every other form is one masked softmax over the whole call.
+    /// `Recurrent` reads token by token, every other form all tokens in blocks of queries: `Chunked` says how
+    /// many to a block, `Parallel` is one block. Attention that is not causal reads all tokens in any form.
     fn run(&self, x: Tensor<3>, state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
-        if run.form == Form::Recurrent && x.dims()[1] > 1 {
-            return token_by_token(x, state, run, |x, state, run| self.run(x, state, run));
-        }
         let (y, state) = self.run_heads(x, state, run)?;
         Ok((self.merge_heads(y), state))
     }
 
     fn views(&self, x: Tensor<3>, state: State) -> Result<Views> {
         self.check(&x, &state)?;
-        let (scores, _, _) = self.scores(x, state, Run::default())?;
-        let [b, h, t, total] = scores.dims();
+        let (read, _) = self.read(x, state, Run::default())?;
+        let (t, cached) = (read.q.dims()[2], read.cached);
+        let scores = self.scores(&read, 0, t, 0, cached + t);
         let weights = activation::softmax(scores.clone(), 3);
         // Λ_i = exp(l_{i-1} - l_i); the first token has nothing to forget.
         let top = scores.clone().max_dim(3);
@@ -315,7 +402,7 @@ impl Mixer for Attention {
             Tensor::cat(vec![l.narrow(2, 0, 1).zeros_like(), ratio], 2)
         };
         Ok(Views {
-            attention: Some(weights.slice([0..b, 0..h, 0..t, total - t..total])),
+            attention: Some(weights.narrow(3, cached, t)),
             spectrum: Some(Spectrum { re, im: None, kind: SpectrumKind::Normaliser }),
             ..Views::default()
         })
@@ -333,3 +420,6 @@ impl Mixer for Attention {
     }
 }
 
+#[cfg(test)]
+#[path = "softmax_tests.rs"]
+mod tests;

@@ -89,7 +89,7 @@ impl CausalConv {
         }
         let keep = kernel - 1;
         let tail = match lengths {
-            _ if keep == 0 => padded.narrow(1, 0, 0),
+            _ if keep == 0 => self.initial_state(b),
             None => padded.narrow(1, t, keep),
             Some(lengths) => {
                 let rows = t + keep;

@@ -5,7 +5,8 @@
 
 use burn::tensor::Tensor;
 
-use super::scan::{self, pad_time, prefix, segment_sums, suffix, unbind};
+use super::decay::ChunkDecay;
+use super::scan::{self, pad, unbind};
 use super::{Form, Io, System, Transition};
 use crate::{Error, Result};
 
@@ -13,14 +14,13 @@ use crate::{Error, Result};
 /// head sizes in use; also the length up to which `Auto` runs a sequence as one chunk.
 pub const AUTO_CHUNK: usize = 64;
 
-/// Sub-block length of per-channel decays: pairs inside a sub-block are formed explicitly.
-const SUB_BLOCK: usize = 16;
-
 /// Runs `system` from `memory` and returns the outputs `[b, h, t, p]` (`p = n` for [`Io::Direct`]) and the
 /// final memory: `[b, h, n, p]` for [`Io::Outer`], `[b, h, n, 1]` for [`Io::Direct`].
 ///
+/// A `Dense` transition always runs token by token.
+///
 /// # Errors
-/// When a `Dense` transition is asked for in another form than `Recurrent`, or the memory does not fit.
+/// When the memory does not fit, or `Io::Direct` comes with another transition than `Diagonal`.
 pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, Tensor<4>)> {
     let ([b, h, t], n) = system.dims();
     let p = match &system.io {
@@ -35,6 +35,9 @@ pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, 
         Io::Outer { v, .. } => v.clone(),
         Io::Direct { u, .. } => u.clone(),
     };
+    if t == 0 {
+        return Ok((through, memory)); // no outputs: as empty as the input
+    }
     let skip = system.skip.map(|d| d * through);
     let chunk = match form {
         Form::Recurrent => None,
@@ -59,14 +62,16 @@ pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, 
         (transition, Io::Outer { q, k, v }) => match (chunk, transition) {
             (None, transition) => recurrent(transition, q, k, v, memory),
             (Some(size), Transition::Identity) => {
-                let log_d = Tensor::zeros([b, h, t, 1], (&k.device(), k.dtype()));
-                decayed(log_d, q, k, v, memory, size)
+                // the same for all chunks of all heads
+                let zeros = Tensor::zeros([1, 1, 1, size, 1], (&k.device().inner(), k.dtype()));
+                decayed(ChunkDecay::new(zeros), q, k, v, memory, size)
             }
             (Some(size), Transition::Scalar { log_a }) => {
-                decayed(log_a.unsqueeze_dim(3), q, k, v, memory, size)
+                let decay = ChunkDecay::new(chunks(log_a.unsqueeze_dim(3), size));
+                decayed(decay, q, k, v, memory, size)
             }
             (Some(size), Transition::Diagonal { log_a }) => {
-                decayed(log_a, q, k, v, memory, size)
+                decayed(ChunkDecay::new(chunks(log_a, size)), q, k, v, memory, size)
             }
             (Some(size), Transition::Householder { log_d, a, b }) => {
                 rank_one(log_d, a, b, q, k, v, memory, size)
@@ -122,7 +127,7 @@ fn recurrent(
 fn chunks(x: Tensor<4>, size: usize) -> Tensor<5> {
     let [b, h, t, n] = x.dims();
     let count = t.div_ceil(size);
-    pad_time(x, count * size).reshape([b, h, count, size, n])
+    pad(x, 2, count * size).reshape([b, h, count, size, n])
 }
 
 /// `[b, h, c, q, p] -> [b, h, t, p]`, dropping the padding.
@@ -131,133 +136,28 @@ fn unchunk(x: Tensor<5>, t: usize) -> Tensor<4> {
     x.reshape([b, h, c * q, p]).narrow(2, 0, t)
 }
 
-/// Log-decays inside chunks in the forms the algorithm needs; none is a difference of longer sums.
-struct ChunkDecay {
-    /// `[b, h, c, q, w]`, `w` = 1 or `n`
-    log_d: Tensor<5>,
-    /// Segment sums `[b, h, c, q, q]` when `w = 1`.
-    segments: Option<Tensor<5>>,
-    /// `exp Σ_{s ≤ t}`
-    from_start: Tensor<5>,
-    /// `exp Σ_{s > t}`
-    to_end: Tensor<5>,
-    /// The chunk's total, `[b, h, c, w, 1]`
-    log_total: Tensor<5>,
-}
-
-impl ChunkDecay {
-    fn new(log_d: Tensor<5>) -> Self {
-        let [.., size, width] = log_d.dims();
-        let sums = prefix(log_d.clone());
-        let log_total = sums.clone().narrow(3, size - 1, 1).swap_dims(3, 4);
-        Self {
-            segments: (width == 1).then(|| segment_sums(log_d.clone())),
-            from_start: sums.exp(),
-            to_end: suffix(log_d.clone()).exp(),
-            log_total,
-            log_d,
-        }
-    }
-
-    /// `A[t, s] = Σ_n x_t[n] y_s[n] exp(G[t, s][n])` for `s ≤ t`, 0 above.
-    fn scores(&self, x: Tensor<5>, y: Tensor<5>) -> Tensor<5> {
-        match &self.segments {
-            Some(segments) => x.matmul(y.swap_dims(3, 4)) * segments.clone().exp(),
-            None => diagonal_scores(x, y, self.log_d.clone()),
-        }
-    }
-
-    /// `A[t, s] = Σ_n x_t[n] y_s[n] exp(G[t-1, s][n])` for `s < t`, 0 elsewhere.
-    fn scores_before(&self, x: Tensor<5>, y: Tensor<5>) -> Tensor<5> {
-        let size = x.dims()[3];
-        // Row t uses the decay up to t-1: score x shifted up by one row, then shift the rows down again.
-        let shifted = Tensor::cat(
-            vec![x.clone().narrow(3, 1, size - 1), x.clone().narrow(3, 0, 1).zeros_like()],
-            3,
-        );
-        let scores = self.scores(shifted, y);
-        let zero = scores.clone().narrow(3, 0, 1).zeros_like();
-        Tensor::cat(vec![zero, scores.narrow(3, 0, size - 1)], 3)
-    }
-
-    /// `exp Σ_{s < t}`
-    fn from_start_before(&self) -> Tensor<5> {
-        let size = self.from_start.dims()[3];
-        let one = self.from_start.clone().narrow(3, 0, 1).ones_like();
-        Tensor::cat(vec![one, self.from_start.clone().narrow(3, 0, size - 1)], 3)
-    }
-}
-
-/// Scores under per-channel decay in two levels (dsf.md 3.3): pairs in one sub-block are formed
-/// explicitly, pairs in different sub-blocks meet at the boundary before the later one.
-fn diagonal_scores(x: Tensor<5>, y: Tensor<5>, log_d: Tensor<5>) -> Tensor<5> {
-    let [b, h, c, size, n] = x.dims();
-    let sub = SUB_BLOCK.min(size);
-    let blocks = size.div_ceil(sub);
-    let padded = blocks * sub;
-    let (device, dtype) = (x.device(), x.dtype());
-    let pad = |z: Tensor<5>| {
-        if padded == size {
-            return z;
-        }
-        let zeros = Tensor::zeros([b, h, c, padded - size, n], (&device, dtype));
-        Tensor::cat(vec![z, zeros], 3)
-    };
-    let rows = b * h * c;
-    let split = |z: Tensor<5>| pad(z).reshape([rows, blocks, sub, n]);
-    let (x, y, g) = (split(x), split(y), split(log_d));
-
-    // Inside a sub-block: exp of explicit segment sums per channel, [rows·blocks, n, sub, sub].
-    let columns = g.clone().reshape([rows * blocks, sub, n]).swap_dims(1, 2).unsqueeze_dim::<4>(3);
-    let within = segment_sums(columns).exp();
-    let by_channel = |z: Tensor<4>| z.reshape([rows * blocks, sub, n]).swap_dims(1, 2);
-    let xs = by_channel(x.clone()).unsqueeze_dim::<4>(3);
-    let ys = by_channel(y.clone()).unsqueeze_dim::<4>(2);
-    let diagonal = (within * xs * ys).sum_dim(1).reshape([rows, blocks, sub, sub]);
-    if blocks == 1 {
-        return diagonal.reshape([b, h, c, padded, padded]).narrow(3, 0, size).narrow(4, 0, size);
-    }
-
-    // Between sub-blocks i > j: x decays from the start of i, y to the end of j, and whole blocks between.
-    let x_in = x * prefix(g.clone()).exp();
-    let y_out = y * suffix(g.clone()).exp();
-    let totals = g.sum_dim(2).squeeze_dim::<3>(2); // [rows, blocks, n]
-    let between = segment_sums(totals.swap_dims(1, 2).unsqueeze_dim::<4>(3)); // [rows, n, i, j]: j < m ≤ i
-    let shifted = Tensor::cat(
-        vec![
-            between.clone().narrow(2, 0, 1).zeros_like().add_scalar(scan::NEGATIVE),
-            between.narrow(2, 0, blocks - 1),
-        ],
-        2,
-    ); // row i now sums j < m < i
-    let factor = shifted.exp().permute([0, 2, 3, 1]); // [rows, i, j, n]
-    let keys = factor.unsqueeze_dim::<5>(3) * y_out.unsqueeze_dim::<5>(1); // [rows, i, j, sub, n]
-    let keys = keys.reshape([rows, blocks, padded, n]);
-    let cross = x_in.matmul(keys.swap_dims(2, 3)).reshape([rows, blocks, sub, blocks, sub]);
-    let eye = Tensor::<2>::eye(blocks, &device.inner()).cast(dtype).reshape([1, blocks, 1, blocks, 1]);
-    let scores = cross + diagonal.unsqueeze_dim::<5>(3) * eye;
-    scores.reshape([b, h, c, padded, padded]).narrow(3, 0, size).narrow(4, 0, size)
-}
-
 /// States before every chunk, `[b, h, c, n, p]`, and after the last, for `S ← exp(log_total) ∘ S + local`.
 fn chunk_states(log_total: Tensor<5>, local: Tensor<5>, s0: Tensor<4>) -> (Tensor<5>, Tensor<4>) {
     let [b, h, c, n, p] = local.dims();
-    let before = s0.clone().unsqueeze_dim::<5>(2);
     if c == 1 {
+        let before = s0.unsqueeze_dim::<5>(2);
         let last = log_total.exp() * before.clone() + local;
         return (before, last.squeeze_dim(2));
     }
-    let flat = |x: Tensor<5>| x.reshape([b, h, c, n * p]);
-    let decay = flat(log_total.expand([b, h, c, n, p]));
-    let (after, last) =
-        scan::direct_chunked(decay, flat(local), s0.reshape([b, h, n * p]), SUB_BLOCK);
-    let after = after.reshape([b, h, c, n, p]).narrow(2, 0, c - 1);
-    (Tensor::cat(vec![before, after], 2), last.reshape([b, h, n, p]))
+    // Rows that share a decay become one row of the scan: all of them, or one per channel.
+    let width = log_total.dims()[3];
+    let (rows, m) = (b * h * width, n / width * p);
+    let turn = |x: Tensor<5>| x.swap_dims(2, 3);
+    let log = turn(log_total.expand([b, h, c, width, 1])).reshape([rows, c, 1]);
+    let local = turn(local.reshape([b, h, c, width, m])).reshape([rows, c, m]);
+    let states = scan::shared_scan(log, local, s0.reshape([rows, 1, m])).reshape([b, h, width, c + 1, m]);
+    let before = turn(states.clone().narrow(3, 0, c)).reshape([b, h, c, n, p]);
+    (before, states.narrow(3, c, 1).reshape([b, h, n, p]))
 }
 
 /// Scalar or diagonal decay: `Y = (Q Kᵀ ∘ e^G) V + (Q ∘ e^{G₀}) S`, `S ← e^{G} S + (K ∘ e^{G - Gₛ})ᵀ V`.
 fn decayed(
-    log_d: Tensor<4>,
+    decay: ChunkDecay,
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
@@ -265,7 +165,6 @@ fn decayed(
     size: usize,
 ) -> (Tensor<4>, Tensor<4>) {
     let t = q.dims()[2];
-    let decay = ChunkDecay::new(chunks(log_d, size));
     let (q, k, v) = (chunks(q, size), chunks(k, size), chunks(v, size));
     let local = (k.clone() * decay.to_end.clone()).swap_dims(3, 4).matmul(v.clone());
     let (states, last) = chunk_states(decay.log_total.clone(), local, memory);

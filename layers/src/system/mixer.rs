@@ -138,6 +138,12 @@ pub trait LinearMixer: Send + Debug {
     /// The layer's output from the core's: `y: [b, h, t, p] -> [b, t, d_model]`.
     fn readout(&self, y: Tensor<4>, aux: Self::Aux) -> Tensor<3>;
 
+    /// What can be looked at; the memory in `state` is the one before the input. Overridden where the
+    /// readout changes what a token sees of others (a normaliser), or to show gates.
+    fn system_views(&self, system: System, _aux: Self::Aux, _state: &State) -> Result<Views> {
+        Views::of_system(system)
+    }
+
     /// What one forward call costs.
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost;
 }
@@ -164,8 +170,8 @@ impl<M: LinearMixer> Mixer for M {
 
     fn views(&self, x: Tensor<3>, mut state: State) -> Result<Views> {
         self.check(&x, &state)?;
-        let (system, _) = self.system(x, &mut state, Run::default())?;
-        Views::of_system(system)
+        let (system, aux) = self.system(x, &mut state, Run::default())?;
+        self.system_views(system, aux, &state)
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {

@@ -5,7 +5,10 @@
 //! Everything else (forms, steps, views) is derived. Other mixers implement [`Mixer`] by hand.
 
 mod cost;
+mod decay;
 pub mod engine;
+#[cfg(test)]
+mod engine_tests;
 mod mask;
 mod mixer;
 pub(crate) mod scan;

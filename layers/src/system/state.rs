@@ -15,11 +15,19 @@ pub const MEMORY: &str = "memory";
 pub enum Growth {
     /// The same size at every position.
     Fixed,
-    /// One entry per token along `axis`: a cache.
+    /// One entry per token along `axis`: a cache. Its last entry is each row's latest token; a row that has
+    /// seen fewer tokens than the cache has entries does not use the first ones.
     PerToken {
         /// The time axis of the tensor.
         axis: usize,
     },
+}
+
+/// Which entries of a cache are dropped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Oldest,
+    Latest,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +62,7 @@ impl State {
         self.slots.insert(name.to_string(), slot);
     }
 
-    /// Adds or replaces a cache with one entry per token along `axis`.
+    /// Adds or replaces a cache with one entry per token along `axis`, the latest last.
     pub fn put_cache(&mut self, name: &str, value: impl Into<Value>, axis: usize) {
         let slot = Slot { value: value.into(), growth: Growth::PerToken { axis } };
         self.slots.insert(name.to_string(), slot);
@@ -122,8 +130,25 @@ impl State {
         if let Some(bad) = indices.iter().find(|&&i| i >= self.batch()) {
             return Err(Error::State(format!("row {bad} of a state with {} rows", self.batch())));
         }
-        let positions = indices.iter().map(|&i| self.positions[i]).collect();
-        Ok(Self { positions, ..self.map(|value| value.select(0, indices)) })
+        let positions: Vec<usize> = indices.iter().map(|&i| self.positions[i]).collect();
+        let longest = positions.iter().copied().max().unwrap_or(0);
+        let mut out = Self { positions, ..self.map(|value| value.select(0, indices)) };
+        out.shorten(|length| length.min(longest), Side::Oldest);
+        Ok(out)
+    }
+
+    /// Cuts every cache to `keep(length)` entries, dropping it where none is left.
+    fn shorten(&mut self, keep: impl Fn(usize) -> usize, side: Side) {
+        self.slots.retain(|_, slot| {
+            let Growth::PerToken { axis } = slot.growth else { return true };
+            let length = slot.value.dims()[axis];
+            let kept = keep(length);
+            if kept > 0 && kept < length {
+                let start = if side == Side::Oldest { length - kept } else { 0 };
+                slot.value = slot.value.clone().narrow(axis, start, kept);
+            }
+            kept > 0
+        });
     }
 
     /// Every row repeated `times` times in a row.
@@ -147,20 +172,19 @@ impl State {
         if position > now {
             return Err(Error::State(format!("cannot truncate to {position}: only {now} seen")));
         }
-        let mut out = self.clone();
-        out.positions = vec![position; self.batch()];
-        for (name, slot) in &mut out.slots {
+        for (name, slot) in &self.slots {
             let Growth::PerToken { axis } = slot.growth else {
                 return Err(Error::State(format!(
                     "`{name}` is a fixed-size memory and cannot be rewound; keep a clone or use `Snapshots`"
                 )));
             };
-            let length = slot.value.dims()[axis];
-            if length < now {
+            if slot.value.dims()[axis] < now {
                 return Err(Error::State(format!("`{name}` already evicted older tokens")));
             }
-            slot.value = slot.value.clone().narrow(axis, 0, position);
         }
+        let mut out = self.clone();
+        out.positions = vec![position; self.batch()];
+        out.shorten(|length| length + position - now, Side::Latest);
         Ok(out)
     }
 

@@ -128,7 +128,10 @@ fn implied_attention(system: System) -> Result<Tensor<4>> {
                 let c = c.reshape([b * h, t, n]).swap_dims(1, 2).unsqueeze_dim::<4>(3);
                 weights = weights * c;
             }
-            Ok(weights.mean_dim(1).reshape([b, h, t, t]))
+            let weights = weights.mean_dim(1).reshape([b, h, t, t]);
+            let Some(skip) = system.skip else { return Ok(weights) };
+            let eye = Tensor::<2>::eye(t, &device.inner()).cast(dtype);
+            Ok(weights + skip.mean_dim(3) * eye.unsqueeze::<4>())
         }
         _ => Err(Error::State("one state per channel needs a `Diagonal` transition".into())),
     }

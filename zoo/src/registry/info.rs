@@ -24,11 +24,61 @@ const ARCHITECTURES: &[Architecture] = &[
         equations: "s_ij = q_i·k_j/√n (j ≤ i),  y_i = Σ_j softmax_j(s_i) v_j",
     },
     Architecture {
+        name: "linear_attention",
+        title: "Linear attention (feature maps; normalised or not)",
+        paper: "2006.16236",
+        state: "matrix per head, [b, h, n, n+1]: sums of keys times values, and of keys",
+        equations: "H_t = H_{t-1} + φ(k_t) v_tᵀ,  s_t = s_{t-1} + φ(k_t),  y_t = H_tᵀφ(q_t) / s_t·φ(q_t)",
+    },
+    Architecture {
+        name: "lightning",
+        title: "Lightning attention (TransNormerLLM, MiniMax-01)",
+        paper: "2401.04658",
+        state: "matrix per head, [b, h, n, n]",
+        equations: "H_t = λ_h H_{t-1} + k_t v_tᵀ,  y_t = H_tᵀ q_t,  λ_h = exp(-s_h) fixed",
+    },
+    Architecture {
         name: "gated_deltanet",
         title: "Gated DeltaNet",
         paper: "2412.06464",
         state: "matrix per head, [b, h, n, p], and the last 3 inputs of each convolution",
         equations: "H_t = α_t (I - β_t k_t k_tᵀ) H_{t-1} + β_t k_t v_tᵀ,  y_t = H_tᵀ q_t/√n",
+    },
+    Architecture {
+        name: "mamba2",
+        title: "Mamba-2 (SSD)",
+        paper: "2405.21060",
+        state: "matrix per head, [b, h, n, p], and the last 3 inputs of the convolution",
+        equations: "H_t = a_t H_{t-1} + Δ_t B_t x_tᵀ,  y_t = H_tᵀ C_t + D x_t,  log a_t = -exp(A_log) Δ_t",
+    },
+    Architecture {
+        name: "rglru",
+        title: "RG-LRU recurrent block (Griffin, Hawk, RecurrentGemma)",
+        paper: "2402.19427",
+        state: "vector, [b, n], and the last 3 inputs of the convolution",
+        equations: "h_t = a_t ∘ h_{t-1} + √(1 - a_t²) ∘ i_t ∘ x_t,  log a_t = -8 softplus(Λ) ∘ r_t",
+    },
+    Architecture {
+        name: "lstm",
+        title: "LSTM",
+        paper: "1503.04069",
+        state: "two vectors per layer, h and c: [b, layers, n] each",
+        equations: "c_t = f_t∘c_{t-1} + i_t∘g_t,  h_t = o_t∘tanh(c_t),  (i, f, g, o)_t of x_t and h_{t-1}",
+    },
+    Architecture {
+        name: "moh",
+        title: "Mixture of heads (MoH) over softmax attention",
+        paper: "2410.11842",
+        state: "attention's cache, [b, h_kv, T, n] twice: every head reads every token",
+        equations: "y_t = Σ_i g_i(x_t) H_i(t) W_O^i,  g_i = 0 unless head i is shared or among the k chosen",
+    },
+    Architecture {
+        name: "yaad",
+        title: "Yaad (Miras: deep memory trained on a Huber loss)",
+        paper: "2504.13173",
+        state: "weights of a two-layer memory per head, [b, h, n, 4n] and [b, h, 4n, n], now and at the \
+                chunk's start, and the last 3 inputs of each convolution",
+        equations: "A_t = α_t A_{t-1} - η_t ∇ℓ_δ(W_c; k_t, v_t),  y_t = M(q_t; A_t)",
     },
 ];
 

@@ -75,7 +75,25 @@ macro_rules! registry {
 
 registry! {
     Attention "attention" seqzoo_layers::attention::AttentionConfig => seqzoo_layers::attention::Attention;
+    LinearAttention "linear_attention" seqzoo_layers::linear::LinearAttentionConfig => seqzoo_layers::linear::LinearAttention;
+    Lightning "lightning" seqzoo_layers::lightning::LightningConfig => seqzoo_layers::lightning::Lightning;
     GatedDeltaNet "gated_deltanet" seqzoo_layers::linear::GatedDeltaNetConfig => seqzoo_layers::linear::GatedDeltaNet;
+    Mamba2 "mamba2" seqzoo_layers::ssm::Mamba2Config => seqzoo_layers::ssm::Mamba2;
+    RgLru "rglru" seqzoo_layers::rnn::RgLruConfig => seqzoo_layers::rnn::RgLru;
+    Lstm "lstm" seqzoo_layers::rnn::LstmConfig => seqzoo_layers::rnn::Lstm;
+    Moh "moh" seqzoo_layers::moh::MohConfig => seqzoo_layers::moh::Moh<seqzoo_layers::attention::Attention>;
+    Yaad "yaad" seqzoo_layers::miras::YaadConfig => seqzoo_layers::miras::Yaad;
+}
+
+impl MixerConfig {
+    /// Fills in settings that depend on the layer's place in the stack, where the user left them out.
+    pub fn at_layer(mut self, layer: usize, layers: usize) -> Self {
+        if let Self::Lightning(config) = &mut self {
+            config.layer = config.layer.or(Some(layer));
+            config.layers = config.layers.or(Some(layers));
+        }
+        self
+    }
 }
 
 impl Mixer for AnyMixer {

@@ -1,0 +1,244 @@
+use burn::tensor::Device;
+
+use super::*;
+use crate::Value;
+use crate::params::{self, Named};
+use crate::system::{Mixer, engine};
+use crate::testing::{Draw, Golden, gap};
+
+const FORMS: [Form; 5] = [
+    Form::Recurrent,
+    Form::Chunked { size: 3 },
+    Form::Chunked { size: 8 },
+    Form::Parallel,
+    Form::Auto,
+];
+
+fn close(a: &[f64], b: &[f64], tolerance: f64) {
+    assert_eq!(a.len(), b.len());
+    assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= tolerance), "{a:?} is not {b:?}");
+}
+
+#[test]
+fn alibi_slopes_are_those_of_the_released_code() {
+    let first = slopes(&SlopeKind::Alibi, 8, 0, 24).unwrap();
+    let lambda: Vec<f64> = first.iter().map(|s| (-s).exp()).collect();
+    close(&[lambda[0], lambda[7]], &[0.607, 0.996], 5e-4);
+    // the last layer hardly decays
+    let last = slopes(&SlopeKind::Alibi, 8, 23, 24).unwrap();
+    close(&[last[0]], &[0.5e-5], 1e-12);
+    // six heads: those of four, then every other one of eight; in the only layer of a model
+    let six = slopes(&SlopeKind::Alibi, 6, 0, 1).unwrap();
+    let expected = [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125].map(|s| s * (1.0 + 1e-5));
+    close(&six, &expected, 1e-15);
+    // golden `tnl_attention__h4`: layer 1 of 4
+    let golden = [0.16666916, 0.04166729, 0.01041682, 0.00260421];
+    close(&slopes(&SlopeKind::Alibi, 4, 1, 4).unwrap(), &golden, 1e-8);
+}
+
+#[test]
+fn minimax_slopes_differ_from_alibi_in_the_last_layer_and_off_powers_of_two() {
+    let both = |layer| {
+        let of = |kind| slopes(&kind, 8, layer, 80).unwrap();
+        (of(SlopeKind::Alibi), of(SlopeKind::MiniMax))
+    };
+    let (a, b) = both(40);
+    close(&a, &b, 5e-8);
+    let (a, b) = both(79);
+    close(&[a[0] / 0.5, b[0] / 0.5], &[1e-5, 1.0127e-5], 5e-10);
+    let six = slopes(&SlopeKind::MiniMax, 6, 0, 1).unwrap();
+    close(&six[..1], &[(-8.0_f64 / 6.0).exp2() * (1.0 + 1e-5)], 1e-12);
+    // goldens `minimax_lightning__*`: layer 0 of 2 and 2 of 4
+    let golden = [0.2500025, 0.06250063, 0.01562516, 0.00390629];
+    close(&slopes(&SlopeKind::MiniMax, 4, 0, 2).unwrap(), &golden, 1e-8);
+    let golden = [0.08333639, 0.0208341, 0.00520852, 0.00130213];
+    close(&slopes(&SlopeKind::MiniMax, 4, 2, 4).unwrap(), &golden, 1e-8);
+}
+
+#[test]
+fn paper_slopes_are_linear_in_the_head() {
+    let span = |h0| {
+        let s = slopes(&SlopeKind::PaperLinear { h0 }, 8, 0, 24).unwrap();
+        [(-s[0]).exp(), (-s[7]).exp()]
+    };
+    close(&span(0), &[1.0, 9e-4], 2e-5);
+    close(&span(1), &[0.368, 3.35e-4], 2e-4);
+    let half = slopes(&SlopeKind::PaperLinear { h0: 1 }, 8, 12, 24).unwrap();
+    close(&half[..2], &[0.5, 1.0], 1e-12);
+    close(&slopes(&SlopeKind::None, 3, 0, 1).unwrap(), &[0.0; 3], 0.0);
+}
+
+#[test]
+fn wrong_slopes_and_sizes_are_errors_that_name_the_field() {
+    let error = |config: LightningConfig, d| {
+        config.init(d, &mut Init::new(0, &Device::flex())).expect_err("must fail").to_string()
+    };
+    let tnl = LightningConfig::tnl(2);
+    let fixed = |values: &[f64]| LightningConfig {
+        slopes: SlopeKind::Fixed { values: values.to_vec() },
+        ..tnl.clone()
+    };
+    let cases = [
+        (fixed(&[0.1, -0.1]), "slopes.values` = -0.1"),
+        (fixed(&[0.1, f64::NAN]), "slopes.values` = NaN"),
+        (fixed(&[0.1]), "must be 2 numbers"),
+        (LightningConfig { layer: Some(3), layers: Some(3), ..tnl.clone() }, "`layer` = 3: must be below"),
+        (LightningConfig { layer: Some(1), ..tnl.clone() }, "must be below `layers` = 1"),
+        (LightningConfig { heads: 0, ..tnl.clone() }, "`heads` = 0"),
+        (LightningConfig { heads: 3, ..tnl.clone() }, "must divide d_model = 8"),
+        (LightningConfig { head_dim: Some(0), ..tnl.clone() }, "`head_dim` = 0"),
+        (LightningConfig { scale: f64::INFINITY, ..tnl.clone() }, "`scale`"),
+        (LightningConfig { norm: LightningNorm::Srms { eps: 0.0 }, ..tnl.clone() }, "`norm.eps`"),
+        (LightningConfig { gate: LightningGate::LowRank { rank: 0 }, ..tnl.clone() }, "`gate.rank`"),
+        (LightningConfig { slopes: SlopeKind::PaperLinear { h0: 2 }, ..tnl.clone() }, "`slopes.h0`"),
+    ];
+    for (config, part) in cases {
+        let message = error(config, 8);
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(slopes(&SlopeKind::None, 0, 0, 1).is_err());
+    let x = || Draw::new(0).tensor([1, 2, 3, 4], -1.0, 1.0);
+    assert!(lightning_system(&[0.1], x(), x(), x()).is_err());
+}
+
+#[test]
+fn a_configuration_survives_json() {
+    let config = LightningConfig {
+        slopes: SlopeKind::PaperLinear { h0: 1 },
+        gate: LightningGate::LowRank { rank: 3 },
+        ..LightningConfig::minimax(2, 8)
+    };
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<LightningConfig>(&json).unwrap(), config);
+    assert!(serde_json::from_str::<LightningConfig>(r#"{"slope": "alibi"}"#).is_err());
+}
+
+/// The operator of the kernel repository, all forms.
+#[test]
+fn golden_operator() {
+    for name in ["lightning_attn_op__h4", "lightning_attn_op__h6"] {
+        for form in FORMS {
+            let case = Golden::open(name);
+            let [q, k, v] = ["in.q", "in.k", "in.v"].map(|name| case.get::<4>(name));
+            let ([b, h, _, n], p) = (k.dims(), v.dims()[3]);
+            let slopes: Vec<f64> = alibi(h);
+            let system = lightning_system(&slopes, q, k, v).unwrap();
+            let zero = Tensor::zeros([b, h, n, p], &Device::flex());
+            let (y, _) = engine::run(system, zero, form).unwrap();
+            case.verify(&[("y", y.into())]);
+        }
+    }
+}
+
+/// The reference's fused `[q | k | v]` per head, `[h 3 n, d]`, as three maps `[d, h n]`.
+fn split_qkv(case: &Golden, heads: usize) -> [Value; 3] {
+    let fused = case.get::<2>("w.qkv_proj.weight");
+    let [rows, d] = fused.dims();
+    let n = rows / (3 * heads);
+    let fused = fused.reshape([heads, 3, n, d]);
+    [0, 1, 2].map(|i| {
+        Value::from(fused.clone().narrow(1, i, 1).reshape([heads * n, d]).transpose())
+    })
+}
+
+fn minimax(case: &Golden, layer: usize, layers: usize) -> Lightning {
+    let config = LightningConfig {
+        layer: Some(layer),
+        layers: Some(layers),
+        ..LightningConfig::minimax(4, 8)
+    };
+    let layer = config.init(32, &mut Init::new(0, &Device::flex().autodiff())).unwrap();
+    let [q, k, v] = split_qkv(case, 4);
+    let weights = [
+        ("q_proj.weight", q),
+        ("k_proj.weight", k),
+        ("v_proj.weight", v),
+        ("gate_proj.weight", case.linear("w.output_gate.weight")),
+        ("out_proj.weight", case.linear("w.out_proj.weight")),
+        ("norm.weight", case.get::<1>("w.norm.weight").into()),
+    ];
+    let weights: Named = weights.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+    params::assign(layer, weights).unwrap()
+}
+
+#[test]
+fn golden_minimax() {
+    for (name, layer, layers) in
+        [("minimax_lightning__block8", 0, 2), ("minimax_lightning__layer2_block16", 2, 4)]
+    {
+        for form in FORMS {
+            let case = Golden::open(name);
+            let layer = minimax(&case, layer, layers);
+            let x = case.get::<3>("in.hidden_states");
+            let state = Mixer::initial_state(&layer, x.dims()[0]);
+            let (y, _) = layer.forward(x, state, form).unwrap();
+            case.verify(&[("y", y.into())]);
+        }
+    }
+}
+
+#[test]
+fn golden_tnl_example() {
+    for form in FORMS {
+        let case = Golden::open("tnl_attention__h4");
+        let config = LightningConfig {
+            layer: Some(1),
+            layers: Some(4),
+            value_activation: Activation::Silu,
+            norm: LightningNorm::Layer { eps: 1e-5 },
+            gate: LightningGate::LowRank { rank: 8 },
+            ..LightningConfig::tnl(4)
+        };
+        let layer = config.init(32, &mut Init::new(0, &Device::flex().autodiff())).unwrap();
+        let weights = [
+            ("q_proj.weight", case.linear("w.q_proj.weight")),
+            ("k_proj.weight", case.linear("w.k_proj.weight")),
+            ("v_proj.weight", case.linear("w.v_proj.weight")),
+            ("gate_down.weight", case.linear("w.output_gate.0.weight")),
+            ("gate_proj.weight", case.linear("w.output_gate.1.weight")),
+            ("out_proj.weight", case.linear("w.o_proj.weight")),
+            ("norm.weight", case.get::<1>("w.norm.weight").into()),
+            ("norm.bias", case.get::<1>("w.norm.bias").into()),
+        ];
+        let weights = weights.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+        let layer = params::assign(layer, weights).unwrap();
+        let x = case.get::<3>("in.x");
+        let state = Mixer::initial_state(&layer, x.dims()[0]);
+        let (y, _) = layer.forward(x, state, form).unwrap();
+        case.verify(&[("y", y.into())]);
+    }
+}
+
+/// Right padding must not decay the memory (flash-linear-attention #1272).
+#[test]
+fn padding_does_not_decay_the_memory() {
+    let config = LightningConfig { slopes: SlopeKind::PaperLinear { h0: 1 }, ..LightningConfig::tnl(2) };
+    let layer = config.init(8, &mut Init::new(1, &Device::flex())).unwrap();
+    let x = Draw::new(2).tensor([1, 9, 8], -1.0, 1.0);
+    let start = || Mixer::initial_state(&layer, 1);
+    for form in FORMS {
+        let (_, short) = layer.forward(x.clone().narrow(1, 0, 6), start(), form).unwrap();
+        let mask = crate::system::Mask::from_lengths(&[6], 9);
+        let (_, padded) = layer.forward_masked(x.clone(), start(), form, &mask).unwrap();
+        assert!(gap(short.get::<4>(MEMORY).unwrap(), padded.get::<4>(MEMORY).unwrap()) < 1e-6);
+    }
+}
+
+/// Steep, hardly any and no decay over thousands of tokens stay finite and agree with the recurrence.
+#[test]
+fn long_sequences_stay_exact() {
+    let t = 2048;
+    let mut draw = Draw::new(3);
+    let [q, k, v] = [0, 1, 2].map(|_| draw.tensor([1, 3, t, 4], -1.0, 1.0));
+    let run = |form| {
+        let slopes = [1.0, 0.5e-5, 0.0];
+        let system = lightning_system(&slopes, q.clone(), k.clone(), v.clone()).unwrap();
+        engine::run(system, Tensor::zeros([1, 3, 4, 4], &Device::flex()), form).unwrap()
+    };
+    let (y, memory) = run(Form::Recurrent);
+    for form in [Form::Auto, Form::Chunked { size: 100 }] {
+        let (other, last) = run(form);
+        assert!(gap(other, y.clone()) < 1e-5);
+        assert!(gap(last, memory.clone()) < 1e-5);
+    }
+}

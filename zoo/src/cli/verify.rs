@@ -1,0 +1,87 @@
+//! `seqzoo verify`: the parity matrix on the user's own machine.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use seqzoo_layers::device;
+
+use crate::registry::{MixerConfig, nearest};
+use crate::verify::{self, Options, Outcome, Report, subjects};
+
+/// Arguments of `seqzoo verify`.
+#[derive(Args, Clone, Debug)]
+pub struct VerifyArgs {
+    /// Architecture to check; all when left out
+    arch: Option<String>,
+    /// Device to check on
+    #[arg(long, default_value = device::available().first().copied().unwrap_or("flex"))]
+    device: String,
+    /// Tokens of the test sequences
+    #[arg(long, default_value_t = Options::default().time, value_parser = clap::value_parser!(u16).range(8..=512))]
+    time: u16,
+    /// Seed of parameters and inputs
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Leave out the double-precision comparison with central differences
+    #[arg(long)]
+    no_differences: bool,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command; fails when any promise is broken.
+pub fn run(args: &VerifyArgs) -> Result<ExitCode, crate::Error> {
+    let arch = args.arch.as_deref();
+    if let Some(name) = arch
+        && !MixerConfig::NAMES.contains(&name)
+    {
+        return Err(crate::Error::UnknownMixer { name: name.into(), nearest: nearest(name) });
+    }
+    let device = device::open(&args.device)?;
+    let options =
+        Options { time: args.time.into(), double: !args.no_differences, seed: args.seed };
+    let mut reports = Vec::new();
+    if !args.json {
+        println!("{:<28} {}", format!("device: {}", args.device), verify::PROMISES.join(" "));
+    }
+    for subject in subjects(arch) {
+        let report = verify::verify(&subject, &device, options);
+        if !args.json {
+            print_row(&report);
+        }
+        reports.push(report);
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&reports)?);
+    }
+    let failed = reports.iter().filter(|report| !report.passed()).count();
+    if !args.json {
+        println!("{} passed, {failed} failed", reports.len() - failed);
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One line of the table, and a line per broken promise.
+fn print_row(report: &Report) {
+    let cells: Vec<String> = (report.checks.iter())
+        .map(|check| {
+            let mark = match &check.outcome {
+                Outcome::Skipped(_) => "-",
+                _ if check.passed() => "ok",
+                _ => "FAIL",
+            };
+            format!("{mark:<width$}", width = check.promise.len())
+        })
+        .collect();
+    println!("{:<28} {}  {:.1} s", report.subject, cells.join(" "), report.seconds);
+    for check in report.checks.iter().filter(|check| !check.passed()) {
+        match &check.outcome {
+            Outcome::Measured { error, tolerance, worst } => {
+                println!("    {}: {error:.1e} > {tolerance:.0e} at {worst}", check.promise);
+            }
+            Outcome::Failed(reason) => println!("    {}: {reason}", check.promise),
+            Outcome::Skipped(_) => {}
+        }
+    }
+}
