@@ -1,12 +1,14 @@
 //! A unified zoo of sequence models: registry of architectures, language model, training, generation,
 //! verification and reports, over the layers of [`seqzoo_layers`].
 
+pub mod compare;
 pub mod data;
 mod error;
 mod files;
 pub mod generate;
 pub mod model;
 pub mod registry;
+pub mod report;
 pub mod train;
 pub mod verify;
 

@@ -1,5 +1,6 @@
 //! Subcommands and what they share. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
+mod compare;
 mod describe;
 mod generate;
 mod list;
@@ -30,6 +31,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Train and time every architecture side by side and write report.html: what runs without a command.
+    Compare(Box<compare::Args>),
     /// Print all architectures.
     List,
     /// Print an architecture's equations, state, parameters and cost.
@@ -52,7 +55,11 @@ pub(crate) fn main() -> ExitCode {
         eprintln!("error: internal error, please report it: {info}");
     }));
     let run = || match cli.command {
-        None => usage(),
+        None => match Cli::parse_from(["seqzoo", "compare"]).command {
+            Some(Command::Compare(args)) => compare::run(&args),
+            _ => usage(),
+        },
+        Some(Command::Compare(args)) => compare::run(&args),
         Some(Command::List) => list::run(),
         Some(Command::Describe(args)) => describe::run(&args),
         Some(Command::Train(args)) => train::run(&args),

@@ -1,0 +1,157 @@
+//! The sizes of each mixer in the comparison: the one table that knows architectures by name.
+//!
+//! Rules: as many numbers of memory per layer as the budget says where the architecture lets one choose;
+//! four heads (eight for the router to choose from); everything else as the architecture's own default.
+
+use burn::tensor::{Device, Int, Tensor};
+use seqzoo_layers::system::Form;
+use serde_json::{Map, Value, json};
+
+use super::results::{Model, ModelSizes};
+use crate::model::{LanguageModel, LanguageModelConfig, MlpConfig};
+use crate::registry::MixerConfig;
+use crate::{Error, Result};
+
+/// Heads of every multi-head mixer.
+const HEADS: usize = 4;
+
+/// What differs from the defaults of `name` when each layer of width `d_model` may keep `state` numbers.
+fn overrides(name: &str, d_model: usize, state: usize) -> Value {
+    // Matrix memories: heads × n × n numbers.
+    let head_dim = ((state / HEADS) as f64).sqrt().round() as usize;
+    match name {
+        "attention" => json!({ "heads": HEADS }),
+        "moh" => json!({}),
+        "linear_attention" | "lightning" | "gated_deltanet" => {
+            json!({ "heads": HEADS, "head_dim": head_dim })
+        }
+        // A memory of two layers would leave heads too narrow to address anything.
+        "yaad" => json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" }),
+        // Channels × state size.
+        "mamba2" => json!({ "expand": 2.0, "head_dim": d_model / 2, "state": state.div_ceil(2 * d_model) }),
+        // Vectors: the memory is as wide as the layer, and widening it costs parameters, not only memory.
+        "rglru" => json!({ "lru_width": 2 * d_model }),
+        "lstm" => json!({}),
+        _ => json!({}),
+    }
+}
+
+/// The mixer `name` as it takes part in the comparison.
+///
+/// # Errors
+/// When the name is not in the registry.
+pub fn mixer(name: &str, d_model: usize, state: usize) -> Result<MixerConfig> {
+    let default = MixerConfig::named(name).ok_or_else(|| Error::UnknownMixer {
+        name: name.into(),
+        nearest: crate::registry::nearest(name),
+    })?;
+    let bad = |e: serde_json::Error| Error::Config { what: format!("sizes of {name}"), reason: e.to_string() };
+    let mut config = serde_json::to_value(default).map_err(bad)?;
+    merge(&mut config, overrides(name, d_model, state));
+    serde_json::from_value(config).map_err(bad)
+}
+
+/// Parameters of the model that all others are brought to: softmax attention with an MLP three times as wide
+/// as the model, so that larger mixers find room by narrowing theirs.
+pub(super) fn reference(sizes: &ModelSizes, vocab: usize, device: &Device) -> Result<usize> {
+    let mixer = mixer("attention", sizes.d_model, sizes.state)?;
+    Ok(with_mlp(mixer, sizes, vocab, 3 * sizes.d_model).init(0, device)?.num_params())
+}
+
+/// The model of an architecture with as many parameters as `sizes` says, by the width of its MLP.
+///
+/// # Errors
+/// When the mixer alone has more.
+pub(super) fn model(
+    name: &str,
+    sizes: &ModelSizes,
+    vocab: usize,
+    device: &Device,
+) -> Result<(LanguageModelConfig, Model)> {
+    let mixer = mixer(name, sizes.d_model, sizes.state)?;
+    let params = |hidden| Ok::<_, Error>(with_mlp(mixer.clone(), sizes, vocab, hidden).init(0, device)?.num_params());
+    let (one, two) = (params(1)?, params(2)?);
+    if one > sizes.params {
+        return Err(Error::Data(format!(
+            "{name} has {one} parameters with the smallest MLP, more than the {} of the comparison",
+            sizes.params
+        )));
+    }
+    let mlp_hidden = 1 + ((sizes.params - one) as f64 / (two - one) as f64).round() as usize;
+    let config = with_mlp(mixer.clone(), sizes, vocab, mlp_hidden);
+    let facts = Model {
+        params: params(mlp_hidden)?,
+        mlp_hidden,
+        state_bytes: 0,
+        mixer: serde_json::to_value(mixer).unwrap_or_default(),
+    };
+    Ok((config, facts))
+}
+
+fn with_mlp(mixer: MixerConfig, sizes: &ModelSizes, vocab: usize, hidden: usize) -> LanguageModelConfig {
+    let mut config = LanguageModelConfig::small(mixer, vocab, sizes.d_model, sizes.depth);
+    for layer in &mut config.pattern {
+        layer.mlp = Some(MlpConfig::swiglu(hidden));
+    }
+    config
+}
+
+/// Bytes of the state after one sequence of `length` tokens.
+pub(super) fn state_bytes(model: &LanguageModel, length: usize, device: &Device) -> Result<usize> {
+    let tokens = Tensor::<2, Int>::zeros([1, length], device);
+    Ok(model.forward(tokens, model.initial_state(1), Form::Auto)?.state.bytes())
+}
+
+/// Replaces the fields of `base` that `changes` names.
+fn merge(base: &mut Value, changes: Value) {
+    let (Value::Object(base), Value::Object(changes)) = (base, changes) else { return };
+    let _: &mut Map<String, Value> = base;
+    for (key, change) in changes {
+        match base.get_mut(&key) {
+            Some(old) if old.is_object() && change.is_object() => merge(old, change),
+            _ => {
+                base.insert(key, change);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use seqzoo_layers::Init;
+    use seqzoo_layers::system::{MEMORY, Mixer};
+
+    use super::*;
+
+    #[test]
+    fn every_architecture_can_be_built_at_every_size_of_the_plans() {
+        for (d_model, state) in [(64, 1024), (128, 4096)] {
+            for name in MixerConfig::NAMES {
+                let config = mixer(name, d_model, state).unwrap();
+                let layer = config.init(d_model, &mut Init::new(0, &Device::flex())).unwrap();
+                let start = layer.initial_state(1);
+                let memory = start.slots().find(|(slot, ..)| *slot == MEMORY);
+                // Vector memories are smaller, caches start empty; all others meet the budget.
+                if let Some((_, memory, _)) = memory
+                    && memory.dims().last() != Some(&1)
+                {
+                    assert_eq!(memory.numel(), state, "{name} at {d_model}");
+                }
+            }
+        }
+        for (plan, quick) in [(super::super::Plan::full(), false), (super::super::Plan::quick(), true)] {
+            for (sizes, vocab) in [(plan.recall.model, plan.recall.vocab), (plan.text.model, 256)] {
+                let params = reference(&sizes, vocab, &Device::flex()).unwrap();
+                let sizes = ModelSizes { params, ..sizes };
+                for name in MixerConfig::NAMES {
+                    let (_, model) = model(name, &sizes, vocab, &Device::flex()).unwrap();
+                    let gap = (model.params as f64 / params as f64 - 1.0).abs();
+                    assert!(gap < 0.02, "{name}, quick {quick}: {} for {params}", model.params);
+                    assert!(model.mlp_hidden >= sizes.d_model / 2, "{name}: {}", model.mlp_hidden);
+                }
+            }
+        }
+        assert!(matches!(mixer("mamba3", 64, 1024), Err(Error::UnknownMixer { .. })));
+    }
+}

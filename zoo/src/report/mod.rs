@@ -1,0 +1,35 @@
+//! One self-contained page from the results of a comparison: no network, no assets, complete without
+//! JavaScript, in light and dark, on a phone.
+
+mod charts;
+mod findings;
+mod heatmap;
+mod page;
+mod summary;
+mod svg;
+pub(crate) mod words;
+
+use std::path::Path;
+
+use crate::compare::Results;
+use crate::{Result, files};
+
+pub use page::render;
+pub use summary::table;
+
+/// Writes the page, whole or not at all.
+///
+/// # Errors
+/// When the file cannot be written; an older one stays.
+pub fn write(results: &Results, path: &Path) -> Result<()> {
+    files::replace(path, render(results).as_bytes())
+}
+
+/// Index of an architecture's colour and marker: the same in every report.
+fn style_of(name: &str) -> usize {
+    let registered = crate::registry::architectures().iter().position(|a| a.name == name);
+    registered.unwrap_or_else(|| name.bytes().map(usize::from).sum()) % svg::STYLES
+}
+
+#[cfg(test)]
+mod tests;
