@@ -16,7 +16,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, default_value = device::available().first().copied().unwrap_or("flex"))]
     device: String,
     /// Tokens of the test sequences
-    #[arg(long, default_value_t = Options::default().time, value_parser = clap::value_parser!(u16).range(8..=512))]
+    #[arg(long, default_value_t = Options::default().time as u16, value_parser = clap::value_parser!(u16).range(8..=512))]
     time: u16,
     /// Seed of parameters and inputs
     #[arg(long, default_value_t = 0)]

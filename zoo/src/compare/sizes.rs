@@ -40,7 +40,7 @@ fn overrides(name: &str, d_model: usize, state: usize) -> Value {
 ///
 /// # Errors
 /// When the name is not in the registry.
-pub fn mixer(name: &str, d_model: usize, state: usize) -> Result<MixerConfig> {
+pub(super) fn mixer(name: &str, d_model: usize, state: usize) -> Result<MixerConfig> {
     let default = MixerConfig::named(name).ok_or_else(|| Error::UnknownMixer {
         name: name.into(),
         nearest: crate::registry::nearest(name),

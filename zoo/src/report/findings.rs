@@ -271,10 +271,3 @@ pub(super) fn maps(results: &Results) -> String {
         ),
     }
 }
-
-/// Prefill and decode at the longest length, for the summary table.
-pub(super) fn longest(entry: &Entry, results: &Results) -> Option<(String, String)> {
-    let length = results.lengths.iter().copied().max()?;
-    let speed = entry.speed.iter().find(|s| s.length == length)?;
-    Some((super::words::count(speed.prefill), milliseconds(speed.decode_ms)))
-}
