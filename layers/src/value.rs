@@ -1,5 +1,7 @@
 //! A float tensor whose rank is known at run time: what states and named parameters are made of.
 
+use std::any::Any;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::{Error, Result};
@@ -60,25 +62,23 @@ impl Value {
     /// # Panics
     /// For ranks above 5, which no parameter or state of this crate has.
     pub fn of<const D: usize>(tensor: Tensor<D>) -> Self {
-        let dims = tensor.dims().to_vec();
-        match D {
-            1 => Value::R1(tensor.reshape([dims[0]])),
-            2 => Value::R2(tensor.reshape([dims[0], dims[1]])),
-            3 => Value::R3(tensor.reshape([dims[0], dims[1], dims[2]])),
-            4 => Value::R4(tensor.reshape([dims[0], dims[1], dims[2], dims[3]])),
-            5 => Value::R5(tensor.reshape([dims[0], dims[1], dims[2], dims[3], dims[4]])),
-            rank => panic!("a value has rank 1 to 5, not {rank}"),
+        // A cast, not a reshape: a reshape would make a leaf of the autodiff graph an inner node.
+        let any: &dyn Any = &tensor;
+        macro_rules! cast {
+            ($($rank:literal $variant:ident),*) => {
+                $(if let Some(tensor) = any.downcast_ref::<Tensor<$rank>>() {
+                    return Value::$variant(tensor.clone());
+                })*
+            };
         }
+        cast!(1 R1, 2 R2, 3 R3, 4 R4, 5 R5);
+        panic!("a value has rank 1 to 5, not {D}")
     }
 
     /// The tensor, if its rank is `D`; a shape error naming `what` otherwise.
     pub fn tensor<const D: usize>(&self, what: &str) -> Result<Tensor<D>> {
-        let dims = self.dims();
-        let shape: [usize; D] = dims
-            .as_slice()
-            .try_into()
-            .map_err(|_| Error::shape(what, format!("rank {D}"), &dims))?;
-        Ok(with_rank!(self.clone(), t => t.reshape(shape)))
+        let found = with_rank!(self, t => (t as &dyn Any).downcast_ref::<Tensor<D>>().cloned());
+        found.ok_or_else(|| Error::shape(what, format!("rank {D}"), &self.dims()))
     }
 
     /// From numbers in row-major order.
