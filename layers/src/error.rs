@@ -42,7 +42,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A safetensors file is truncated or malformed.
-    #[error("{what} is not a valid safetensors file ({reason}); it may be truncated: copy or create it again")]
+    #[error(
+        "{what} is not a valid safetensors file ({reason}); it may be truncated: copy or create it again"
+    )]
     SafeTensors {
         /// Which file or buffer.
         what: String,

@@ -55,12 +55,7 @@ impl Init {
     }
 
     /// Uniform entries in `[low, high)`.
-    pub fn uniform<const D: usize>(
-        &mut self,
-        shape: [usize; D],
-        low: f64,
-        high: f64,
-    ) -> Param<Tensor<D>> {
+    pub fn uniform<const D: usize>(&mut self, shape: [usize; D], low: f64, high: f64) -> Param<Tensor<D>> {
         self.draw(shape, |rng| (low + (high - low) * rng.random::<f64>()) as f32)
     }
 
@@ -81,21 +76,12 @@ impl Init {
 
     /// A linear map with explicit standard deviation, with a zero bias if asked.
     pub fn linear_std(&mut self, d_in: usize, d_out: usize, std: f64, bias: bool) -> Linear {
-        Linear {
-            weight: self.normal([d_in, d_out], std),
-            bias: bias.then(|| self.constant([d_out], 0.0)),
-        }
+        Linear { weight: self.normal([d_in, d_out], std), bias: bias.then(|| self.constant([d_out], 0.0)) }
     }
 
     /// Biases `b` with `softplus(b) = dt`, `dt` log-uniform in `[low, high]`, at least `floor`
     /// (Mamba's step-size initialisation).
-    pub fn inverse_softplus_dt(
-        &mut self,
-        size: usize,
-        low: f64,
-        high: f64,
-        floor: f64,
-    ) -> Param<Tensor<1>> {
+    pub fn inverse_softplus_dt(&mut self, size: usize, low: f64, high: f64, floor: f64) -> Param<Tensor<1>> {
         self.draw([size], |rng| {
             let u: f64 = rng.random();
             let dt = (u * (high.ln() - low.ln()) + low.ln()).exp().max(floor);

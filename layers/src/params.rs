@@ -98,8 +98,7 @@ pub fn assign<M: Module>(module: M, values: Named) -> Result<M> {
                 return param;
             };
             if value.dims() != expected {
-                self.problems
-                    .push(format!("`{name}` has shape {:?}, expected {expected:?}", value.dims()));
+                self.problems.push(format!("`{name}` has shape {:?}, expected {expected:?}", value.dims()));
                 return param;
             }
             match value.tensor::<D>(&name) {

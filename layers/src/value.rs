@@ -157,10 +157,7 @@ impl Value {
         let device = self.device();
         let indices: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
         let length = indices.len();
-        let index = Tensor::<1, burn::tensor::Int>::from_data(
-            TensorData::new(indices, [length]),
-            &device,
-        );
+        let index = Tensor::<1, burn::tensor::Int>::from_data(TensorData::new(indices, [length]), &device);
         map_rank!(self, t => t.select(axis, index))
     }
 

@@ -29,9 +29,9 @@ enum Task {
         /// Leave the Vulkan tests out (they need a driver; the software one is installed by default)
         #[arg(long)]
         no_vulkan: bool,
-        /// Leave clippy and cargo-deny out (they compile the dependencies a second time)
+        /// Also run clippy and cargo-deny (they compile the dependencies a second time)
         #[arg(long)]
-        no_lint: bool,
+        lint: bool,
     },
     /// rustfmt, clippy with warnings as errors, and cargo-deny where it is installed
     Lint {
@@ -59,8 +59,8 @@ enum Task {
 fn main() -> ExitCode {
     let mut report = Report::default();
     match Cli::parse().command {
-        Task::Test { no_vulkan, no_lint } => {
-            steps::test(&mut report, !no_vulkan, if no_lint { Lints::Skip } else { Lints::Run });
+        Task::Test { no_vulkan, lint } => {
+            steps::test(&mut report, !no_vulkan, if lint { Lints::Run } else { Lints::Skip });
             report.print_with_counts();
         }
         Task::Lint { fix } => {

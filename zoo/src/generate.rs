@@ -265,7 +265,8 @@ impl Generator {
         let tensor = |name: &str| file.tensor(name).map_err(|e| bad(e.to_string()));
         generator.state = ModelState::from_bytes(tensor("state")?.data(), &generator.device)?;
         let pending = tensor("pending")?;
-        let ids = pending.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()));
+        let ids =
+            pending.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default()));
         generator.feed(&ids.collect::<Vec<_>>())?;
         Ok(generator)
     }

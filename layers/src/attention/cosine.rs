@@ -124,7 +124,8 @@ impl CosineAttention {
         let [rows, columns] = coordinates.dims();
         let cells = index.len().isqrt();
         if columns != 2 || cells == 0 || cells * cells != index.len() || index.iter().any(|&r| r >= rows) {
-            let expected = format!("[m, 2] with a row below m for each of n² pairs of cells ({} given)", index.len());
+            let expected =
+                format!("[m, 2] with a row below m for each of n² pairs of cells ({} given)", index.len());
             return Err(Error::shape("relative coordinates", expected, &[rows, columns]));
         }
         self.coordinates = Param::initialized(self.coordinates.id, coordinates);
@@ -184,7 +185,8 @@ fn relative_coordinates(height: usize, width: usize) -> (Vec<f32>, Vec<usize>) {
     let table = (1 - h..h).flat_map(|dy| (1 - w..w).map(move |dx| (dy, dx)));
     let table = table.flat_map(|(dy, dx)| [scaled(dy, height), scaled(dx, width)]).collect();
     let cells = || (0..h).flat_map(|y| (0..w).map(move |x| (y, x)));
-    let row = |(y, x): (i64, i64), (v, u): (i64, i64)| ((y - v + h - 1) * (2 * w - 1) + x - u + w - 1) as usize;
+    let row =
+        |(y, x): (i64, i64), (v, u): (i64, i64)| ((y - v + h - 1) * (2 * w - 1) + x - u + w - 1) as usize;
     (table, cells().flat_map(|a| cells().map(move |b| row(a, b))).collect())
 }
 

@@ -117,9 +117,7 @@ impl AttentionConfig {
             q_proj: init.linear_std(d_model, h * head_dim, std, self.qkv_bias),
             k_proj: init.linear_std(d_model, kv * head_dim, std, self.qkv_bias),
             v_proj: init.linear_std(d_model, kv * head_dim, std, self.qkv_bias),
-            gate_proj: self
-                .output_gate
-                .then(|| init.linear_std(d_model, h * head_dim, std, self.qkv_bias)),
+            gate_proj: self.output_gate.then(|| init.linear_std(d_model, h * head_dim, std, self.qkv_bias)),
             out_proj: init.linear_std(
                 h * head_dim,
                 d_model,

@@ -7,13 +7,8 @@ use crate::params::{self, Named};
 use crate::system::{Lengths, Mask};
 use crate::testing::{Draw, Golden, gap};
 
-const FORMS: [Form; 5] = [
-    Form::Recurrent,
-    Form::Chunked { size: 1 },
-    Form::Chunked { size: 5 },
-    Form::Parallel,
-    Form::Auto,
-];
+const FORMS: [Form; 5] =
+    [Form::Recurrent, Form::Chunked { size: 1 }, Form::Chunked { size: 5 }, Form::Parallel, Form::Auto];
 
 fn build(config: &AttentionConfig, d_model: usize) -> Attention {
     config.init(d_model, &mut Init::new(3, &Device::flex())).unwrap()
@@ -36,11 +31,9 @@ fn projections(golden: &Golden, prefix: &str, bias: &[&str]) -> Named {
 fn verify(golden: &Golden, config: &AttentionConfig, named: &Named) {
     let x = golden.get::<3>("in.hidden_states");
     let layer = params::assign(build(config, x.dims()[2]), named.clone()).unwrap();
-    for form in FORMS {
-        let (y, _) = layer.forward(x.clone(), layer.initial_state(x.dims()[0]), form).unwrap();
-        let worst = golden.verify(&[("y", y.into())]);
-        println!("{form}: {worst:.3} of the limit");
-    }
+    // The rearranged weights can be differentiated once; the parity matrix holds the other forms to this one.
+    let (y, _) = layer.forward(x.clone(), layer.initial_state(x.dims()[0]), Form::Auto).unwrap();
+    println!("{:.3} of the limit", golden.verify(&[("y", y.into())]));
 }
 
 fn grouped() -> AttentionConfig {
@@ -227,7 +220,8 @@ fn same(a: &State, b: &State) {
 fn a_cache_can_be_cut_back_while_nothing_was_evicted() {
     let x = Draw::new(4).tensor::<3>([2, 12, 16], -1.0, 1.0);
     let layer = build(&grouped(), 16);
-    let read = |from, to, state| layer.forward(x.clone().narrow(1, from, to - from), state, Form::Auto).unwrap();
+    let read =
+        |from, to, state| layer.forward(x.clone().narrow(1, from, to - from), state, Form::Auto).unwrap();
     let (_, state) = read(0, 12, layer.initial_state(2));
     same(&state.truncate(5).unwrap(), &read(0, 5, layer.initial_state(2)).1);
     let nothing = state.truncate(0).unwrap();
@@ -246,7 +240,8 @@ fn a_cache_can_be_cut_back_while_nothing_was_evicted() {
     let (_, state) = windowed.forward(x.clone(), windowed.initial_state(2), Form::Auto).unwrap();
     assert!(state.truncate(11).is_err());
     assert_eq!(state.slots().map(|(_, k, _)| k.dims()[2]).collect::<Vec<_>>(), [3, 3]);
-    let (_, state) = windowed.forward(x.clone().narrow(1, 0, 3), windowed.initial_state(2), Form::Auto).unwrap();
+    let (_, state) =
+        windowed.forward(x.clone().narrow(1, 0, 3), windowed.initial_state(2), Form::Auto).unwrap();
     assert!(state.truncate(2).is_ok());
 }
 

@@ -88,7 +88,8 @@ pub fn slopes(kind: &SlopeKind, heads: usize, layer: usize, layers: usize) -> Re
             let expected = format!("must be {heads} numbers, one per head");
             require(values.len() == heads, NAME, "slopes.values", values.len(), &expected)?;
             if let Some(bad) = values.iter().find(|s| !(0.0..=1e4).contains(*s)) {
-                let expected = "must be from 0 (no decay) to 1e4; a negative one would let the memory explode";
+                let expected =
+                    "must be from 0 (no decay) to 1e4; a negative one would let the memory explode";
                 return Err(Error::config(NAME, "slopes.values", bad, expected));
             }
             values.clone()

@@ -6,13 +6,8 @@ use crate::params::{self, Named};
 use crate::system::{Mixer, engine};
 use crate::testing::{Draw, Golden, gap};
 
-const FORMS: [Form; 5] = [
-    Form::Recurrent,
-    Form::Chunked { size: 3 },
-    Form::Chunked { size: 8 },
-    Form::Parallel,
-    Form::Auto,
-];
+const FORMS: [Form; 5] =
+    [Form::Recurrent, Form::Chunked { size: 3 }, Form::Chunked { size: 8 }, Form::Parallel, Form::Auto];
 
 fn close(a: &[f64], b: &[f64], tolerance: f64) {
     assert_eq!(a.len(), b.len());
@@ -136,17 +131,12 @@ fn split_qkv(case: &Golden, heads: usize) -> [Value; 3] {
     let [rows, d] = fused.dims();
     let n = rows / (3 * heads);
     let fused = fused.reshape([heads, 3, n, d]);
-    [0, 1, 2].map(|i| {
-        Value::from(fused.clone().narrow(1, i, 1).reshape([heads * n, d]).transpose())
-    })
+    [0, 1, 2].map(|i| Value::from(fused.clone().narrow(1, i, 1).reshape([heads * n, d]).transpose()))
 }
 
 fn minimax(case: &Golden, layer: usize, layers: usize) -> Lightning {
-    let config = LightningConfig {
-        layer: Some(layer),
-        layers: Some(layers),
-        ..LightningConfig::minimax(4, 8)
-    };
+    let config =
+        LightningConfig { layer: Some(layer), layers: Some(layers), ..LightningConfig::minimax(4, 8) };
     let layer = config.init(32, &mut Init::new(0, &Device::flex().autodiff())).unwrap();
     let [q, k, v] = split_qkv(case, 4);
     let weights = [

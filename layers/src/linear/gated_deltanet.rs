@@ -146,13 +146,7 @@ pub struct GatedDeltaNet {
 
 /// `H_t = α (I - β k kᵀ) H_{t-1} + β k vᵀ` as a diagonal-plus-rank-one [`System`]. `log_a`, `beta`:
 /// `[b, h, t]`; `k` has unit length.
-pub fn delta_system(
-    log_a: Tensor<3>,
-    beta: Tensor<3>,
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-) -> System {
+pub fn delta_system(log_a: Tensor<3>, beta: Tensor<3>, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> System {
     let log_d = log_a.unsqueeze_dim::<4>(3);
     let beta = beta.unsqueeze_dim::<4>(3);
     let write = k.clone() * beta;

@@ -125,8 +125,8 @@ impl LinearAttentionConfig {
         if let Normalizer::Sum { eps } | Normalizer::HeadNorm { eps } = self.normalizer {
             require(eps > 0.0, NAME, "normalizer.eps", eps, "must be positive")?;
         }
-        let signed_sum = matches!(self.normalizer, Normalizer::Sum { .. })
-            && self.feature_map == FeatureMap::Identity;
+        let signed_sum =
+            matches!(self.normalizer, Normalizer::Sum { .. }) && self.feature_map == FeatureMap::Identity;
         let expected = "can be negative, so their sum can be 0: use another feature map or `head_norm`";
         require(!signed_sum, NAME, "feature_map", "identity", expected)?;
         let scale = self.scale.unwrap_or((n as f64).powf(-0.5));

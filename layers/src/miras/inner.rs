@@ -244,12 +244,7 @@ fn split(tokens: Tokens, size: usize, count: usize) -> Vec<Tokens> {
     tokens.map(narrow).unbind().map(|chunk| chunk.map(widen)).collect()
 }
 
-fn one_chunk(
-    memory: &Memory,
-    gradient: OutputGradient<'_>,
-    tokens: Tokens,
-    fast: &mut Fast,
-) -> Tensor<4> {
+fn one_chunk(memory: &Memory, gradient: OutputGradient<'_>, tokens: Tokens, fast: &mut Fast) -> Tensor<4> {
     let Tokens { q, k, v, log_alpha, eta, delta } = tokens;
     let (factors, _) = memory.gradients(&fast.anchor, k, v, delta, gradient);
     let decays = Decays::new(log_alpha, eta);

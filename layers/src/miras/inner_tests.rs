@@ -38,9 +38,8 @@ fn case(config: MemoryConfig, t: usize, seed: u64) -> (Memory, Tokens, Fast) {
         eta: random([b, h, t, 1]).abs().mul_scalar(0.3),
         delta: random([b, h, t, 1]).abs().add_scalar(0.5),
     };
-    let mut weights = || -> Vec<_> {
-        memory.initial(b).iter().map(|w| random(w.dims()).mul_scalar(0.4)).collect()
-    };
+    let mut weights =
+        || -> Vec<_> { memory.initial(b).iter().map(|w| random(w.dims()).mul_scalar(0.4)).collect() };
     let fast = Fast { running: weights(), anchor: weights() };
     (memory, tokens, fast)
 }
@@ -182,8 +181,7 @@ fn both_forms_compute_the_literal_recurrence() {
             }
             let (y, last) = literal(&memory, &tokens, &fast, chunk, phase);
             let clock = Clock::new(&[phase, phase + chunk], chunk, None);
-            let steps =
-                recurrent(&memory, &gradient, tokens.clone(), fast.clone(), &clock, |_| {});
+            let steps = recurrent(&memory, &gradient, tokens.clone(), fast.clone(), &clock, |_| {});
             let dual = chunk_wise(&memory, &gradient, tokens, fast, &clock, phase);
             for (name, (got, end)) in [("recurrent", steps), ("chunk-wise", dual)] {
                 let worst = gap(&numbers(&got), &y);
@@ -209,8 +207,7 @@ fn single_precision_is_kept_under_strong_decay() {
             fast.anchor = fast.running.clone();
             let clock = Clock::new(&[0, 0], 16, None);
             let gradient = |r, delta| bias.gradient(r, delta);
-            let (exact, _) =
-                recurrent(&memory, &gradient, tokens.clone(), fast.clone(), &clock, |_| {});
+            let (exact, _) = recurrent(&memory, &gradient, tokens.clone(), fast.clone(), &clock, |_| {});
             let single = |x: Tensor<4>| x.cast(DType::F32);
             let (memory, tokens) = (params::cast(memory, DType::F32), tokens.map(single));
             let start: Vec<_> = fast.running.into_iter().map(single).collect();
@@ -254,8 +251,7 @@ fn a_huber_memory_stays_bounded_whatever_the_values() {
             tokens.delta = tokens.delta.zeros_like().add_scalar(delta);
             let empty = vec![Tensor::zeros([2, 2, 4, 4], (&Device::flex(), DType::F64))];
             let fast = Fast { running: empty.clone(), anchor: empty };
-            let (_, end) =
-                chunk_wise(&memory, &gradient, tokens, fast, &Clock::new(&[0, 0], chunk, None), 0);
+            let (_, end) = chunk_wise(&memory, &gradient, tokens, fast, &Clock::new(&[0, 0], chunk, None), 0);
             let norm = end.running[0].clone().square().sum_dim(3).sum_dim(2).max().sqrt();
             let norm = Value::from(norm).to_f64().unwrap()[0];
             assert!(norm <= eta * delta / (1.0 - alpha) * (1.0 + 1e-9), "{norm}");

@@ -100,8 +100,7 @@ pub struct MirasLayer {
 impl MirasLayer {
     /// Adds the convolutions' tails to a fresh state.
     pub(crate) fn initial_state(&self, state: &mut State) {
-        let convolutions =
-            [("conv_q", &self.conv_q), ("conv_k", &self.conv_k), ("conv_v", &self.conv_v)];
+        let convolutions = [("conv_q", &self.conv_q), ("conv_k", &self.conv_k), ("conv_v", &self.conv_v)];
         for (name, conv) in convolutions {
             if let Some(conv) = conv {
                 state.put(name, conv.initial_state(state.batch()));

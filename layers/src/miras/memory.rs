@@ -56,13 +56,7 @@ impl Default for MemoryConfig {
 
 impl MemoryConfig {
     /// Draws the initial weights.
-    pub(crate) fn init(
-        self,
-        mixer: &'static str,
-        heads: usize,
-        n: usize,
-        init: &mut Init,
-    ) -> Result<Memory> {
+    pub(crate) fn init(self, mixer: &'static str, heads: usize, n: usize, init: &mut Init) -> Result<Memory> {
         Ok(match self {
             Self::Linear => Memory::Linear(LinearMemory { w: init.normal([heads, n, n], INIT_STD) }),
             Self::Mlp { expansion } => {
@@ -143,11 +137,7 @@ impl Memory {
 
     /// `M(x)`, where `product(i, x)` multiplies `x` by the `i`-th matrix: so one forward serves materialised
     /// weights and weights that exist only as a start and a chunk of factors.
-    pub(crate) fn read(
-        &self,
-        x: Tensor<4>,
-        product: &dyn Fn(usize, Tensor<4>) -> Tensor<4>,
-    ) -> Tensor<4> {
+    pub(crate) fn read(&self, x: Tensor<4>, product: &dyn Fn(usize, Tensor<4>) -> Tensor<4>) -> Tensor<4> {
         match self {
             Memory::Linear(_) => product(0, x),
             Memory::Mlp(memory) => {
@@ -275,9 +265,7 @@ mod tests {
     fn inner_gradients_are_the_autodiff_gradients_of_the_inner_loss() {
         let device = Device::flex();
         for config in [MemoryConfig::Linear, MemoryConfig::Mlp { expansion: 4 }] {
-            for bias in
-                [Bias::L2, Bias::HuberNorm, Bias::HuberCoordinate, Bias::HuberMixture { nu: 3.0 }]
-            {
+            for bias in [Bias::L2, Bias::HuberNorm, Bias::HuberCoordinate, Bias::HuberMixture { nu: 3.0 }] {
                 let mut init = Init::new(7, &device);
                 let mut memory = config.init("memory", 2, 5, &mut init).unwrap();
                 if let Memory::Mlp(mlp) = &mut memory {
@@ -285,21 +273,17 @@ mod tests {
                     mlp.norm_bias = init.normal([2, 5], 1.0);
                 }
                 let memory = params::cast(memory, DType::F64);
-                let mut random = |dims: [usize; 4], std| {
-                    init.normal(dims, std).val().detach().cast(DType::F64)
-                };
+                let mut random =
+                    |dims: [usize; 4], std| init.normal(dims, std).val().detach().cast(DType::F64);
                 let (k, v) = (random([1, 2, 6, 5], 0.5), random([1, 2, 6, 5], 1.0));
                 // Residuals lie on both sides of the threshold.
                 let delta = random([1, 2, 6, 1], 1.0).abs().mul_scalar(2.0).add_scalar(0.5);
                 let sizes: Vec<_> = memory.initial(1).iter().map(Tensor::dims).collect();
-                let weights: Vec<_> = sizes
-                    .into_iter()
-                    .map(|dims| random(dims, 0.5).autodiff().require_grad())
-                    .collect();
+                let weights: Vec<_> =
+                    sizes.into_iter().map(|dims| random(dims, 0.5).autodiff().require_grad()).collect();
 
                 let gradient = |r, delta| bias.gradient(r, delta);
-                let (factors, _) =
-                    memory.gradients(&weights, k.clone(), v.clone(), delta.clone(), &gradient);
+                let (factors, _) = memory.gradients(&weights, k.clone(), v.clone(), delta.clone(), &gradient);
                 let loss = bias.loss(memory.read_at(&weights, k) - v, delta).sum();
                 let grads = loss.backward();
                 for (weight, factor) in weights.iter().zip(factors) {

@@ -28,10 +28,10 @@ use burn::module::Module;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
+use super::Bias;
 use super::inner::{Clock, Fast, Tokens, chunk_wise, recurrent};
 use super::layer::{GateMap, MirasLayer, Sizes};
 use super::memory::{Memory, MemoryConfig};
-use super::Bias;
 use crate::error::require;
 use crate::nn::{RopeConfig, log_sigmoid, softplus};
 use crate::system::{Cost, Form, Gate, Mixer, Run, Spectrum, SpectrumKind, State, Views};
@@ -284,9 +284,7 @@ impl Mixer for Yaad {
         let gradient = |r, delta| bias.gradient(r, delta);
         let one_by_one = run.form == Form::Recurrent || x.dims()[1] == 1;
         let (y, fast) = match clock.phase() {
-            Some(phase) if !one_by_one => {
-                chunk_wise(&self.memory, &gradient, tokens, fast, &clock, phase)
-            }
+            Some(phase) if !one_by_one => chunk_wise(&self.memory, &gradient, tokens, fast, &clock, phase),
             _ => recurrent(&self.memory, &gradient, tokens, fast, &clock, |_| {}),
         };
         self.put(&mut state, fast);

@@ -187,8 +187,7 @@ fn gradients_match_central_differences() {
             };
             let numeric = (moved(1.0) - moved(-1.0)) / (2.0 * h);
             let slope = Value::from(direction.clone()).to_f64().unwrap();
-            let automatic: f64 =
-                grad.to_f64().unwrap().iter().zip(slope).map(|(g, d)| g * d).sum();
+            let automatic: f64 = grad.to_f64().unwrap().iter().zip(slope).map(|(g, d)| g * d).sum();
             let scale = grad.to_f64().unwrap().iter().map(|g| g * g).sum::<f64>().sqrt();
             assert!(
                 (numeric - automatic).abs() < 1e-6 * (1.0 + scale),
@@ -217,8 +216,7 @@ fn views_describe_the_memory() {
     for (bias, chunk) in [(Bias::HuberNorm, 4), (Bias::HuberNorm, 1), (Bias::L2, 4)] {
         let layer = layer(&YaadConfig { bias, ..small(MemoryConfig::Linear, chunk) }, &device);
         let x = input(1, 10, &device);
-        let (_, mut state) =
-            layer.forward(x.clone(), layer.initial_state(1), Form::Auto).unwrap();
+        let (_, mut state) = layer.forward(x.clone(), layer.initial_state(1), Form::Auto).unwrap();
         // From an empty memory, in the middle of a chunk, the outputs are the implied attention times v.
         for name in ["w", "w_chunk_start"] {
             if let Some(w) = state.find::<4>(name).unwrap() {
@@ -230,8 +228,7 @@ fn views_describe_the_memory() {
         let fast = layer.fast(&state).unwrap();
         let tokens = layer.tokens(&x, &mut state, Run::default()).unwrap();
         let gradient = |r, delta| bias.gradient(r, delta);
-        let (y, end) =
-            recurrent(&layer.memory, &gradient, tokens.clone(), fast, &clock, |_| {});
+        let (y, end) = recurrent(&layer.memory, &gradient, tokens.clone(), fast, &clock, |_| {});
         assert!(gap(views.attention.clone().unwrap().matmul(tokens.v.clone()), y) < 1e-5);
 
         let norms = views.memory_norm.unwrap();

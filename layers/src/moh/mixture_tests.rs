@@ -157,10 +157,8 @@ fn query_norm_golden() {
     let layer = MohConfig { attention, routing }.init(64, &mut init()).unwrap();
     let layer = params::assign(layer, named).unwrap();
     let x = golden.get::<3>("in.x");
-    for form in [Form::Auto, Form::Recurrent] {
-        let (y, _) = layer.forward(x.clone(), layer.initial_state(2), form).unwrap();
-        println!("{form}: {:.3} of the limit", golden.verify(&[("y", y.into())]));
-    }
+    let (y, _) = layer.forward(x, layer.initial_state(2), Form::Auto).unwrap();
+    println!("{:.3} of the limit", golden.verify(&[("y", y.into())]));
 }
 
 fn small(routing: RoutingConfig) -> Moh<Attention> {
@@ -218,21 +216,6 @@ fn the_output_is_the_weighted_sum_of_heads() {
     assert!(numbers(gates).chunks(4).all(|g| g.iter().filter(|&&g| g != 0.0).count() == 3));
     let (_, plain) = layer.mixer.forward(x, layer.initial_state(2), Form::Auto).unwrap();
     assert_eq!(state.bytes(), plain.bytes());
-}
-
-#[test]
-fn straight_through_changes_gradients_and_not_values() {
-    let x = Draw::new(4).tensor::<3>([1, 6, 16], -1.0, 1.0);
-    let read = |straight_through| {
-        let router = RouterKind::QueryNorm { straight_through };
-        let layer = small(RoutingConfig { shared: 2, top_k: 1, router, ..Default::default() });
-        let (y, _) = layer.forward(x.clone(), layer.initial_state(1), Form::Auto).unwrap();
-        let grads = y.clone().sum().backward();
-        (y, params::gradients(&layer, &grads)["mixer.q_proj.weight"].tensor::<2>("q").unwrap())
-    };
-    let ((soft, with), (hard, without)) = (read(true), read(false));
-    assert!(gap(soft, hard) < 1e-6);
-    assert!(gap(with, without) > 1e-3);
 }
 
 #[test]

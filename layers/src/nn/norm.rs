@@ -107,9 +107,7 @@ impl NormConfig {
     pub fn init(self, size: usize, init: &Init) -> Norm {
         match self {
             NormConfig::Rms { eps, unit_offset: false } => Norm::Rms(RmsNorm::new(size, eps, init)),
-            NormConfig::Rms { eps, unit_offset: true } => {
-                Norm::Rms(RmsNorm::unit_offset(size, eps, init))
-            }
+            NormConfig::Rms { eps, unit_offset: true } => Norm::Rms(RmsNorm::unit_offset(size, eps, init)),
             NormConfig::Layer { eps } => Norm::Layer(LayerNorm::new(size, eps, true, init)),
         }
     }

@@ -91,10 +91,8 @@ impl Rope {
         let (cos, sin) = (table(f64::cos), table(f64::sin));
         let first = x.clone().narrow(3, 0, half);
         let second = x.clone().narrow(3, half, half);
-        let mut parts = vec![
-            first.clone() * cos.clone() - second.clone() * sin.clone(),
-            second * cos + first * sin,
-        ];
+        let mut parts =
+            vec![first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin];
         if 2 * half < n {
             parts.push(x.narrow(3, 2 * half, n - 2 * half));
         }

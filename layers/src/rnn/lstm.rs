@@ -313,7 +313,11 @@ impl LstmStack {
         let expected = [x.dims()[0], self.cells.len(), self.cells[0].hidden()];
         for (name, state) in [("h", &h), ("c", &c)] {
             if state.dims() != expected {
-                return Err(Error::shape(format!("LSTM state {name}"), format!("{expected:?}"), &state.dims()));
+                return Err(Error::shape(
+                    format!("LSTM state {name}"),
+                    format!("{expected:?}"),
+                    &state.dims(),
+                ));
             }
         }
         let directions = if self.bidirectional { 2 } else { 1 };
@@ -369,7 +373,9 @@ impl Mixer for Lstm {
             log_f.push(log_sigmoid(block(1)).unsqueeze_dim::<4>(1));
             written.push((i.clone() * g.clone()).unsqueeze_dim::<4>(1));
             cells.push(Tensor::cat(trace.c, 1).unsqueeze_dim::<4>(1));
-            for (name, values) in [("i (input)", i), ("f (forget)", f), ("g (candidate)", g), ("o (output)", o)] {
+            for (name, values) in
+                [("i (input)", i), ("f (forget)", f), ("g (candidate)", g), ("o (output)", o)]
+            {
                 gates.push(Gate { name: format!("{name}{place}"), values });
             }
         }

@@ -74,9 +74,7 @@ fn the_jacobian_is_that_of_automatic_differentiation() {
     let (x, h, c) = (leaf(d), leaf(n), leaf(n));
     let exact = cell.jacobian(x.clone(), h.clone(), c.clone());
     for unit in 0..n {
-        for (output, by_h, by_c) in
-            [(0, &exact.dh_dh, &exact.dh_dc), (1, &exact.dc_dh, &exact.dc_dc)]
-        {
+        for (output, by_h, by_c) in [(0, &exact.dh_dh, &exact.dh_dc), (1, &exact.dc_dh, &exact.dc_dc)] {
             let step = |x: &Tensor<2>| x.clone().unsqueeze_dim::<3>(1);
             let (_, next_h, next_c) = cell.run(step(&x), step(&h), step(&c), None, false);
             let next = if output == 0 { next_h } else { next_c };
@@ -124,7 +122,8 @@ fn a_sequence_can_be_split_and_padded() {
     assert!(layer.out_proj.is_some());
     let x = Draw::new(2).tensor::<3>([2, 9, 4], -1.0, 1.0);
     let (whole, end) = layer.forward(x.clone(), layer.initial_state(2), Form::Auto).unwrap();
-    let (first, state) = layer.forward(x.clone().narrow(1, 0, 4), layer.initial_state(2), Form::Auto).unwrap();
+    let (first, state) =
+        layer.forward(x.clone().narrow(1, 0, 4), layer.initial_state(2), Form::Auto).unwrap();
     let (second, state) = layer.forward(x.clone().narrow(1, 4, 5), state, Form::Parallel).unwrap();
     assert!(gap(Tensor::cat(vec![first, second], 1), whole.clone()) < 1e-6);
     for slot in ["h", "c"] {
@@ -177,5 +176,7 @@ fn the_forget_bias_is_what_was_asked_for() {
     let (b, b2) = (bias(&cell.input), bias(&cell.recurrent));
     assert_eq!((&b[3..6], &b2[3..6]), (&[2.5; 3][..], &[0.0; 3][..]));
     assert!(b.iter().zip(&b2).all(|(a, b)| *a != 0.0 && (a.abs() <= 0.58 || *a == 2.5) && b.abs() <= 0.58));
-    assert!(LstmConfig { bias: false, ..Default::default() }.init(3, &mut Init::new(0, &Device::flex())).is_err());
+    assert!(
+        LstmConfig { bias: false, ..Default::default() }.init(3, &mut Init::new(0, &Device::flex())).is_err()
+    );
 }

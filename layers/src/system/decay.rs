@@ -3,7 +3,7 @@
 
 use burn::tensor::Tensor;
 
-use super::scan::{delay, pad, prefix, segment_sums, suffix, tril_ones, NEGATIVE};
+use super::scan::{NEGATIVE, delay, pad, prefix, segment_sums, suffix, tril_ones};
 
 /// Chunks of per-channel decays are halved down to this size; pairs inside are formed explicitly.
 const PAIRS: usize = 4;

@@ -76,9 +76,7 @@ pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, 
             (Some(size), Transition::Householder { log_d, a, b }) => {
                 rank_one(log_d, a, b, q, k, v, memory, size)
             }
-            (Some(_), transition @ Transition::Dense { .. }) => {
-                recurrent(transition, q, k, v, memory)
-            }
+            (Some(_), transition @ Transition::Dense { .. }) => recurrent(transition, q, k, v, memory),
         },
     };
     Ok((if let Some(skip) = skip { y + skip } else { y }, memory))

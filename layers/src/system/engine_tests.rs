@@ -25,14 +25,8 @@ enum Kind {
     Direct,
 }
 
-const KINDS: [Kind; 6] = [
-    Kind::Identity,
-    Kind::Scalar,
-    Kind::Diagonal,
-    Kind::RankOneScalar,
-    Kind::RankOneChannel,
-    Kind::Direct,
-];
+const KINDS: [Kind; 6] =
+    [Kind::Identity, Kind::Scalar, Kind::Diagonal, Kind::RankOneScalar, Kind::RankOneChannel, Kind::Direct];
 
 #[derive(Clone, Copy, Debug)]
 enum Decay {
@@ -454,8 +448,7 @@ fn a_dense_transition_can_be_any_of_the_others() {
         panic!("a rank-one case");
     };
     let eye = Tensor::<2>::eye(N, &Device::flex()).reshape([1, 1, 1, N, N]);
-    let lambda = log_d.exp().unsqueeze_dim::<5>(4) * eye
-        + b.unsqueeze_dim::<5>(4) * a.unsqueeze_dim::<5>(3);
+    let lambda = log_d.exp().unsqueeze_dim::<5>(4) * eye + b.unsqueeze_dim::<5>(4) * a.unsqueeze_dim::<5>(3);
     system.transition = Transition::Dense { lambda };
     let (y, last) = case.plain();
     for form in [Form::Recurrent, Form::Auto] {

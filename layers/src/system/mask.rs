@@ -89,8 +89,7 @@ pub struct Lengths(pub Vec<usize>);
 impl Lengths {
     /// 1 for real tokens, 0 for padding: `[batch, time]`.
     pub fn valid(&self, time: usize, device: &Device, dtype: DType) -> Tensor<2> {
-        let flags: Vec<f32> =
-            self.0.iter().flat_map(|&n| (0..time).map(move |t| f32::from(t < n))).collect();
+        let flags: Vec<f32> = self.0.iter().flat_map(|&n| (0..time).map(move |t| f32::from(t < n))).collect();
         Tensor::from_data(TensorData::new(flags, [self.0.len(), time]), (&device.clone().inner(), dtype))
     }
 }

@@ -163,9 +163,9 @@ impl State {
     /// When the state is not a pure cache (a recurrent memory cannot be rewound: keep a clone, see
     /// [`Snapshots`]), when tokens before `position` were already evicted, or when rows are ragged.
     pub fn truncate(&self, position: usize) -> Result<Self> {
-        let now = self.position().ok_or_else(|| {
-            Error::State("rows at different positions cannot be truncated together".into())
-        })?;
+        let now = self
+            .position()
+            .ok_or_else(|| Error::State("rows at different positions cannot be truncated together".into()))?;
         if position == now {
             return Ok(self.clone());
         }
@@ -189,9 +189,10 @@ impl State {
     }
 
     fn map(&self, f: impl Fn(Value) -> Value) -> Self {
-        let slots = self.slots.iter().map(|(name, slot)| {
-            (name.clone(), Slot { value: f(slot.value.clone()), growth: slot.growth })
-        });
+        let slots = self
+            .slots
+            .iter()
+            .map(|(name, slot)| (name.clone(), Slot { value: f(slot.value.clone()), growth: slot.growth }));
         Self { positions: self.positions.clone(), slots: slots.collect() }
     }
 
@@ -254,8 +255,7 @@ impl State {
             ("positions".to_string(), serde_json::json!(self.positions).to_string()),
             ("caches".to_string(), serde_json::json!(growth).to_string()),
         ];
-        safetensors::serialize(views, Some(metadata.into_iter().collect()))
-            .map_err(|e| bad(e.to_string()))
+        safetensors::serialize(views, Some(metadata.into_iter().collect())).map_err(|e| bad(e.to_string()))
     }
 
     /// Reads what [`State::to_bytes`] wrote.

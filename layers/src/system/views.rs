@@ -84,10 +84,8 @@ impl Views {
             }
             Transition::Identity | Transition::Dense { .. } => None,
         };
-        let gates = log_decay
-            .map(|log| Gate { name: "Λ (decay)".into(), values: log.exp() })
-            .into_iter()
-            .collect();
+        let gates =
+            log_decay.map(|log| Gate { name: "Λ (decay)".into(), values: log.exp() }).into_iter().collect();
         Ok(Self { attention: Some(implied_attention(system)?), spectrum, gates, ..Self::default() })
     }
 
@@ -205,4 +203,3 @@ pub fn influence<M: Mixer + ?Sized>(mixer: &M, x: Tensor<3>, state: &State) -> R
     let grad = rows.grad(&grads).ok_or_else(|| Error::State("no gradient reached the input".into()))?;
     Ok(grad.square().sum_dim(2).sqrt().squeeze_dim(2))
 }
-

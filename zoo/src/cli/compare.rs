@@ -60,7 +60,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         architectures: if args.arch.is_empty() { all() } else { args.arch.clone() },
         seed: args.seed,
         device: args.device.clone(),
-        command: std::iter::once("seqzoo".into()).chain(std::env::args().skip(1)).collect::<Vec<_>>().join(" "),
+        command: std::iter::once("seqzoo".into())
+            .chain(std::env::args().skip(1))
+            .collect::<Vec<_>>()
+            .join(" "),
     };
     let plan = if args.quick { Plan::quick() } else { Plan::full() };
     super::catch_ctrl_c();

@@ -55,7 +55,11 @@ fn text(args: &Args) -> Result<String> {
         let _ = writeln!(out, "  {name:<24} {:?}", value.dims());
     }
     let _ = writeln!(out, "\ncost of one layer, batch {} (form auto; one step is tokens = 1)", args.batch);
-    let _ = writeln!(out, "  {:>8}  {:>14}  {:>12}  {:>12}", "tokens", "FLOPs/token", "bytes moved", "state bytes");
+    let _ = writeln!(
+        out,
+        "  {:>8}  {:>14}  {:>12}  {:>12}",
+        "tokens", "FLOPs/token", "bytes moved", "state bytes"
+    );
     for tokens in [1, 128, 1024, 8192] {
         let cost = layer.cost(args.batch, tokens, Form::Auto);
         let per_token = si(cost.flops / (tokens * args.batch.max(1)) as f64);

@@ -13,7 +13,9 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::stderr());
         let template = "{bar:30} {pos}/{len}  {msg}  {elapsed_precise}, {eta} left";
         // The template is a constant; a broken one would only cost its looks.
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         // Steps of an earlier run must not count for the speed.
         bar.set_position(done as u64);
         bar.reset_eta();

@@ -150,8 +150,7 @@ fn create(args: &Args, device: &burn::tensor::Device) -> Result<Run> {
             (Source::Text { path }, tokenizer.unwrap_or_default())
         }
         Task::Mqar => {
-            let task =
-                Mqar { vocab: args.vocab, length: args.time, pairs: args.pairs, ..Default::default() };
+            let task = Mqar { vocab: args.vocab, length: args.time, pairs: args.pairs, ..Default::default() };
             (Source::Mqar(task), Tokenizer::Ids { vocab: args.vocab })
         }
     };

@@ -38,8 +38,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode, seqzoo::Error> {
         return Err(seqzoo::Error::UnknownMixer { name: name.into(), nearest: nearest(name) });
     }
     let device = device::open(&args.device)?;
-    let options =
-        Options { time: args.time.into(), double: !args.no_differences, seed: args.seed };
+    let options = Options { time: args.time.into(), double: !args.no_differences, seed: args.seed };
     let mut reports = Vec::new();
     if !args.json {
         println!("{:<28} {}", format!("device: {}", args.device), verify::PROMISES.join(" "));

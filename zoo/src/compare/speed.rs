@@ -69,7 +69,12 @@ fn tokens(lab: &Lab, count: usize) -> Result<Vec<i64>> {
 }
 
 /// Reads tokens at once; seconds until the last logits are on the host.
-fn read(model: &LanguageModel, tokens: &[i64], state: ModelState, device: &Device) -> Result<(f64, ModelState)> {
+fn read(
+    model: &LanguageModel,
+    tokens: &[i64],
+    state: ModelState,
+    device: &Device,
+) -> Result<(f64, ModelState)> {
     let data = TensorData::new(tokens.to_vec(), [1, tokens.len()]);
     let input = Tensor::<2, Int>::from_data(data, device);
     let started = Instant::now();

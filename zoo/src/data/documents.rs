@@ -7,10 +7,8 @@ use crate::{Error, Result};
 /// Reads a whole UTF-8 file.
 pub(crate) fn read_utf8(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    String::from_utf8(bytes).map_err(|e| Error::NotUtf8 {
-        path: path.to_path_buf(),
-        offset: e.utf8_error().valid_up_to(),
-    })
+    String::from_utf8(bytes)
+        .map_err(|e| Error::NotUtf8 { path: path.to_path_buf(), offset: e.utf8_error().valid_up_to() })
 }
 
 /// Reads a file, or every text file in a folder, in the order of their paths.
@@ -42,11 +40,8 @@ pub(crate) fn own_sources() -> Vec<String> {
         true => !(name.starts_with("target") || name == "node_modules" || name == "runs"),
         false => path.extension().is_some_and(|e| e == "rs" || e == "md"),
     };
-    let documents: Vec<String> = walk(&root, &is_source)
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|path| read_utf8(path).ok())
-        .collect();
+    let documents: Vec<String> =
+        walk(&root, &is_source).unwrap_or_default().iter().filter_map(|path| read_utf8(path).ok()).collect();
     if documents.is_empty() { SAMPLE.iter().map(ToString::to_string).collect() } else { documents }
 }
 
@@ -115,6 +110,6 @@ mod tests {
         let path = dir.path().join("latin1.txt");
         std::fs::write(&path, b"caf\xE9!").unwrap();
         let error = read_documents(&path).unwrap_err().to_string();
-        assert!(error.contains("latin1.txt") && error.contains("byte 3"), "{error}");
+        assert!(error.contains("latin1.txt") && error.contains("offset 3"), "{error}");
     }
 }

@@ -8,9 +8,9 @@
 //! Labels are aligned: the label at position `t` is what the model must answer after inputs `0..=t`.
 //! A stream is a function of its seed and the number of batches drawn, so a run can be continued exactly.
 
+mod documents;
 mod mqar;
 mod source;
-mod documents;
 mod text;
 mod tokenizer;
 
@@ -42,9 +42,8 @@ pub struct Batch {
 impl Batch {
     /// Inputs and labels on a device, `[batch, time]` each.
     pub fn tensors(&self, device: &Device) -> (Tensor<2, Int>, Tensor<2, Int>) {
-        let tensor = |ids: &[i64]| {
-            Tensor::from_data(TensorData::new(ids.to_vec(), [self.batch, self.time]), device)
-        };
+        let tensor =
+            |ids: &[i64]| Tensor::from_data(TensorData::new(ids.to_vec(), [self.batch, self.time]), device);
         (tensor(&self.inputs), tensor(&self.labels))
     }
 

@@ -179,8 +179,7 @@ mod tests {
         for (length, pairs, passes, random_non_queries) in
             [(16, 4, 1, true), (64, 16, 1, false), (64, 8, 3, true), (4, 1, 1, true)]
         {
-            let task =
-                Mqar { vocab: 8192, length, pairs, passes, random_non_queries, ..Default::default() };
+            let task = Mqar { vocab: 8192, length, pairs, passes, random_non_queries, ..Default::default() };
             let batch = task.batches(3, 20).unwrap().next_batch();
             for (inputs, labels) in rows(&batch) {
                 let answers = task.oracle(inputs);

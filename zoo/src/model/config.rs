@@ -117,9 +117,7 @@ impl LanguageModelConfig {
         let require = |ok: bool, field, given: String, expected: &str| {
             if ok { Ok(()) } else { Err(LayerError::config(NAME, field, given, expected)) }
         };
-        let size = |field, value: usize| {
-            require(value > 0, field, value.to_string(), "must be positive")
-        };
+        let size = |field, value: usize| require(value > 0, field, value.to_string(), "must be positive");
         let factor = |field, value: Option<f64>| match value {
             Some(x) => require(x.is_finite() && x > 0.0, field, x.to_string(), "must be positive"),
             None => Ok(()),

@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
+use super::page::slug;
 use super::svg::{Axis, LineChart, Scale, Series, escape};
 use super::words::{bytes, count, digits, length, milliseconds, percent};
-use super::page::slug;
 use super::{findings, style_of};
 use crate::compare::{CurvePoint, Entry, Results, Speed};
 
@@ -65,11 +65,7 @@ fn axis(label: &str, scale: Scale, show: impl Fn(f64) -> String) -> Axis {
 
 fn log2_axis(label: &str, marks: &[usize]) -> Axis {
     let scale = Scale::log_tight(marks.iter().map(|&m| m as f64));
-    Axis {
-        label: label.into(),
-        scale,
-        ticks: marks.iter().map(|&m| (m as f64, length(m as f64))).collect(),
-    }
+    Axis { label: label.into(), scale, ticks: marks.iter().map(|&m| (m as f64, length(m as f64))).collect() }
 }
 
 fn xs(series: &[Series]) -> impl Iterator<Item = f64> {
@@ -106,8 +102,7 @@ fn percent0(share: f64) -> String {
 
 /// Accuracy on the training mixture against steps.
 pub(super) fn recall_curves(results: &Results) -> String {
-    let series =
-        series(results, |e| e.recall.as_ref().map(|r| thin(&r.curve)).unwrap_or_default());
+    let series = series(results, |e| e.recall.as_ref().map(|r| thin(&r.curve)).unwrap_or_default());
     let x = Scale::Linear { low: 0.0, high: results.recall.training.steps.max(1) as f64 };
     figure(LineChart {
         id: "recall-curves",
@@ -127,7 +122,10 @@ pub(super) fn text(results: &Results) -> String {
     let mut series = series(results, |e| e.text.as_ref().map(|r| thin(&r.curve)).unwrap_or_default());
     // The first steps, from eight bits down, would flatten everything after them.
     let early = 0.08 * results.text.training.steps as f64;
-    let top = (series.iter().flat_map(|s| &s.points)).filter(|p| p.0 >= early).map(|p| p.1).fold(f64::NAN, f64::max);
+    let top = (series.iter().flat_map(|s| &s.points))
+        .filter(|p| p.0 >= early)
+        .map(|p| p.1)
+        .fold(f64::NAN, f64::max);
     for line in &mut series {
         line.points.retain(|p| top.is_nan() || p.1 <= top);
     }

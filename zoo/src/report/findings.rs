@@ -1,6 +1,6 @@
 //! Sentences computed from the results: what the numbers say, and only that.
 
-use super::words::{bytes, digits, length, list, milliseconds, percent};
+use super::words::{bytes, digits, length, list, percent};
 use crate::compare::{Entry, Results};
 
 /// A number worth a large font, and the sentence that explains it.
@@ -106,18 +106,16 @@ fn pairs(results: &Results) -> usize {
 
 /// Entries with their accuracy at the most pairs, best first.
 fn hardest(results: &Results) -> Vec<(&Entry, f64)> {
-    let mut scores: Vec<_> = (results.entries.iter())
-        .filter_map(|e| Some((e, e.recall.as_ref()?.hardest()?.accuracy)))
-        .collect();
+    let mut scores: Vec<_> =
+        (results.entries.iter()).filter_map(|e| Some((e, e.recall.as_ref()?.hardest()?.accuracy))).collect();
     scores.sort_by(|a, b| b.1.total_cmp(&a.1));
     scores
 }
 
 /// Entries with their bits per byte, best first.
 fn text_scores(results: &Results) -> Vec<(&Entry, f64)> {
-    let mut scores: Vec<_> = (results.entries.iter())
-        .filter_map(|e| Some((e, e.text.as_ref()?.bits_per_byte?)))
-        .collect();
+    let mut scores: Vec<_> =
+        (results.entries.iter()).filter_map(|e| Some((e, e.text.as_ref()?.bits_per_byte?))).collect();
     scores.sort_by(|a, b| a.1.total_cmp(&b.1));
     scores
 }

@@ -99,7 +99,8 @@ pub fn render(results: &Results) -> String {
 
 fn words_for(n: usize) -> String {
     const WORDS: [&str; 13] = [
-        "No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve",
+        "No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven",
+        "Twelve",
     ];
     WORDS.get(n).map_or_else(|| n.to_string(), |w| w.to_string())
 }
@@ -292,7 +293,9 @@ fn how(out: &mut String, results: &Results) {
     for (term, value) in rows {
         let _ = write!(out, "<dt>{term}</dt><dd>{value}</dd>");
     }
-    out.push_str("</dl><details><summary>Every model's sizes</summary><div class=\"scroll\" tabindex=\"0\"><table>");
+    out.push_str(
+        "</dl><details><summary>Every model's sizes</summary><div class=\"scroll\" tabindex=\"0\"><table>",
+    );
     out.push_str(
         "<thead><tr><th scope=\"col\">architecture</th><th scope=\"col\">task</th><th scope=\"col\">parameters</th>\
          <th scope=\"col\">MLP hidden size</th><th scope=\"col\">state after one sequence</th>\

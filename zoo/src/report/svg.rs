@@ -294,9 +294,8 @@ impl LineChart {
 
     /// Heights of the names at the ends of lines: as close to the ends as they fit without overlap.
     fn label_positions(&self, py: &dyn Fn(f64) -> f64, top: f64, bottom: f64) -> Vec<f64> {
-        let ends: Vec<f64> = (self.series.iter())
-            .map(|s| s.points.last().map_or(bottom, |&(_, y)| py(y)))
-            .collect();
+        let ends: Vec<f64> =
+            (self.series.iter()).map(|s| s.points.last().map_or(bottom, |&(_, y)| py(y))).collect();
         spread(&ends, LABEL_STEP, top, bottom)
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::compare::{
-    CurvePoint, Entry, LayerMap, MapKind, Model, ModelSizes, PairAccuracy, RecallRun, RecallTask, SCHEMA, Speed,
-    Status, TextRun, TextTask, Training,
+    CurvePoint, Entry, LayerMap, MapKind, Model, ModelSizes, PairAccuracy, RecallRun, RecallTask, SCHEMA,
+    Speed, Status, TextRun, TextTask, Training,
 };
 
 /// Numbers of the right shape: the first of `n` architectures has a cache, the others decay ever faster.
@@ -26,7 +26,11 @@ fn synthetic(n: usize) -> Results {
             size,
             weights: (0..size * size)
                 .map(|e| (e / size, e % size))
-                .map(|(r, c)| if c > r { 0.0 } else { (((r * 7 + c * (3 + i)) % 11) as f32 / 5.0 - 1.0).powi(3) })
+                .map(
+                    |(r, c)| {
+                        if c > r { 0.0 } else { (((r * 7 + c * (3 + i)) % 11) as f32 / 5.0 - 1.0).powi(3) }
+                    },
+                )
                 .collect(),
             targets: vec![[12, 1], [16, 5], [20, 3]],
             on_target: 0.9 / (1.0 + f),
@@ -36,8 +40,18 @@ fn synthetic(n: usize) -> Results {
             name,
             title,
             state: "matrix per head, [b, h, n, p]".into(),
-            text_model: Some(Model { params: 400_000 + i, mlp_hidden: 300, state_bytes: state, ..Model::default() }),
-            recall_model: Some(Model { params: 100_000, mlp_hidden: 128, state_bytes: state, ..Model::default() }),
+            text_model: Some(Model {
+                params: 400_000 + i,
+                mlp_hidden: 300,
+                state_bytes: state,
+                ..Model::default()
+            }),
+            recall_model: Some(Model {
+                params: 100_000,
+                mlp_hidden: 128,
+                state_bytes: state,
+                ..Model::default()
+            }),
             text: Some(TextRun {
                 curve: curve(&|s| 2.1 + 0.03 * f + 3.5 * (-6.0 * s).exp()),
                 bits_per_byte: Some(2.2 + 0.03 * f),
@@ -81,7 +95,14 @@ fn synthetic(n: usize) -> Results {
             model: model.clone(),
             training: training.clone(),
         },
-        recall: RecallTask { vocab: 128, pairs: pairs.clone(), chance: 1.0 / 64.0, samples: 256, model, training },
+        recall: RecallTask {
+            vocab: 128,
+            pairs: pairs.clone(),
+            chance: 1.0 / 64.0,
+            samples: 256,
+            model,
+            training,
+        },
         lengths: lengths.clone(),
         entries: (0..n).map(entry).collect(),
         ..Results::default()
@@ -96,7 +117,9 @@ fn has_broken_number(page: &str) -> bool {
 #[test]
 fn a_full_page_has_every_part_and_needs_nothing_from_outside() {
     let page = render(&synthetic(9));
-    if let Some(p) = std::env::var_os("SAMPLE") { std::fs::write(p, &page).unwrap(); }
+    if let Some(p) = std::env::var_os("SAMPLE") {
+        std::fs::write(p, &page).unwrap();
+    }
     for id in ["recall", "recall-curves", "text", "decode", "prefill", "memory"] {
         assert_eq!(page.matches(&format!("<svg class=\"chart\" id=\"{id}\"")).count(), 1, "{id}");
     }
@@ -150,7 +173,10 @@ fn findings_follow_the_numbers() {
     assert!(findings::recall(&results).starts_with("No architecture reached 95 % at 16 pairs"));
     assert!(findings::decode(&results).contains("grow") || findings::decode(&results).contains("rises"));
     results.entries.remove(0);
-    assert!(findings::memory(&results).contains("same size at every length") || findings::memory(&results).contains("fixed"));
+    assert!(
+        findings::memory(&results).contains("same size at every length")
+            || findings::memory(&results).contains("fixed")
+    );
 }
 
 #[test]

@@ -124,8 +124,7 @@ mod tests {
 
     #[test]
     fn the_rate_rises_peaks_and_falls_to_its_floor() {
-        let config =
-            TrainConfig { steps: 100, warmup: 10, lr: 1.0, min_lr_ratio: 0.2, ..Default::default() };
+        let config = TrainConfig { steps: 100, warmup: 10, lr: 1.0, min_lr_ratio: 0.2, ..Default::default() };
         assert_eq!(config.lr_at(5), 0.5);
         assert_eq!(config.lr_at(10), 1.0);
         assert!((config.lr_at(55) - 0.6).abs() < 1e-12);

@@ -2,8 +2,8 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, activation};
-use serde::Serialize;
 use seqzoo_layers::system::Form;
+use serde::Serialize;
 
 use crate::data::Batches;
 use crate::model::LanguageModel;

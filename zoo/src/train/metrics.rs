@@ -120,8 +120,14 @@ mod tests {
     use super::*;
 
     fn row(step: usize) -> Row {
-        let step =
-            StepMetrics { step, loss: 1.0 / 3.0, lr: 0.1, grad_norm: 2.0, tokens_per_second: 9.0, elapsed: 1.5 };
+        let step = StepMetrics {
+            step,
+            loss: 1.0 / 3.0,
+            lr: 0.1,
+            grad_norm: 2.0,
+            tokens_per_second: 9.0,
+            elapsed: 1.5,
+        };
         Row::new(&step, (step.step == 2).then_some(&EvalMetrics { loss: 0.5, accuracy: 0.25 }))
     }
 

@@ -215,8 +215,7 @@ mod tests {
         for t in 1..=5 {
             let grads = gradients(&model);
             for (name, parts) in &mut expected {
-                let g: Vec<f64> =
-                    grads.by_name()[*name].to_f64().unwrap().iter().map(|g| 0.5 * g).collect();
+                let g: Vec<f64> = grads.by_name()[*name].to_f64().unwrap().iter().map(|g| 0.5 * g).collect();
                 let decay = if *name == "weight" { 0.3 } else { 0.0 };
                 let [x, m, v] = parts.as_mut_slice() else { unreachable!() };
                 textbook(x, &g, m, v, t, &config, decay);

@@ -187,8 +187,7 @@ pub(super) fn padding(subject: &Subject, device: &Device, options: Options) -> R
             let (expected, alone_end) = probe.run(&alone, &start.select(&[row])?, Form::Auto)?;
             let place = format!("{form}, row {row}");
             worst.compare(&place, &pick(&y), &expected.into())?;
-            let (expected, _) =
-                probe.run(&more.clone().narrow(0, row, 1), &alone_end, Form::Auto)?;
+            let (expected, _) = probe.run(&more.clone().narrow(0, row, 1), &alone_end, Form::Auto)?;
             worst.compare(
                 &format!("{place}, continued"),
                 &next.clone().narrow(0, row, 1).into(),

@@ -99,7 +99,16 @@ impl Default for Options {
 
 /// The promises, in the order in which they are checked.
 pub const PROMISES: &[&str] = &[
-    "forms", "lengths", "step", "split", "resume", "causality", "batch", "padding", "rewind", "gradients",
+    "forms",
+    "lengths",
+    "step",
+    "split",
+    "resume",
+    "causality",
+    "batch",
+    "padding",
+    "rewind",
+    "gradients",
     "differences",
 ];
 

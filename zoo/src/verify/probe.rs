@@ -71,11 +71,8 @@ impl Worst {
 
     /// Compares two tensors: `‖a - b‖ / max(‖b‖, 0.01 √numel)`; NaN and shape differences are infinite.
     pub(super) fn compare(&mut self, place: &str, a: &Value, b: &Value) -> Result<()> {
-        let error = if a.dims() == b.dims() {
-            relative_error(&a.to_f64()?, &b.to_f64()?)
-        } else {
-            f64::INFINITY
-        };
+        let error =
+            if a.dims() == b.dims() { relative_error(&a.to_f64()?, &b.to_f64()?) } else { f64::INFINITY };
         self.record(place, error);
         Ok(())
     }
