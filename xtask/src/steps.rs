@@ -5,7 +5,7 @@ use std::process::Command;
 use std::{env, thread};
 
 use crate::report::{Report, Step};
-use crate::shell::{self, cargo, output, root};
+use crate::shell::{self, cargo, output};
 use crate::vulkan;
 
 /// The alias `cargo all` names the one profile and feature set in which everything is built, so that

@@ -143,7 +143,7 @@ fn bad_texts_are_told_apart() {
     let (empty, latin) = (given("empty.txt", b""), given("latin1.txt", b"caf\xE9"));
     fails(&tiny("attention", &out, &path(dir.path(), "none.txt")), 1, &["none.txt", "No such file"]);
     fails(&tiny("attention", &out, &empty), 1, &["empty.txt", "empty"]);
-    fails(&tiny("attention", &out, &latin), 1, &["latin1.txt", "UTF-8", "byte 3"]);
+    fails(&tiny("attention", &out, &latin), 1, &["latin1.txt", "UTF-8", "offset 3"]);
     fails(&tiny("attention", &out, &given("short.txt", b"abc")), 1, &["at least 17"]);
     assert!(!dir.path().join("run").exists(), "nothing is left behind");
 }
