@@ -26,9 +26,9 @@ enum Task {
     /// Everything CI runs: toolchain, formatting, build, tests on every device, doctests, lints, golden
     /// vectors, a short `compare`. Installs what it needs; the last line is `N passed, N failed`
     Test {
-        /// Leave the Vulkan tests out (they need a driver; the software one is installed by default)
+        /// Also run the parity matrix on Vulkan in software, installing the driver where it is missing (slow)
         #[arg(long)]
-        no_vulkan: bool,
+        vulkan: bool,
         /// Also run clippy and cargo-deny (they compile the dependencies a second time)
         #[arg(long)]
         lint: bool,
@@ -59,8 +59,8 @@ enum Task {
 fn main() -> ExitCode {
     let mut report = Report::default();
     match Cli::parse().command {
-        Task::Test { no_vulkan, lint } => {
-            steps::test(&mut report, !no_vulkan, if lint { Lints::Run } else { Lints::Skip });
+        Task::Test { vulkan, lint } => {
+            steps::test(&mut report, vulkan, if lint { Lints::Run } else { Lints::Skip });
             report.print_with_counts();
         }
         Task::Lint { fix } => {

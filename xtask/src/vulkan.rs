@@ -31,7 +31,7 @@ pub(crate) fn ensure() -> Result<String, String> {
         let names = packages.join(" ");
         let by_hand = format!(
             "install the Debian packages `{names}` (software Vulkan), or name your own driver in \
-             {VARIABLE}, or leave Vulkan out with --no-vulkan"
+             {VARIABLE}, or leave Vulkan out"
         );
         if output("apt-get", &["--version"]).is_none() {
             return Err(format!("there is no apt-get here: {by_hand}"));
@@ -51,7 +51,7 @@ pub(crate) fn ensure() -> Result<String, String> {
     driver().ok_or_else(|| {
         format!(
             "`chromium` is installed but brought no {SWIFTSHADER} (Ubuntu's is a snap); name another \
-             driver in {VARIABLE} or leave Vulkan out with --no-vulkan"
+             driver in {VARIABLE} or leave Vulkan out"
         )
     })
 }

@@ -62,6 +62,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let prompt_ids = tokenizer.encode(&prompt)?;
     generator.feed(&prompt_ids)?;
     super::emit(&prompt)?;
+    // Ids are separated by spaces; a continuation must not run into the last one.
+    if matches!(tokenizer, seqzoo::data::Tokenizer::Ids { .. }) && !prompt.ends_with(char::is_whitespace) {
+        super::emit(" ")?;
+    }
 
     super::catch_ctrl_c();
     let started = Instant::now();
