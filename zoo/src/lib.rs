@@ -6,6 +6,7 @@ pub mod data;
 mod error;
 mod files;
 pub mod generate;
+pub mod hf;
 pub mod model;
 pub mod registry;
 pub mod report;

@@ -1,10 +1,8 @@
 use burn::tensor::Device;
 
 use super::*;
-use crate::Value;
-use crate::params::{self, Named};
 use crate::system::{Mixer, engine};
-use crate::testing::{Draw, Golden, gap};
+use crate::testing::{Draw, gap};
 
 const FORMS: [Form; 5] =
     [Form::Recurrent, Form::Chunked { size: 3 }, Form::Chunked { size: 8 }, Form::Parallel, Form::Auto];
@@ -106,97 +104,6 @@ fn a_configuration_survives_json() {
     let json = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<LightningConfig>(&json).unwrap(), config);
     assert!(serde_json::from_str::<LightningConfig>(r#"{"slope": "alibi"}"#).is_err());
-}
-
-/// The operator of the kernel repository, all forms.
-#[test]
-fn golden_operator() {
-    for name in ["lightning_attn_op__h4", "lightning_attn_op__h6"] {
-        for form in FORMS {
-            let case = Golden::open(name);
-            let [q, k, v] = ["in.q", "in.k", "in.v"].map(|name| case.get::<4>(name));
-            let ([b, h, _, n], p) = (k.dims(), v.dims()[3]);
-            let slopes: Vec<f64> = alibi(h);
-            let system = lightning_system(&slopes, q, k, v).unwrap();
-            let zero = Tensor::zeros([b, h, n, p], &Device::flex());
-            let (y, _) = engine::run(system, zero, form).unwrap();
-            case.verify(&[("y", y.into())]);
-        }
-    }
-}
-
-/// The reference's fused `[q | k | v]` per head, `[h 3 n, d]`, as three maps `[d, h n]`.
-fn split_qkv(case: &Golden, heads: usize) -> [Value; 3] {
-    let fused = case.get::<2>("w.qkv_proj.weight");
-    let [rows, d] = fused.dims();
-    let n = rows / (3 * heads);
-    let fused = fused.reshape([heads, 3, n, d]);
-    [0, 1, 2].map(|i| Value::from(fused.clone().narrow(1, i, 1).reshape([heads * n, d]).transpose()))
-}
-
-fn minimax(case: &Golden, layer: usize, layers: usize) -> Lightning {
-    let config =
-        LightningConfig { layer: Some(layer), layers: Some(layers), ..LightningConfig::minimax(4, 8) };
-    let layer = config.init(32, &mut Init::new(0, &Device::flex().autodiff())).unwrap();
-    let [q, k, v] = split_qkv(case, 4);
-    let weights = [
-        ("q_proj.weight", q),
-        ("k_proj.weight", k),
-        ("v_proj.weight", v),
-        ("gate_proj.weight", case.linear("w.output_gate.weight")),
-        ("out_proj.weight", case.linear("w.out_proj.weight")),
-        ("norm.weight", case.get::<1>("w.norm.weight").into()),
-    ];
-    let weights: Named = weights.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
-    params::assign(layer, weights).unwrap()
-}
-
-#[test]
-fn golden_minimax() {
-    for (name, layer, layers) in
-        [("minimax_lightning__block8", 0, 2), ("minimax_lightning__layer2_block16", 2, 4)]
-    {
-        for form in FORMS {
-            let case = Golden::open(name);
-            let layer = minimax(&case, layer, layers);
-            let x = case.get::<3>("in.hidden_states");
-            let state = Mixer::initial_state(&layer, x.dims()[0]);
-            let (y, _) = layer.forward(x, state, form).unwrap();
-            case.verify(&[("y", y.into())]);
-        }
-    }
-}
-
-#[test]
-fn golden_tnl_example() {
-    for form in FORMS {
-        let case = Golden::open("tnl_attention__h4");
-        let config = LightningConfig {
-            layer: Some(1),
-            layers: Some(4),
-            value_activation: Activation::Silu,
-            norm: LightningNorm::Layer { eps: 1e-5 },
-            gate: LightningGate::LowRank { rank: 8 },
-            ..LightningConfig::tnl(4)
-        };
-        let layer = config.init(32, &mut Init::new(0, &Device::flex().autodiff())).unwrap();
-        let weights = [
-            ("q_proj.weight", case.linear("w.q_proj.weight")),
-            ("k_proj.weight", case.linear("w.k_proj.weight")),
-            ("v_proj.weight", case.linear("w.v_proj.weight")),
-            ("gate_down.weight", case.linear("w.output_gate.0.weight")),
-            ("gate_proj.weight", case.linear("w.output_gate.1.weight")),
-            ("out_proj.weight", case.linear("w.o_proj.weight")),
-            ("norm.weight", case.get::<1>("w.norm.weight").into()),
-            ("norm.bias", case.get::<1>("w.norm.bias").into()),
-        ];
-        let weights = weights.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
-        let layer = params::assign(layer, weights).unwrap();
-        let x = case.get::<3>("in.x");
-        let state = Mixer::initial_state(&layer, x.dims()[0]);
-        let (y, _) = layer.forward(x, state, form).unwrap();
-        case.verify(&[("y", y.into())]);
-    }
 }
 
 /// Right padding must not decay the memory (flash-linear-attention #1272).

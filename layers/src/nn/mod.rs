@@ -6,7 +6,7 @@ mod rope;
 
 pub use conv::{CausalConv, CausalConvConfig};
 pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, l2_normalize, rms_normalize};
-pub use rope::{Rope, RopeConfig};
+pub use rope::{Llama3Scaling, Rope, RopeConfig};
 
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};

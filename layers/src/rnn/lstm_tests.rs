@@ -1,54 +1,12 @@
 use burn::tensor::{DType, Device};
 
 use super::*;
-use crate::params::{self, Named};
+use crate::params;
 use crate::system::Mask;
-use crate::testing::{Draw, Golden, gap, numbers};
+use crate::testing::{Draw, gap, numbers};
 
 fn stack(config: LstmStackConfig) -> LstmStack {
     config.init(&mut Init::new(4, &Device::flex())).unwrap()
-}
-
-/// torch's parameters of a stack, renamed.
-fn renamed(golden: &Golden, layers: usize, directions: &[&str]) -> Named {
-    let mut named = Named::new();
-    for layer in 0..layers {
-        for (direction, suffix) in directions.iter().enumerate() {
-            let cell = layer * directions.len() + direction;
-            for (ours, theirs) in [("input", "ih"), ("recurrent", "hh")] {
-                let weight = golden.linear(&format!("w.weight_{theirs}_l{layer}{suffix}"));
-                let bias = golden.get::<1>(&format!("w.bias_{theirs}_l{layer}{suffix}"));
-                named.insert(format!("cells.{cell}.{ours}.weight"), weight);
-                named.insert(format!("cells.{cell}.{ours}.bias"), bias.into());
-            }
-        }
-    }
-    named
-}
-
-#[test]
-fn torch_golden() {
-    let base = LstmStackConfig {
-        input: 8,
-        hidden: 12,
-        layers: 1,
-        bias: true,
-        forget_bias: None,
-        bidirectional: false,
-    };
-    let two = LstmStackConfig { input: 6, hidden: 8, layers: 2, bidirectional: true, ..base.clone() };
-    let cases = [("torch_lstm__l1", base, &[""][..]), ("torch_lstm__l2_bi", two, &["", "_reverse"][..])];
-    for (name, config, directions) in cases {
-        let golden = Golden::open(name);
-        let layers = config.layers;
-        let stack = params::assign(stack(config), renamed(&golden, layers, directions)).unwrap();
-        // torch keeps states as [layers, b, n].
-        let state = |name: &str| golden.get::<3>(name).swap_dims(0, 1);
-        let (y, h, c) = stack.forward(golden.get("in.x"), state("in.h0"), state("in.c0"), None).unwrap();
-        let back = |x: Tensor<3>| x.swap_dims(0, 1).into();
-        let worst = golden.verify(&[("y", y.into()), ("h", back(h)), ("c", back(c))]);
-        println!("{name}: {worst:.3} of the limit");
-    }
 }
 
 fn layer(config: &LstmConfig, d_model: usize) -> Lstm {

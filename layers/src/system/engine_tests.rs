@@ -3,8 +3,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::{Form, Io, Lengths, Spectrum, System, Transition, Views, engine};
-use crate::linear::delta_system;
-use crate::testing::{Draw, Golden, error, gap, numbers};
+use crate::testing::{Draw, error, gap, numbers};
 
 const B: usize = 2;
 const H: usize = 2;
@@ -489,80 +488,4 @@ fn degenerate_calls_do_not_panic() {
             assert_eq!(numbers(last), numbers(memory));
         }
     }
-}
-
-/// Reference operators: `q`, `k`, `v` and decays given, `q` scaled by `1/√n`.
-fn golden(name: &str, time_first: bool, system: impl Fn(&Golden, [Tensor<4>; 3]) -> System) {
-    for form in forms(&[1, 5, 16]) {
-        let case = Golden::open(name);
-        let turn = |x: Tensor<4>| if time_first { x.swap_dims(1, 2) } else { x };
-        let [q, k, v] = ["in.q", "in.k", "in.v"].map(|name| turn(case.get(name)));
-        let ([b, h, _, n], p) = (k.dims(), v.dims()[3]);
-        let system = system(&case, [q.mul_scalar((n as f64).powf(-0.5)), k, v]);
-        let stateful = case.has("in.initial_state");
-        let memory = match stateful {
-            true => case.get("in.initial_state"),
-            false => Tensor::zeros([b, h, n, p], &Device::flex()),
-        };
-        let (y, last) = engine::run(system, memory, form).unwrap();
-        let mut outputs = vec![("y", turn(y).into())];
-        if stateful {
-            outputs.push(("final_state", last.into()));
-        }
-        case.verify(&outputs);
-    }
-}
-
-#[test]
-fn golden_retention() {
-    golden("fla_retention__h4", false, |_, [q, k, v]| {
-        let [b, h, t, _] = k.dims();
-        let log: Vec<f64> = (0..h).map(|i| (-(-5.0 - i as f64).exp2()).ln_1p()).collect();
-        let log = Tensor::<3>::from_data(TensorData::new(log, [1, h, 1]), &Device::flex());
-        System::outer(Transition::Scalar { log_a: log.expand([b, h, t]) }, q, k, v)
-    });
-}
-
-#[test]
-fn golden_simple_gla() {
-    golden("fla_simple_gla__a", true, |case, [q, k, v]| {
-        let log_a = case.get::<3>("in.g").swap_dims(1, 2);
-        System::outer(Transition::Scalar { log_a }, q, k, v)
-    });
-}
-
-#[test]
-fn golden_gla() {
-    golden("fla_gla__a", true, |case, [q, k, v]| {
-        let log_a = case.get::<4>("in.g").swap_dims(1, 2);
-        System::outer(Transition::Diagonal { log_a }, q, k, v)
-    });
-}
-
-#[test]
-fn golden_gated_delta_rule() {
-    golden("fla_gated_delta_rule__a", true, |case, [q, k, v]| {
-        let [log_a, beta] = ["in.g", "in.beta"].map(|name| case.get::<3>(name).swap_dims(1, 2));
-        delta_system(log_a, beta, q, k, v)
-    });
-}
-
-#[test]
-fn golden_kimi_delta_attention() {
-    golden("fla_kda__a", true, |case, [q, k, v]| {
-        let log_d = case.get::<4>("in.g").swap_dims(1, 2);
-        let beta = case.get::<3>("in.beta").swap_dims(1, 2).unsqueeze_dim::<4>(3);
-        let a = k.clone() * log_d.clone().exp();
-        let write = k * beta;
-        let transition = Transition::Householder { log_d, a, b: write.clone().neg() };
-        System::outer(transition, q, write, v)
-    });
-}
-
-#[test]
-fn golden_rwkv7() {
-    golden("fla_dplr_rwkv7__a", false, |case, [q, k, v]| {
-        let [log_d, a, b] = ["in.gk", "in.alpha", "in.beta"].map(|name| case.get::<4>(name));
-        System::outer(Transition::Householder { log_d, a, b }, q, k, v)
-    });
 }
