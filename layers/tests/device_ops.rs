@@ -55,6 +55,21 @@ const CASES: &[Case] = &[
         let x = numbers([4, 6, 5], d);
         read(x.clone().sum_dim(1) + x.clone().mean_dim(1) + x.max_dim(1))
     }),
+    ("sum over the first axis of a turned tensor, rank 3", |d| {
+        read(numbers([2, 4, 3], d).swap_dims(1, 2).sum_dim(0))
+    }),
+    ("sum over the second axis of a turned tensor", |d| {
+        read(numbers([2, 2, 4, 3], d).swap_dims(2, 3).sum_dim(1))
+    }),
+    ("sum over the last axis of a turned tensor", |d| {
+        read(numbers([2, 2, 4, 3], d).swap_dims(2, 3).sum_dim(3))
+    }),
+    ("sum over an inner axis of a turned tensor", |d| {
+        read(numbers([2, 2, 4, 3], d).swap_dims(1, 2).sum_dim(2))
+    }),
+    ("sum over the first axis of heads beside time", |d| {
+        read(numbers([2, 5, 4, 3], d).swap_dims(1, 2).sum_dim(0))
+    }),
     ("sum of 10,000", |d| read(numbers([10_000], d).sum())),
     ("matmul", |d| read(numbers([2, 3, 33, 17], d).matmul(numbers([2, 3, 17, 40], d)))),
     ("matmul of one row", |d| read(numbers([2, 1, 48], d).matmul(numbers([2, 48, 20], d)))),
@@ -136,6 +151,27 @@ const CASES: &[Case] = &[
     ("gradient of max", |d| gradient([3, 7], d, |x| x.max_dim(1))),
     ("gradient of flip and tril", |d| gradient([6, 6], d, |x| x.flip([1]).tril(0))),
     ("gradient through expand", |d| gradient([3, 1], d, |x| x.expand([3, 4]))),
+    ("gradient of an expanded left side of a matmul", |d| {
+        let x = numbers([2, 2, 4, 5], d);
+        gradient([1, 2, 3, 4], d, |w| w.expand([2, 2, 3, 4]).matmul(x.clone()))
+    }),
+    ("gradient of an expanded right side of a matmul", |d| {
+        let x = numbers([2, 2, 5, 4], d);
+        gradient([1, 2, 4, 3], d, |w| x.clone().matmul(w.expand([2, 2, 4, 3])))
+    }),
+    ("gradient through expand of rank 4", |d| {
+        let x = numbers([2, 2, 3, 4], d);
+        gradient([1, 2, 3, 4], d, |w| w.expand([2, 2, 3, 4]) * x.clone())
+    }),
+    // Summing a turned tensor of rank 4 over its first axis is wrong there, so a parameter is given to the rows
+    // of a batch while it is flat.
+    ("gradient of a parameter expanded while flat, turned", |d| {
+        let x = numbers([2, 2, 4, 3], d);
+        gradient([2, 3, 4], d, |w| {
+            let rows = w.reshape([1, 24]).expand([2, 24]).reshape([2, 2, 3, 4]);
+            (rows.swap_dims(2, 3) * x.clone()).reshape([4, 4, 3])
+        })
+    }),
 ];
 
 /// Relative L2 distance; infinite when lengths differ or anything is not a number.

@@ -126,8 +126,10 @@ impl Memory {
     /// The learned starting weights for a batch, `[b, h, rows, cols]` each.
     pub(crate) fn initial(&self, batch: usize) -> Vec<Tensor<4>> {
         let expand = |w: &Param<Tensor<3>>| {
+            // Flat, because graphics devices sum a turned gradient of rank 4 over its first axis wrongly.
             let [h, rows, cols] = w.dims();
-            w.val().unsqueeze_dim::<4>(0).expand([batch, h, rows, cols])
+            let flat = w.val().reshape([1, h * rows * cols]).expand([batch, h * rows * cols]);
+            flat.reshape([batch, h, rows, cols])
         };
         match self {
             Memory::Linear(memory) => vec![expand(&memory.w)],
