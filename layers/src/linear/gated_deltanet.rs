@@ -45,6 +45,10 @@ pub struct GatedDeltaNetConfig {
     pub conv_kernel: usize,
     /// Let `β` range over (0, 2), so that eigenvalues range over (-1, 1).
     pub negative_eigenvalues: bool,
+    /// Smallest step `softplus(dt_bias)` drawn at the start.
+    pub dt_min: f64,
+    /// Largest step drawn at the start; small steps are long memories.
+    pub dt_max: f64,
     /// Added to the mean square in the output norm.
     pub norm_eps: f64,
 }
@@ -58,6 +62,8 @@ impl Default for GatedDeltaNetConfig {
             expand_v: 1.0,
             conv_kernel: 4,
             negative_eigenvalues: false,
+            dt_min: 1e-3,
+            dt_max: 0.1,
             norm_eps: 1e-6,
         }
     }
@@ -81,6 +87,9 @@ impl GatedDeltaNetConfig {
         require(n > 0, NAME, "head_dim", n, "must be positive")?;
         require(p > 0, NAME, "expand_v", self.expand_v, "must leave a positive value size")?;
         require(hv > 0 && hv % h == 0, NAME, "value_heads", hv, "must be a multiple of `heads`")?;
+        require(self.dt_min > 0.0, NAME, "dt_min", self.dt_min, "must be positive")?;
+        let range = self.dt_max >= self.dt_min && self.dt_max.is_finite();
+        require(range, NAME, "dt_max", self.dt_max, "must be a number not below `dt_min`")?;
         require(self.norm_eps > 0.0, NAME, "norm_eps", self.norm_eps, "must be positive")?;
         let mut conv = |channels| {
             (self.conv_kernel > 0).then(|| {
@@ -101,7 +110,7 @@ impl GatedDeltaNetConfig {
             conv_v,
             // A ~ U(0, 16), away from 0 where its logarithm is undefined
             a_log: init.log_of_uniform([hv], 1e-3, 16.0),
-            dt_bias: init.inverse_softplus_dt(hv, 1e-3, 0.1, 1e-4),
+            dt_bias: init.inverse_softplus_dt(hv, self.dt_min, self.dt_max, 1e-4),
             norm: RmsNorm::new(p, self.norm_eps, init),
             config: self.clone(),
             d_model,

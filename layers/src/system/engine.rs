@@ -6,6 +6,7 @@
 use burn::tensor::Tensor;
 
 use super::decay::ChunkDecay;
+use super::inverse::unit_lower_inverse;
 use super::scan::{self, pad, unbind};
 use super::{Form, Io, System, Transition};
 use crate::{Error, Result};
@@ -212,33 +213,4 @@ fn rank_one(
         + decay.scores(q, k).matmul(v);
     debug_assert_eq!(y.dims()[4], p);
     (unchunk(y, t), state.squeeze_dim(2))
-}
-
-/// `(I + L)^{-1}` for strictly lower-triangular `L: [.., q, q]`, by merging diagonal blocks of doubling
-/// size: `[[A, 0], [B, C]]^{-1} = [[A^{-1}, 0], [-C^{-1} B A^{-1}, C^{-1}]]`. As stable as forward
-/// substitution, unlike the product `(I - L)(I + L²)…`, whose powers can grow before they vanish.
-fn unit_lower_inverse(l: Tensor<5>) -> Tensor<5> {
-    let size = l.dims()[4];
-    let (device, dtype) = (l.device().inner(), l.dtype());
-    let eye = Tensor::<2>::eye(size, &device).cast(dtype);
-    let mut inverse = eye.reshape([1, 1, 1, size, size]).expand(l.dims());
-    let mut block = 1;
-    while block < size {
-        let mask: Vec<f32> = (0..size * size)
-            .map(|e| (e / size, e % size))
-            .map(|(i, j)| {
-                let pair = i / (2 * block) == j / (2 * block);
-                f32::from(pair && i / block % 2 == 1 && j / block % 2 == 0)
-            })
-            .collect();
-        let mask = burn::tensor::TensorData::new(mask, [1, 1, 1, size, size]);
-        let lower = l.clone() * Tensor::<5>::from_data(mask, (&device, dtype));
-        inverse = if block == 1 {
-            inverse - lower
-        } else {
-            inverse.clone() - inverse.clone().matmul(lower).matmul(inverse)
-        };
-        block *= 2;
-    }
-    inverse
 }

@@ -46,7 +46,7 @@ impl Mask {
     }
 
     /// Moves the real tokens of each row to its front, keeping their order: `[b, t, d] -> [b, t, d]`.
-    pub(crate) fn compact(&self, x: Tensor<3>) -> Tensor<3> {
+    pub fn compact(&self, x: Tensor<3>) -> Tensor<3> {
         let order = self.rows.iter().map(|row| {
             let (mut real, pads): (Vec<_>, Vec<_>) = (0..row.len()).partition(|&t| row[t]);
             real.extend(pads);
@@ -56,7 +56,7 @@ impl Mask {
     }
 
     /// Undoes [`Mask::compact`] and zeroes the padded tokens.
-    pub(crate) fn spread(&self, y: Tensor<3>) -> Tensor<3> {
+    pub fn spread(&self, y: Tensor<3>) -> Tensor<3> {
         let order = self.rows.iter().map(|row| {
             let mut seen = 0;
             let place = |&real: &bool| {

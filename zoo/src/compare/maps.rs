@@ -29,7 +29,7 @@ pub(super) fn draw(model: &LanguageModel, plan: &Plan, seed: u64, device: &Devic
     x = x * model.config().embed_scale.unwrap_or(1.0);
     let mut maps = Vec::new();
     for (i, block) in model.blocks.iter().take(LAYERS).enumerate() {
-        let input = block.norm.forward(x.clone());
+        let input = block.mixer_input(x.clone(), &block.initial_state(1))?;
         let attention = block.mixer.views(input.clone(), block.mixer.initial_state(1))?.attention;
         let (heads, kind) = match attention {
             Some(attention) => {
@@ -53,7 +53,7 @@ pub(super) fn draw(model: &LanguageModel, plan: &Plan, seed: u64, device: &Devic
             targets: targets.clone(),
             on_target,
         }));
-        x = block.forward(x, block.mixer.initial_state(1), Form::Auto, None, false)?.0;
+        x = block.forward(x, block.initial_state(1), Form::Auto, None, false)?.0;
     }
     Ok(maps)
 }

@@ -54,7 +54,7 @@ impl Family for Gpt2 {
             d_model,
             embed_scale: None,
             learned_positions: Some(fields.size("n_positions")?),
-            pattern: vec![LayerConfig { mixer, mlp: Some(mlp), residual: Residual::PreNorm }],
+            pattern: vec![LayerConfig { mixer, conv: None, mlp: Some(mlp), residual: Residual::PreNorm }],
             depth: Some(fields.size("n_layer")?),
             norm: NormConfig::Layer { eps: fields.number_or("layer_norm_epsilon", 1e-5)? },
             tied: fields.flag_or("tie_word_embeddings", true)?,

@@ -25,6 +25,7 @@ impl Family for Llama {
         let pattern = (0..depth).map(|layer| {
             Ok(LayerConfig {
                 mixer: MixerConfig::Attention(attention(fields, layer)?),
+                conv: None,
                 mlp: Some(mlp(fields, layer)?),
                 residual: Residual::PreNorm,
             })

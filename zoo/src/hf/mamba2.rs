@@ -58,7 +58,7 @@ impl Family for Mamba2 {
             d_model,
             embed_scale: None,
             learned_positions: None,
-            pattern: vec![LayerConfig { mixer, mlp: None, residual: Residual::PreNorm }],
+            pattern: vec![LayerConfig { mixer, conv: None, mlp: None, residual: Residual::PreNorm }],
             depth: Some(fields.size("num_hidden_layers")?),
             norm: NormConfig::Rms { eps, unit_offset: false },
             tied: fields.flag_or("tie_word_embeddings", false)?,

@@ -67,7 +67,7 @@ impl Family for MiniMax {
                 mlp_alpha: factor("mlp_alpha_factor")?,
                 mlp_beta: factor("mlp_beta_factor")?,
             };
-            Ok(LayerConfig { mixer, mlp: Some(mlp.clone()), residual })
+            Ok(LayerConfig { mixer, conv: None, mlp: Some(mlp.clone()), residual })
         };
         Ok(LanguageModelConfig {
             vocab: fields.size("vocab_size")?,

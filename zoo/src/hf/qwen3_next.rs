@@ -62,8 +62,8 @@ impl Family for Qwen3Next {
                     head_dim: n,
                     expand_v: p as f64 / n as f64,
                     conv_kernel: fields.size_or("linear_conv_kernel_dim", 4)?,
-                    negative_eigenvalues: false,
                     norm_eps: fields.number_or("rms_norm_eps", 1e-6)?,
+                    ..Default::default()
                 })
             } else {
                 MixerConfig::Attention(AttentionConfig {
@@ -97,7 +97,7 @@ impl Family for Qwen3Next {
                     }),
                 },
             };
-            Ok(LayerConfig { mixer, mlp: Some(mlp), residual: Residual::PreNorm })
+            Ok(LayerConfig { mixer, conv: None, mlp: Some(mlp), residual: Residual::PreNorm })
         };
         Ok(LanguageModelConfig {
             vocab: fields.size("vocab_size")?,

@@ -66,7 +66,7 @@ impl Family for RecurrentGemma {
             // The width in the file counts gate and up together.
             let hidden = fields.size("intermediate_size")? / 2;
             let mlp = MlpConfig::Dense { hidden, activation, gated: true, bias: true };
-            Ok(LayerConfig { mixer, mlp: Some(mlp), residual: Residual::PreNorm })
+            Ok(LayerConfig { mixer, conv: None, mlp: Some(mlp), residual: Residual::PreNorm })
         };
         Ok(LanguageModelConfig {
             vocab: fields.size("vocab_size")?,

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use seqzoo_layers::nn::Norm;
+use seqzoo_layers::nn::{CausalConv, Norm};
 use seqzoo_layers::system::{Form, Mask, Mixer, State};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,8 @@ pub enum Residual {
 pub struct Block {
     /// Before the mixer
     pub norm: Norm,
+    /// On the mixer's input
+    pub conv: Option<CausalConv>,
     /// Over time
     pub mixer: AnyMixer,
     /// Before the MLP
@@ -45,7 +47,43 @@ pub struct Block {
     pub(super) residual: Residual,
 }
 
+/// Slot of the convolution's last inputs, beside the mixer's own.
+const CONV: &str = "block_conv";
+
 impl Block {
+    /// The state before any token: the mixer's, and the convolution's tail.
+    pub fn initial_state(&self, batch: usize) -> State {
+        let state = self.mixer.initial_state(batch);
+        match &self.conv {
+            Some(conv) => state.with(CONV, conv.initial_state(batch)),
+            None => state,
+        }
+    }
+
+    /// What the mixer reads when the block reads `x: [b, t, d]` from `state`.
+    pub fn mixer_input(&self, x: Tensor<3>, state: &State) -> Result<Tensor<3>> {
+        Ok(self.convolve(self.norm.forward(x), state, None)?.0)
+    }
+
+    /// The mixer's input: `n + conv(n)`, or `n`. Also the convolution's new tail.
+    fn convolve(
+        &self,
+        n: Tensor<3>,
+        state: &State,
+        mask: Option<&Mask>,
+    ) -> Result<(Tensor<3>, Option<Tensor<3>>)> {
+        let Some(conv) = &self.conv else { return Ok((n, None)) };
+        let tail = state.get(CONV)?;
+        let (y, tail) = match mask {
+            Some(mask) => {
+                let (y, tail) = conv.forward(mask.compact(n.clone()), tail, Some(&mask.lengths()));
+                (mask.spread(y), tail)
+            }
+            None => conv.forward(n.clone(), tail, None),
+        };
+        Ok((n + y, Some(tail)))
+    }
+
     /// `x: [b, t, d]` through both parts. With `auxiliary`, also the loss the mixer asks for.
     pub fn forward(
         &self,
@@ -56,11 +94,15 @@ impl Block {
         auxiliary: bool,
     ) -> Result<(Tensor<3>, State, Option<Tensor<1>>)> {
         let n = self.norm.forward(x.clone());
-        let loss = if auxiliary { self.mixer.auxiliary_loss(n.clone())? } else { None };
-        let (y, state) = match mask {
-            Some(mask) => self.mixer.forward_masked(n.clone(), state, form, mask)?,
-            None => self.mixer.forward(n.clone(), state, form)?,
+        let (u, tail) = self.convolve(n.clone(), &state, mask)?;
+        let loss = if auxiliary { self.mixer.auxiliary_loss(u.clone())? } else { None };
+        let (y, mut state) = match mask {
+            Some(mask) => self.mixer.forward_masked(u, state, form, mask)?,
+            None => self.mixer.forward(u, state, form)?,
         };
+        if let Some(tail) = tail {
+            state.put(CONV, tail);
+        }
         let mut x = match self.residual {
             Residual::PreNorm => x + y,
             Residual::Normalized { mixer_alpha: a, mixer_beta: b, .. } => n * a + y * b,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use seqzoo_layers::nn::NormConfig;
+use seqzoo_layers::nn::{CausalConvConfig, NormConfig};
 use seqzoo_layers::{Error as LayerError, Init};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,10 @@ const NAME: &str = "language_model";
 pub struct LayerConfig {
     /// Mixes over time.
     pub mixer: MixerConfig,
+    /// Short convolution on the mixer's input, added to it, so that mixers without one can tell a token's
+    /// neighbours apart (arXiv 2212.14052, 2312.04927); `None` for none.
+    #[serde(default)]
+    pub conv: Option<CausalConvConfig>,
     /// Mixes channels; `None` for none (Mamba).
     #[serde(default)]
     pub mlp: Option<MlpConfig>,
@@ -90,7 +94,7 @@ impl LanguageModelConfig {
             // The embedding is drawn small because the head reads it; the stream starts at size 1.
             embed_scale: Some((d_model as f64).sqrt()),
             learned_positions: None,
-            pattern: vec![LayerConfig { mixer, mlp, residual: Residual::PreNorm }],
+            pattern: vec![LayerConfig { mixer, conv: None, mlp, residual: Residual::PreNorm }],
             depth: Some(depth),
             norm: NormConfig::default(),
             tied: true,
@@ -131,6 +135,8 @@ impl LanguageModelConfig {
         factor("logit_softcap", self.logit_softcap)?;
         let (NormConfig::Rms { eps, .. } | NormConfig::Layer { eps }) = self.norm;
         require(eps.is_finite() && eps > 0.0, "norm.eps", eps.to_string(), "must be positive")?;
+        let kernels = self.pattern.iter().filter_map(|layer| layer.conv.map(|conv| conv.kernel));
+        kernels.into_iter().try_for_each(|kernel| size("pattern.conv.kernel", kernel))?;
         self.pattern.iter().filter_map(|layer| layer.mlp.as_ref()).try_for_each(MlpConfig::validate)
     }
 
@@ -153,6 +159,7 @@ impl LanguageModelConfig {
                 let mlp = layer.mlp.as_ref();
                 Ok(Block {
                     norm: self.norm.init(d, &mut init),
+                    conv: layer.conv.map(|conv| conv.init(d, &mut init)),
                     mixer: layer.mixer.clone().at_layer(i, depth).init(d, &mut init)?,
                     mlp_norm: mlp.map(|_| self.norm.init(d, &mut init)),
                     mlp: mlp.map(|mlp| mlp.init(d, &mut init)).transpose()?,

@@ -53,7 +53,7 @@ impl LanguageModel {
 
     /// The state before any token.
     pub fn initial_state(&self, batch: usize) -> ModelState {
-        ModelState { layers: self.blocks.iter().map(|block| block.mixer.initial_state(batch)).collect() }
+        ModelState { layers: self.blocks.iter().map(|block| block.initial_state(batch)).collect() }
     }
 
     /// Token numbers as a tensor on the model's device, `[rows, time]`.

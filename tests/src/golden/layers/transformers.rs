@@ -33,7 +33,7 @@ pub(super) fn part(case: &Case, form: Form) -> Result<Outputs> {
     let part = part.ok_or_else(|| Error::Case(format!("`{path}` is no part of a {model_type:?}")))?;
     let block = architecture.block(part, &case.weights(), case.device())?;
     let x = case.get::<3>("in.hidden_states")?;
-    let state = block.mixer.initial_state(x.dims()[0]);
+    let state = block.initial_state(x.dims()[0]);
     let y = match part {
         Part::Block(_) => block.forward(x, state, form, None, false)?.0,
         Part::Mixer(_) => block.mixer.forward(x, state, form)?.0,
