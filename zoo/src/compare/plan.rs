@@ -43,11 +43,11 @@ impl Plan {
     pub fn full() -> Self {
         Self {
             recall: RecallTask {
-                vocab: 128,
-                pairs: vec![2, 4, 8, 16],
-                samples: 128,
-                model: ModelSizes { d_model: 64, depth: 2, state: 1024, ..ModelSizes::default() },
-                training: Training { steps: 600, batch: 32, length: 64, learning_rate: 3e-3 },
+                vocab: 192,
+                pairs: vec![4, 8, 16, 32],
+                samples: 64,
+                model: ModelSizes { d_model: 64, depth: 1, conv: 4, state: 1024, ..ModelSizes::default() },
+                training: Training { steps: 400, batch: 16, length: 128, learning_rate: 2e-2 },
                 ..RecallTask::default()
             },
             text: TextTask {
@@ -65,12 +65,13 @@ impl Plan {
     /// About two minutes on two cores.
     pub fn quick() -> Self {
         let mut plan = Self::full();
-        plan.recall.training.steps = 150;
-        plan.recall.samples = 64;
-        plan.text.training.steps = 40;
+        plan.recall.training.steps = 120;
+        plan.recall.pairs = vec![4, 8, 16];
+        plan.text.training.steps = 30;
+        plan.text.training.batch = 8;
         plan.curve_points = 12;
-        plan.text_batches = 4;
-        plan.lengths = vec![128, 256, 512, 1024, 2048];
+        plan.text_batches = 2;
+        plan.lengths = vec![128, 256, 512, 1024];
         plan.decode_steps = 12;
         plan
     }

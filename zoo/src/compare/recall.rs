@@ -1,4 +1,4 @@
-//! Recall: training on a mixture of pair counts, accuracy by pair count, and where the layers look.
+//! Recall: training on growing numbers of pairs, accuracy by number, and where the layers look.
 
 use std::time::Instant;
 
@@ -8,44 +8,56 @@ use super::results::{CurvePoint, Entry, PairAccuracy, RecallRun, Results};
 use super::{Halt, Lab, Plan, go_on, maps, sizes};
 use crate::Result;
 use crate::data::{Batch, Batches, Mqar, MqarBatches};
+use crate::model::LanguageModel;
 use crate::train::{TrainConfig, Trainer, evaluate};
 
-/// Rows per evaluated batch.
-const EVAL_ROWS: usize = 64;
+/// Sequences per number of pairs at a point of the training curve.
+const CURVE_ROWS: usize = 16;
 
-/// Batches in which each pair count has the same number of rows.
-struct Mixture(Vec<MqarBatches>);
+/// Easy sequences first: training has as many stages as there are numbers of pairs, and stage `i` goes round
+/// the first `i + 1` of them. Every batch has the same number of tokens.
+struct Curriculum {
+    streams: Vec<MqarBatches>,
+    stage_steps: usize,
+    step: usize,
+}
 
-impl Mixture {
-    fn new(plan: &Plan, seed: u64, rows: usize) -> Result<Self> {
-        let counts = plan.recall.pairs.len().max(1);
+impl Curriculum {
+    fn new(plan: &Plan, seed: u64) -> Result<Self> {
+        let training = &plan.recall.training;
+        let tokens = training.batch * training.length;
         let streams = plan.recall.pairs.iter().enumerate().map(|(i, &pairs)| {
-            let share = (rows / counts + usize::from(i < rows % counts)).max(1);
+            let task = task(plan, pairs);
             // Streams of one seed would hold the same draws.
-            task(plan, pairs).batches(seed.wrapping_add(1_000_003 * i as u64), share)
+            task.batches(seed.wrapping_add(1_000_003 * i as u64), (tokens / task.length).max(1))
         });
-        Ok(Self(streams.collect::<Result<_>>()?))
+        let streams: Vec<_> = streams.collect::<Result<_>>()?;
+        let stage_steps = training.steps.div_ceil(streams.len().max(1)).max(1);
+        Ok(Self { streams, stage_steps, step: 0 })
     }
 }
 
-impl Batches for Mixture {
+impl Batches for Curriculum {
     fn next_batch(&mut self) -> Batch {
-        let mut all = Batch { inputs: vec![], labels: vec![], batch: 0, time: 0 };
-        for stream in &mut self.0 {
-            let part = stream.next_batch();
-            all.inputs.extend(part.inputs);
-            all.labels.extend(part.labels);
-            all.batch += part.batch;
-            all.time = part.time;
-        }
-        all
+        let stage = (self.step / self.stage_steps).min(self.streams.len() - 1);
+        let turn = stage - self.step % (stage + 1);
+        self.step += 1;
+        self.streams[turn].next_batch()
     }
 }
 
-/// The task with `pairs` pairs.
+/// The task with `pairs` pairs, every slot a question: as many scored tokens as there can be.
 pub(super) fn task(plan: &Plan, pairs: usize) -> Mqar {
-    let recall = &plan.recall;
-    Mqar { vocab: recall.vocab, length: recall.training.length, pairs, ..Mqar::default() }
+    Mqar { vocab: plan.recall.vocab, length: 4 * pairs, pairs, ..Mqar::default() }
+}
+
+/// Accuracy by number of pairs on `rows` sequences that training has not seen.
+fn by_pairs(model: &LanguageModel, plan: &Plan, seed: u64, rows: usize) -> Result<Vec<PairAccuracy>> {
+    let accuracy = |&pairs: &usize| {
+        let mut stream = task(plan, pairs).batches(!seed, rows.max(1))?;
+        Ok(PairAccuracy { pairs, accuracy: evaluate(model, &mut stream, 1)?.accuracy })
+    };
+    plan.recall.pairs.iter().map(accuracy).collect()
 }
 
 /// Steps of one measurement.
@@ -61,8 +73,7 @@ pub(super) fn measure(lab: &mut Lab, results: &Results, entry: &mut Entry) -> Re
     let sizes = &results.recall.model;
     let (config, mut facts) = sizes::model(&entry.name, sizes, plan.recall.vocab, &lab.device)?;
     let model = config.init(lab.seed, &lab.device.clone().autodiff())?;
-    let mut batches = Mixture::new(plan, lab.seed, training.batch)?;
-    let fresh = |rows| Mixture::new(plan, !lab.seed, rows);
+    let mut batches = Curriculum::new(plan, lab.seed)?;
     facts.state_bytes = sizes::state_bytes(&model.valid(), training.length, &lab.device)?;
     entry.recall_model = Some(facts);
 
@@ -83,20 +94,16 @@ pub(super) fn measure(lab: &mut Lab, results: &Results, entry: &mut Entry) -> Re
         let metrics = trainer.step(&batches.next_batch())?;
         run.seconds = metrics.elapsed;
         if metrics.step % every == 0 || trainer.finished() {
-            let accuracy = evaluate(trainer.model(), &mut fresh(EVAL_ROWS)?, 1)?.accuracy;
-            run.curve.push(CurvePoint { step: metrics.step, value: accuracy });
+            let points = by_pairs(trainer.model(), plan, lab.seed, CURVE_ROWS)?;
+            let mean = points.iter().map(|p| p.accuracy).sum::<f64>() / points.len().max(1) as f64;
+            run.curve.push(CurvePoint { step: metrics.step, value: mean });
         }
         let accuracy = run.curve.last().map_or(0.0, |p| p.value);
         let note = format!("loss {:.2}, {:.0} % right", metrics.loss, 100.0 * accuracy);
         go_on(lab.observer.advance(metrics.step, &note))?;
     }
     let model = trainer.into_model();
-    for &pairs in &plan.recall.pairs {
-        let rows = EVAL_ROWS.min(plan.recall.samples).max(1);
-        let mut stream = task(plan, pairs).batches(!lab.seed, rows)?;
-        let accuracy = evaluate(&model, &mut stream, plan.recall.samples.div_ceil(rows))?.accuracy;
-        run.by_pairs.push(PairAccuracy { pairs, accuracy });
-    }
+    run.by_pairs = by_pairs(&model, plan, lab.seed, plan.recall.samples)?;
     let all: Vec<String> =
         run.by_pairs.iter().map(|p| format!("{:.0} % at {}", 100.0 * p.accuracy, p.pairs)).collect();
     let summary = format!("recall {} pairs ({:.0} s)", all.join(", "), started.elapsed().as_secs_f64());

@@ -59,6 +59,8 @@ pub struct ModelSizes {
     pub d_model: usize,
     /// Layers.
     pub depth: usize,
+    /// Kernel width of the convolution before every mixer; 0 for none.
+    pub conv: usize,
     /// Parameters every model is brought to.
     pub params: usize,
     /// Numbers of memory per layer, where the architecture lets one choose.
@@ -70,9 +72,9 @@ pub struct ModelSizes {
 pub struct Training {
     /// Optimiser steps.
     pub steps: usize,
-    /// Sequences per step.
+    /// Sequences per step, where they have this length; more where they are shorter.
     pub batch: usize,
-    /// Tokens per sequence.
+    /// Tokens per sequence, at most.
     pub length: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -98,7 +100,8 @@ pub struct TextTask {
 pub struct RecallTask {
     /// Distinct tokens.
     pub vocab: usize,
-    /// Numbers of key-value pairs in the training mixture and the evaluation.
+    /// Numbers of key-value pairs in training, fewest first, and in the evaluation; sequences are four times as
+    /// long.
     pub pairs: Vec<usize>,
     /// Accuracy of guessing among the values.
     pub chance: f64,
@@ -171,7 +174,7 @@ pub struct TextRun {
 /// Training on recall.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RecallRun {
-    /// Accuracy on fresh samples of the training mixture.
+    /// Mean accuracy over all numbers of pairs, on samples never trained on.
     pub curve: Vec<CurvePoint>,
     /// Accuracy after training by number of pairs, on samples never trained on.
     pub by_pairs: Vec<PairAccuracy>,

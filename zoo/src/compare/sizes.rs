@@ -4,6 +4,7 @@
 //! four heads (eight for the router to choose from); everything else as the architecture's own default.
 
 use burn::tensor::{Device, Int, Tensor};
+use seqzoo_layers::nn::{Activation, CausalConvConfig};
 use seqzoo_layers::system::Form;
 use serde_json::{Map, Value, json};
 
@@ -15,20 +16,36 @@ use crate::{Error, Result};
 /// Heads of every multi-head mixer.
 const HEADS: usize = 4;
 
-/// What differs from the defaults of `name` when each layer of width `d_model` may keep `state` numbers.
-fn overrides(name: &str, d_model: usize, state: usize) -> Value {
+/// Largest step at the start of gated DeltaNet, a tenth of the default: in the few updates there are, long
+/// memories are shortened sooner than short ones are lengthened. Mamba-2, whose step also scales its input,
+/// learns better from its default.
+const SLOW_STEP: f64 = 0.01;
+
+/// What differs from the defaults of `name`.
+fn overrides(name: &str, sizes: &ModelSizes) -> Value {
+    let mut changes = own_sizes(name, sizes.d_model, sizes.state);
+    // One convolution is enough: where every mixer has one before it, those inside are left out.
+    if sizes.conv > 0 && ["gated_deltanet", "mamba2", "rglru", "yaad"].contains(&name) {
+        changes["conv_kernel"] = json!(0);
+    }
+    changes
+}
+
+/// Sizes at which each layer of width `d_model` keeps `state` numbers.
+fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
     // Matrix memories: heads × n × n numbers.
     let head_dim = ((state / HEADS) as f64).sqrt().round() as usize;
     match name {
         "attention" => json!({ "heads": HEADS }),
         "moh" => json!({}),
-        "linear_attention" | "lightning" | "gated_deltanet" => {
-            json!({ "heads": HEADS, "head_dim": head_dim })
-        }
+        "linear_attention" | "lightning" => json!({ "heads": HEADS, "head_dim": head_dim }),
+        "gated_deltanet" => json!({ "heads": HEADS, "head_dim": head_dim, "dt_max": SLOW_STEP }),
         // A memory of two layers would leave heads too narrow to address anything.
         "yaad" => json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" }),
-        // Channels × state size.
-        "mamba2" => json!({ "expand": 2.0, "head_dim": d_model / 2, "state": state.div_ceil(2 * d_model) }),
+        "mamba2" => {
+            let expand = (HEADS * head_dim) as f64 / d_model as f64;
+            json!({ "expand": expand, "head_dim": head_dim, "state": head_dim })
+        }
         // Vectors: the memory is as wide as the layer, and widening it costs parameters, not only memory.
         "rglru" => json!({ "lru_width": 2 * d_model }),
         "lstm" => json!({}),
@@ -40,20 +57,20 @@ fn overrides(name: &str, d_model: usize, state: usize) -> Value {
 ///
 /// # Errors
 /// When the name is not in the registry.
-pub(super) fn mixer(name: &str, d_model: usize, state: usize) -> Result<MixerConfig> {
+pub(super) fn mixer(name: &str, sizes: &ModelSizes) -> Result<MixerConfig> {
     let default = MixerConfig::named(name)
         .ok_or_else(|| Error::UnknownMixer { name: name.into(), nearest: crate::registry::nearest(name) })?;
     let bad =
         |e: serde_json::Error| Error::Config { what: format!("sizes of {name}"), reason: e.to_string() };
     let mut config = serde_json::to_value(default).map_err(bad)?;
-    merge(&mut config, overrides(name, d_model, state));
+    merge(&mut config, overrides(name, sizes));
     serde_json::from_value(config).map_err(bad)
 }
 
 /// Parameters of the model that all others are brought to: softmax attention with an MLP three times as wide
 /// as the model, so that larger mixers find room by narrowing theirs.
 pub(super) fn reference(sizes: &ModelSizes, vocab: usize, device: &Device) -> Result<usize> {
-    let mixer = mixer("attention", sizes.d_model, sizes.state)?;
+    let mixer = mixer("attention", sizes)?;
     Ok(with_mlp(mixer, sizes, vocab, 3 * sizes.d_model).init(0, device)?.num_params())
 }
 
@@ -67,7 +84,7 @@ pub(super) fn model(
     vocab: usize,
     device: &Device,
 ) -> Result<(LanguageModelConfig, Model)> {
-    let mixer = mixer(name, sizes.d_model, sizes.state)?;
+    let mixer = mixer(name, sizes)?;
     let params =
         |hidden| Ok::<_, Error>(with_mlp(mixer.clone(), sizes, vocab, hidden).init(0, device)?.num_params());
     let (one, two) = (params(1)?, params(2)?);
@@ -91,6 +108,8 @@ pub(super) fn model(
 fn with_mlp(mixer: MixerConfig, sizes: &ModelSizes, vocab: usize, hidden: usize) -> LanguageModelConfig {
     let mut config = LanguageModelConfig::small(mixer, vocab, sizes.d_model, sizes.depth);
     for layer in &mut config.pattern {
+        let conv = CausalConvConfig { kernel: sizes.conv, bias: false, activation: Activation::Identity };
+        layer.conv = (sizes.conv > 0).then_some(conv);
         layer.mlp = Some(MlpConfig::swiglu(hidden));
     }
     config
@@ -126,9 +145,10 @@ mod tests {
 
     #[test]
     fn every_architecture_can_be_built_at_every_size_of_the_plans() {
-        for (d_model, state) in [(64, 1024), (128, 4096)] {
+        for (d_model, state, conv) in [(64, 1024, 4), (128, 4096, 0)] {
+            let sizes = ModelSizes { d_model, state, conv, ..ModelSizes::default() };
             for name in MixerConfig::NAMES {
-                let config = mixer(name, d_model, state).unwrap();
+                let config = mixer(name, &sizes).unwrap();
                 let layer = config.init(d_model, &mut Init::new(0, &Device::flex())).unwrap();
                 let start = layer.initial_state(1);
                 let memory = start.slots().find(|(slot, ..)| *slot == MEMORY);
@@ -155,6 +175,6 @@ mod tests {
                 }
             }
         }
-        assert!(matches!(mixer("mamba3", 64, 1024), Err(Error::UnknownMixer { .. })));
+        assert!(matches!(mixer("mamba3", &ModelSizes::default()), Err(Error::UnknownMixer { .. })));
     }
 }

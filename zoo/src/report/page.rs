@@ -60,12 +60,10 @@ pub fn render(results: &Results) -> String {
         "Recall",
         &format!(
             "Multi-query associative recall: a list of key-value pairs, then some of the keys again, and each time the \
-             model has to answer with the key's value. {} tokens, {} different ones, {} layers of width {}, all models \
-             at {} parameters, {} numbers of memory per layer where the size is free to choose.",
-            recall.training.length,
+             model has to answer with the key's value. {} different tokens, {}, all models at {} parameters, {} numbers of \
+             memory per layer where the size is free to choose. All see few pairs first and more later.",
             recall.vocab,
-            recall.model.depth,
-            recall.model.d_model,
+            shape(&recall.model),
             count(recall.model.params as f64),
             recall.model.state
         ),
@@ -245,10 +243,16 @@ fn training(training: &Training) -> String {
 }
 
 fn sizes(sizes: &ModelSizes) -> String {
-    format!(
-        "{} layers, width {}, {} parameters, {} numbers of memory per layer",
-        sizes.depth, sizes.d_model, sizes.params, sizes.state
-    )
+    format!("{}, {} parameters, {} numbers of memory per layer", shape(sizes), sizes.params, sizes.state)
+}
+
+fn shape(sizes: &ModelSizes) -> String {
+    let layers = if sizes.depth == 1 { "layer" } else { "layers" };
+    let conv = match sizes.conv {
+        0 => String::new(),
+        kernel => format!(" with a convolution over {kernel} tokens before the mixer"),
+    };
+    format!("{} {layers} of width {}{conv}", sizes.depth, sizes.d_model)
 }
 
 fn how(out: &mut String, results: &Results) {
@@ -280,7 +284,7 @@ fn how(out: &mut String, results: &Results) {
         (
             "Recall",
             escape(&format!(
-                "vocabulary {}, mixture of {} pairs; {}; {}; {} samples per pair count in the evaluation",
+                "vocabulary {}, {} pairs; {}; {}; {} sequences per number of pairs in the evaluation",
                 recall.vocab,
                 super::words::list(&pairs),
                 sizes(&recall.model),

@@ -78,7 +78,7 @@ fn synthetic(n: usize) -> Results {
             failures: vec![],
         }
     };
-    let model = ModelSizes { d_model: 64, depth: 2, params: 100_000, state: 1024 };
+    let model = ModelSizes { d_model: 64, depth: 2, conv: 0, params: 100_000, state: 1024 };
     let training = Training { steps: 400, batch: 32, length: 64, learning_rate: 3e-3 };
     Results {
         schema: SCHEMA,
