@@ -26,12 +26,12 @@ enum Task {
     /// Everything CI runs: toolchain, formatting, build, tests on every device, doctests, lints, golden
     /// vectors, a short `compare`. Installs what it needs; the last line is `N passed, N failed`
     Test {
-        /// Also run the parity matrix on Vulkan in software, installing the driver where it is missing (slow)
+        /// Leave out the parity matrix on Vulkan in software, which installs the driver where it is missing
         #[arg(long)]
-        vulkan: bool,
-        /// Also run clippy and cargo-deny (they compile the dependencies a second time)
+        no_vulkan: bool,
+        /// Leave out clippy and cargo-deny, which check the dependencies a second time
         #[arg(long)]
-        lint: bool,
+        no_lint: bool,
     },
     /// rustfmt, clippy with warnings as errors, and cargo-deny where it is installed
     Lint {
@@ -59,8 +59,8 @@ enum Task {
 fn main() -> ExitCode {
     let mut report = Report::default();
     match Cli::parse().command {
-        Task::Test { vulkan, lint } => {
-            steps::test(&mut report, vulkan, if lint { Lints::Run } else { Lints::Skip });
+        Task::Test { no_vulkan, no_lint } => {
+            steps::test(&mut report, !no_vulkan, if no_lint { Lints::Skip } else { Lints::Run });
             report.print_with_counts();
         }
         Task::Lint { fix } => {

@@ -38,7 +38,7 @@ pub(crate) fn test(report: &mut Report, vulkan: bool, lints: Lints) {
             Ok(None)
         });
     } else {
-        report.skip("software Vulkan", "not asked for; --vulkan runs it");
+        report.skip("software Vulkan", "left out by --no-vulkan");
     }
     let build = || done(shell::run(&mut with_flags("build", &["--all-targets"])));
     if report.step("build", build) {
@@ -57,7 +57,7 @@ pub(crate) fn test(report: &mut Report, vulkan: bool, lints: Lints) {
     }
     match lints {
         Lints::Run => slow_lints(report),
-        Lints::Skip => report.skip("clippy and cargo-deny", "not asked for; --lint runs them"),
+        Lints::Skip => report.skip("clippy and cargo-deny", "left out by --no-lint"),
     }
 }
 

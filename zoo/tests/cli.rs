@@ -248,3 +248,29 @@ fn an_interrupted_run_saves_and_can_be_resumed() {
     assert!(step >= 1);
     succeeds(&["train", "--resume", "--out", &out, "--steps", &(step + 1).to_string()]);
 }
+
+#[test]
+fn a_hugging_face_folder_generates_and_a_damaged_one_is_told() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/models");
+    fn generate(dir: &str) -> [&str; 9] {
+        ["generate", "--checkpoint", dir, "--prompt", "1 2 3", "--tokens", "5", "--temperature", "0"]
+    }
+    for model in ["llama", "qwen3_next"] {
+        let output = succeeds(&generate(&path(&golden, model)));
+        let ids: Vec<u32> = output.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        assert_eq!((ids.len(), &ids[..3]), (8, &[1, 2, 3][..]));
+    }
+    // Weights cut short, and weights of another model.
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(golden.join("llama/config.json"), dir.path().join("config.json")).unwrap();
+    let weights = fs::read(golden.join("llama/model.safetensors")).unwrap();
+    let others = fs::read(golden.join("gpt2/model.safetensors")).unwrap();
+    for (bytes, words) in
+        [(&weights[..weights.len() / 2], "truncated"), (&others[..], "model.embed_tokens.weight")]
+    {
+        fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        fails(&generate(&path(dir.path(), "")), 1, &[words]);
+    }
+    fs::write(dir.path().join("config.json"), r#"{"model_type": "bert"}"#).unwrap();
+    fails(&generate(&path(dir.path(), "")), 1, &["`bert`", "llama"]);
+}

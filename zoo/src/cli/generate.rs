@@ -2,17 +2,21 @@
 
 use std::io::Read;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use burn::tensor::Device;
+use seqzoo::data::Tokenizer;
 use seqzoo::generate::{Generator, Sampling};
+use seqzoo::model::LanguageModel;
 use seqzoo::train::Checkpoint;
-use seqzoo::{Error, Result};
+use seqzoo::{Error, Result, hf};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder of a training run.
+    /// Folder of a training run, or of a Hugging Face model (config.json, model.safetensors, tokenizer.json;
+    /// without a tokenizer, prompt and answer are numbers).
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// Text to continue; `-` reads it from stdin. May be left out with --load-state.
@@ -48,8 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
     sampling.validate()?;
     let device = seqzoo_layers::device::open(&args.device)?;
-    let Checkpoint { model, progress, .. } = Checkpoint::load(&args.checkpoint, &device)?;
-    let tokenizer = progress.tokenizer;
+    let (model, tokenizer) = load(&args.checkpoint, &device)?;
     let mut generator = match &args.load_state {
         None => Generator::new(&model, args.seed.unwrap_or(0)),
         Some(path) => {
@@ -63,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     generator.feed(&prompt_ids)?;
     super::emit(&prompt)?;
     // Ids are separated by spaces; a continuation must not run into the last one.
-    if matches!(tokenizer, seqzoo::data::Tokenizer::Ids { .. }) && !prompt.ends_with(char::is_whitespace) {
+    if matches!(tokenizer, Tokenizer::Ids { .. }) && !prompt.ends_with(char::is_whitespace) {
         super::emit(" ")?;
     }
 
@@ -102,6 +105,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         );
     }
     Ok(if super::interrupted() { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+/// The model and tokenizer of a training run, or of a folder that transformers wrote.
+fn load(dir: &Path, device: &Device) -> Result<(LanguageModel, Tokenizer)> {
+    if !Checkpoint::exists(dir) && hf::Checkpoint::exists(dir) {
+        let checkpoint = hf::Checkpoint::open(dir)?;
+        return Ok((checkpoint.load(device)?, checkpoint.tokenizer()?));
+    }
+    let Checkpoint { model, progress, .. } = Checkpoint::load(dir, device)?;
+    Ok((model, progress.tokenizer))
 }
 
 fn prompt(args: &Args) -> Result<String> {

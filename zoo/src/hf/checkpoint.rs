@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor};
-use seqzoo_layers::params::Named;
+use seqzoo_layers::params::{self, Named};
 use seqzoo_layers::{Error as LayerError, Value};
 use serde::Deserialize;
 
 use super::Architecture;
+use crate::data::Tokenizer;
+use crate::model::LanguageModel;
 use crate::train::weights;
 use crate::{Error, Result};
 
@@ -52,6 +54,31 @@ impl Checkpoint {
             all.extend(tensors(&path, device)?);
         }
         in_memory(all)
+    }
+
+    /// The model; on an autodiff device its parameters can be trained.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or tensors do not fit the configuration.
+    pub fn load(&self, device: &Device) -> Result<LanguageModel> {
+        let model = self.architecture.model(&self.tensors(device)?, device)?;
+        if !device.is_autodiff() {
+            return Ok(model);
+        }
+        // Parameters are parts of the checkpoint's tensors: cut loose, they are leaves that an optimizer can move.
+        let leaves = params::parameters(&model).into_iter();
+        let leaves = leaves.map(|(name, value)| (name, value.detach().require_grad())).collect();
+        Ok(params::assign(model, leaves)?)
+    }
+
+    /// The folder's `tokenizer.json`; without one, tokens are written as numbers.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let path = self.dir.join("tokenizer.json");
+        let vocab = self.architecture.config().vocab;
+        if path.exists() { Tokenizer::load(&path) } else { Ok(Tokenizer::Ids { vocab }) }
     }
 
     /// The weight files: one, or those an index lists.

@@ -40,12 +40,7 @@ use crate::{Error, Result};
 /// # Errors
 /// When a file is missing or damaged, the model type or a setting is not supported, or tensors do not fit.
 pub fn load(dir: impl AsRef<Path>, device: &Device) -> Result<LanguageModel> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let mut tensors = checkpoint.tensors(device)?;
-    if device.is_autodiff() {
-        tensors = tensors.into_iter().map(|(name, value)| (name, value.require_grad())).collect();
-    }
-    checkpoint.architecture().model(&tensors, device)
+    Checkpoint::open(dir)?.load(device)
 }
 
 /// How the checkpoints of some model types are laid out, and what our model is called there.

@@ -100,7 +100,7 @@ fn percent0(share: f64) -> String {
     format!("{:.0} %", 100.0 * share)
 }
 
-/// Accuracy on the training mixture against steps.
+/// Mean accuracy over all numbers of pairs against training steps.
 pub(super) fn recall_curves(results: &Results) -> String {
     let series = series(results, |e| e.recall.as_ref().map(|r| thin(&r.curve)).unwrap_or_default());
     let x = Scale::Linear { low: 0.0, high: results.recall.training.steps.max(1) as f64 };
@@ -109,7 +109,9 @@ pub(super) fn recall_curves(results: &Results) -> String {
         title: "Learning to recall".into(),
         description: findings::recall_curves(results),
         x: axis("training steps", x, whole),
-        y: axis("right on the training mixture", Scale::Linear { low: 0.0, high: 1.0 }, |v| percent0(v)),
+        y: axis("right, mean over all numbers of pairs", Scale::Linear { low: 0.0, high: 1.0 }, |v| {
+            percent0(v)
+        }),
         series,
         references: vec![],
         show_x: steps,

@@ -161,8 +161,10 @@ pub(super) fn recall_curves(results: &Results) -> String {
     let mut steps: Vec<_> = results.entries.iter().filter_map(first_above).collect();
     steps.sort();
     match steps.as_slice() {
-        [] => "No architecture crossed 90 % on the training mixture.".into(),
-        [(step, name)] => format!("Only {name} crosses 90 % on the training mixture, at step {step}."),
+        [] => "No architecture crossed 90 % on the mean over all numbers of pairs.".into(),
+        [(step, name)] => {
+            format!("Only {name} crosses 90 % on the mean over all numbers of pairs, at step {step}.")
+        }
         [(step, name), .., (last, slow)] => format!(
             "Recall is learnt suddenly: {name} crosses 90 % first, at step {step}, and {slow} last of the {} \
              that do, at step {last}.",

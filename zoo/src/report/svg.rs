@@ -9,7 +9,7 @@ pub(super) const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 360.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 44.0;
-const LEFT: f64 = 66.0;
+const LEFT: f64 = 80.0;
 /// Space between two labels at the ends of lines.
 const LABEL_STEP: f64 = 14.5;
 /// Number of colours and marker shapes in the style sheet.
