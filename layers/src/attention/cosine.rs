@@ -59,7 +59,7 @@ impl CosineAttentionConfig {
     pub fn init(&self, d_model: usize, init: &mut Init) -> Result<CosineAttention> {
         let (h, [height, width]) = (self.heads, self.grid);
         require(d_model > 0, NAME, "d_model", d_model, "must be positive")?;
-        let heads_fit = h > 0 && d_model % h == 0;
+        let heads_fit = h > 0 && d_model.is_multiple_of(h);
         require(heads_fit, NAME, "heads", h, &format!("must divide d_model = {d_model}"))?;
         let grid_ok = height > 0 && width > 0;
         require(grid_ok, NAME, "grid", format!("{height} x {width}"), "must have cells")?;

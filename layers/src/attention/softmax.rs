@@ -98,13 +98,13 @@ impl AttentionConfig {
             Some(n) => n,
             None => {
                 let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
-                require(d_model % h == 0, NAME, "heads", h, &expected)?;
+                require(d_model.is_multiple_of(h), NAME, "heads", h, &expected)?;
                 d_model / h
             }
         };
         require(head_dim > 0, NAME, "head_dim", head_dim, "must be positive")?;
         let kv = self.kv_heads.unwrap_or(h);
-        require(kv > 0 && h % kv == 0, NAME, "kv_heads", kv, "must divide `heads`")?;
+        require(kv > 0 && h.is_multiple_of(kv), NAME, "kv_heads", kv, "must divide `heads`")?;
         require(self.window != Some(0), NAME, "window", 0, "must be at least 1")?;
         if let Some(cap) = self.softcap {
             require(cap > 0.0 && cap.is_finite(), NAME, "softcap", cap, "must be positive")?;

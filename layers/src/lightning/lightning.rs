@@ -225,7 +225,7 @@ impl LightningConfig {
             Some(n) => n,
             None => {
                 let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
-                require(d_model % h == 0, NAME, "heads", h, &expected)?;
+                require(d_model.is_multiple_of(h), NAME, "heads", h, &expected)?;
                 d_model / h
             }
         };

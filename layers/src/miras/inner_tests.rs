@@ -159,7 +159,7 @@ fn literal(
                 }
             }
             out.extend(net.read(&w, &at(&q)).0);
-            if (phase + i + 1) % chunk == 0 {
+            if (phase + i + 1).is_multiple_of(chunk) {
                 start = w.clone();
             }
         }

@@ -51,7 +51,7 @@ impl RopeConfig {
         let fraction_ok = self.fraction > 0.0 && self.fraction <= 1.0;
         require(fraction_ok, "rope", "fraction", self.fraction, "must be in (0, 1]")?;
         let dim = (head_dim as f64 * self.fraction) as usize;
-        if dim % 2 != 0 || dim == 0 {
+        if !dim.is_multiple_of(2) || dim == 0 {
             let expected = format!("must leave an even number of the {head_dim} channels, not {dim}");
             return Err(Error::config("rope", "fraction", self.fraction, expected));
         }

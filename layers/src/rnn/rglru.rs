@@ -106,7 +106,7 @@ impl RgLruConfig {
     pub fn init_core(&self, width: usize, init: &mut Init) -> Result<RgLruCore> {
         let h = self.heads;
         require(width > 0, NAME, "lru_width", width, "must be positive")?;
-        let divides = h > 0 && width % h == 0;
+        let divides = h > 0 && width.is_multiple_of(h);
         require(divides, NAME, "heads", h, &format!("must divide the {width} channels of the recurrence"))?;
         require(self.c > 0.0 && self.c.is_finite(), NAME, "c", self.c, "must be a positive number")?;
         // s² ~ U(0.9², 0.999²) with s = exp(-softplus(Λ)), so Λ = log(e^{-log s} - 1).

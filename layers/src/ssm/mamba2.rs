@@ -114,13 +114,13 @@ impl Mamba2Config {
         require(p > 0, NAME, "head_dim", p, "must be positive")?;
         require(n > 0, NAME, "state", n, "must be positive")?;
         let inner = (d_model as f64 * self.expand).round() as usize;
-        if inner == 0 || inner % p != 0 {
+        if inner == 0 || !inner.is_multiple_of(p) {
             let expected =
                 format!("must divide the inner width {inner} (`expand` times d_model = {d_model})");
             return Err(Error::config(NAME, "head_dim", p, expected));
         }
         let heads = inner / p;
-        let divides = groups > 0 && heads % groups == 0;
+        let divides = groups > 0 && heads.is_multiple_of(groups);
         require(divides, NAME, "groups", groups, &format!("must divide the {heads} heads"))?;
         require(self.dt_min > 0.0 && self.dt_min.is_finite(), NAME, "dt_min", self.dt_min, positive)?;
         let range = self.dt_max >= self.dt_min && self.dt_max.is_finite();

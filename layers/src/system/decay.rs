@@ -70,7 +70,7 @@ impl ChunkDecay {
     }
 
     /// `exp Σ_{s < t}`
-    pub(super) fn from_start_before(&self) -> Tensor<5> {
+    pub(super) fn until_before(&self) -> Tensor<5> {
         delay(self.from_start.clone(), 3, 1.0)
     }
 }

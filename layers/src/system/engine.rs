@@ -188,7 +188,7 @@ fn rank_one(
     let decay = ChunkDecay::new(chunks(log_d, size));
     let [a, b, q, k, v] = [a, b, q, k, v].map(|x| chunks(x, size));
     let solve = unit_lower_inverse(decay.scores_before(a.clone(), b.clone()).neg());
-    let reads_state = solve.clone().matmul(a.clone() * decay.from_start_before());
+    let reads_state = solve.clone().matmul(a.clone() * decay.until_before());
     let reads_input = solve.matmul(decay.scores_before(a, k.clone()).matmul(v.clone()));
     let b_end = (b.clone() * decay.to_end.clone()).swap_dims(3, 4);
     let k_end = (k.clone() * decay.to_end.clone()).swap_dims(3, 4);

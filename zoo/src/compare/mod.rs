@@ -41,6 +41,9 @@ pub trait Observer {
     fn keep(&mut self, results: &Results, summary: &str) -> Result<()>;
 }
 
+/// Fills in its part of an entry and sums it up in a line.
+type Measure = fn(&mut Lab, &Results, &mut Entry) -> Result<String, Halt>;
+
 /// Why a measurement did not end.
 enum Halt {
     Stopped,
@@ -89,9 +92,7 @@ pub fn run(options: &Options, plan: &Plan, observer: &mut dyn Observer) -> Resul
     results.text.model.params = text_params;
     let mut lab = Lab { plan, seed: options.seed, device, text, observer };
 
-    let measurements: [fn(&mut Lab, &Results, &mut Entry) -> Result<String, Halt>; 2] =
-        [recall::measure, text::measure];
-    for measure in measurements {
+    for measure in [recall::measure as Measure, text::measure] {
         for i in 0..results.entries.len() {
             let mut entry = results.entries[i].clone();
             let ended = measure(&mut lab, &results, &mut entry);

@@ -150,7 +150,7 @@ fn in_memory(tensors: Named) -> Result<Named> {
             let all = group.values().map(one).collect::<Result<Vec<_>>>()?;
             if let Some(other) = all.iter().find(|expert| expert.dims() != all[0].dims()) {
                 let expected = format!("{:?} like the first expert", all[0].dims());
-                return Err(LayerError::shape(&format!("{path}.experts"), expected, &other.dims()).into());
+                return Err(LayerError::shape(format!("{path}.experts"), expected, &other.dims()).into());
             }
             Ok(Tensor::stack(all, 0))
         };

@@ -118,6 +118,6 @@ pub(super) fn sparse(fields: &Fields, layer: usize) -> Result<Option<usize>> {
     let step = fields.size_or("decoder_sparse_step", 1)?.max(1);
     // transformers 5 writes the second name.
     let experts = fields.find_size("num_experts")?.map_or_else(|| fields.size("num_local_experts"), Ok)?;
-    let sparse = experts > 0 && (layer + 1) % step == 0 && !dense.contains(&(layer as f64));
+    let sparse = experts > 0 && (layer + 1).is_multiple_of(step) && !dense.contains(&(layer as f64));
     Ok(sparse.then_some(experts))
 }

@@ -21,7 +21,7 @@ fn linear(fields: &Fields, layer: usize) -> Result<bool> {
             Some(&"full_attention") => false,
             other => return Err(fields.refuse(format!("`layer_types`: layer {layer} is {other:?}"))),
         },
-        None => layer % 2 == 0,
+        None => layer.is_multiple_of(2),
     })
 }
 

@@ -21,7 +21,7 @@ fn linear(fields: &Fields, layer: usize) -> Result<bool> {
             Some(&"full_attention") => false,
             other => return Err(fields.refuse(format!("`layer_types`: layer {layer} is {other:?}"))),
         },
-        None => (layer + 1) % fields.size_or("full_attention_interval", 4)?.max(1) != 0,
+        None => !(layer + 1).is_multiple_of(fields.size_or("full_attention_interval", 4)?.max(1)),
     })
 }
 

@@ -39,7 +39,7 @@ fn left_over_and_missing_tensors_are_named() {
     let gpt2 = architecture(serde_json::json!({
         "model_type": "gpt2", "vocab_size": 8, "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 4
     }));
-    let error = gpt2.unwrap().model(&Named::new(), &Device::flex()).err().expect("an error").to_string();
+    let error = gpt2.unwrap().model(&Named::new(), &Device::flex()).expect_err("an error").to_string();
     assert!(error.contains("transformer.wte.weight"), "{error}");
 }
 

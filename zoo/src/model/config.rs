@@ -158,10 +158,10 @@ impl LanguageModelConfig {
             .map(|(i, layer)| {
                 let mlp = layer.mlp.as_ref();
                 Ok(Block {
-                    norm: self.norm.init(d, &mut init),
+                    norm: self.norm.init(d, &init),
                     conv: layer.conv.map(|conv| conv.init(d, &mut init)),
                     mixer: layer.mixer.clone().at_layer(i, depth).init(d, &mut init)?,
-                    mlp_norm: mlp.map(|_| self.norm.init(d, &mut init)),
+                    mlp_norm: mlp.map(|_| self.norm.init(d, &init)),
                     mlp: mlp.map(|mlp| mlp.init(d, &mut init)).transpose()?,
                     residual: layer.residual,
                 })
@@ -171,7 +171,7 @@ impl LanguageModelConfig {
             embedding,
             positions,
             blocks,
-            norm: self.norm.init(d, &mut init),
+            norm: self.norm.init(d, &init),
             head: (!self.tied).then(|| init.linear(d, self.vocab)),
             head_bias: self.head_bias.then(|| init.constant([self.vocab], 0.0)),
             config: self.clone(),

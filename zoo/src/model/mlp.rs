@@ -147,7 +147,6 @@ impl DenseMlp {
 
 /// Any MLP.
 #[derive(Module, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a model holds few of them")]
 pub enum Mlp {
     /// One for all tokens.
     Dense(DenseMlp),

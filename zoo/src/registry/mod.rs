@@ -54,7 +54,6 @@ macro_rules! registry {
 
         /// Any mixer.
         #[derive(Module, Debug)]
-        #[allow(clippy::large_enum_variant, reason = "a model holds few of them")]
         pub enum AnyMixer {
             $(
                 #[doc = concat!("`", $name, "`")]

@@ -53,7 +53,7 @@ fn thin(curve: &[CurvePoint]) -> Vec<(f64, f64)> {
     let every = curve.len().div_ceil(CURVE_POINTS).max(1);
     let last = curve.len().saturating_sub(1);
     (curve.iter().enumerate())
-        .filter(|(i, _)| (last - i) % every == 0)
+        .filter(|(i, _)| (last - i).is_multiple_of(every))
         .map(|(_, p)| (p.step as f64, p.value))
         .collect()
 }
@@ -88,7 +88,7 @@ pub(super) fn recall(results: &Results) -> String {
         title: "Recall against the number of pairs".into(),
         description: findings::recall(results),
         x: log2_axis("key-value pairs to remember", &results.recall.pairs),
-        y: axis("queries answered right", Scale::Linear { low: 0.0, high: 1.0 }, |v| percent0(v)),
+        y: axis("queries answered right", Scale::Linear { low: 0.0, high: 1.0 }, percent0),
         series,
         references: vec![(chance, format!("guessing: {}", percent(chance)))],
         show_x: pairs,
@@ -205,7 +205,7 @@ fn powers_of_two(scale: Scale) -> Vec<(f64, String)> {
     let all: Vec<f64> =
         (0..50).map(|p| f64::powi(2.0, p)).filter(|&v| (0.0..=1.0).contains(&scale.place(v))).collect();
     let every = all.len().div_ceil(6).max(1);
-    let aligned = |v: f64| (v.log2().round() as usize) % every == 0;
+    let aligned = |v: f64| (v.log2().round() as usize).is_multiple_of(every);
     all.into_iter().filter(|&v| aligned(v)).map(|v| (v, bytes(v))).collect()
 }
 
@@ -233,8 +233,12 @@ fn table(chart: &LineChart) -> String {
     columns.dedup();
     let every = columns.len().div_ceil(8).max(1);
     let last = columns.len().saturating_sub(1);
-    let columns: Vec<f64> =
-        columns.iter().enumerate().filter(|(i, _)| (last - i) % every == 0).map(|(_, &x)| x).collect();
+    let columns: Vec<f64> = columns
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| (last - i).is_multiple_of(every))
+        .map(|(_, &x)| x)
+        .collect();
     let mut out = format!(
         "<details><summary>Numbers</summary><div class=\"scroll\" tabindex=\"0\"><table><caption>{}</caption><thead><tr><th \
          scope=\"col\">architecture</th>",

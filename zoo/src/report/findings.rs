@@ -21,7 +21,7 @@ pub(super) fn short(entry: &Entry) -> String {
 /// Whether the state grows with the text; `None` before two lengths are measured.
 pub(super) fn grows(entry: &Entry) -> Option<bool> {
     let (first, last) = (entry.speed.first()?, entry.speed.last()?);
-    (first.length < last.length).then(|| last.state_bytes > first.state_bytes)
+    (first.length < last.length).then_some(last.state_bytes > first.state_bytes)
 }
 
 /// What stands at the top of the page.

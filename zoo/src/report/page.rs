@@ -86,10 +86,10 @@ pub fn render(results: &Results) -> String {
     );
     maps(&mut out, results);
     how(&mut out, results);
-    let _ = write!(
+    let _ = writeln!(
         out,
         "<footer>Written by seqzoo {}. Timings vary from run to run and machine to machine; every other number \
-         follows from the seed.</footer></main><script>{SCRIPT}</script></body></html>\n",
+         follows from the seed.</footer></main><script>{SCRIPT}</script></body></html>",
         escape(&results.version)
     );
     out

@@ -21,7 +21,7 @@ fn synthetic(n: usize) -> Results {
         let size = 24;
         let map = |layer| LayerMap {
             layer,
-            head: (i % 2 == 0).then_some(2),
+            head: i.is_multiple_of(2).then_some(2),
             kind: if i % 4 == 3 { MapKind::Influence } else { MapKind::Attention },
             size,
             weights: (0..size * size)

@@ -3,7 +3,7 @@
 /// `128`, `1k`, `8k`: lengths are powers of two.
 pub(crate) fn length(value: f64) -> String {
     let n = value.round() as usize;
-    if n >= 1024 && n % 1024 == 0 { format!("{}k", n / 1024) } else { n.to_string() }
+    if n >= 1024 && n.is_multiple_of(1024) { format!("{}k", n / 1024) } else { n.to_string() }
 }
 
 /// `18 KiB`
@@ -44,7 +44,7 @@ pub(crate) fn milliseconds(value: f64) -> String {
 /// `97 %`, `97.3 %` where the tenth matters
 pub(crate) fn percent(share: f64) -> String {
     let value = 100.0 * share;
-    if value > 99.95 || value < 0.05 { format!("{value:.0} %") } else { format!("{value:.1} %") }
+    if !(0.05..=99.95).contains(&value) { format!("{value:.0} %") } else { format!("{value:.1} %") }
 }
 
 /// `9 min 41 s`

@@ -100,7 +100,7 @@ impl Checkpoint {
                 reason: format!("its format is `{}`, this program reads `{FORMAT}`", progress.format),
             });
         }
-        let config = LanguageModelConfig::load(&folder.join("config.json"))?;
+        let config = LanguageModelConfig::load(folder.join("config.json"))?;
         let path = folder.join("model.safetensors");
         // Trainable first, so that a model taken to a plain device can be trained again later.
         let training = device.clone().autodiff();
