@@ -53,7 +53,19 @@ impl Checkpoint {
         for path in self.files()? {
             all.extend(tensors(&path, device)?);
         }
-        in_memory(all)
+        Ok(self.rooted(in_memory(all)?))
+    }
+
+    /// A checkpoint of the model without its head lacks the name of the module around everything but the head,
+    /// as the first GPT-2 does.
+    fn rooted(&self, tensors: Named) -> Named {
+        let embedding = self.architecture.family.names().embedding;
+        let root = embedding.split_once('.').map_or(String::new(), |(root, _)| format!("{root}."));
+        if tensors.keys().any(|name| name.starts_with(&root)) {
+            return tensors;
+        }
+        let inside = |name: String| if name.starts_with("lm_head.") { name } else { format!("{root}{name}") };
+        tensors.into_iter().map(|(name, value)| (inside(name), value)).collect()
     }
 
     /// The model; on an autodiff device its parameters can be trained.

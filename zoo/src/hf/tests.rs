@@ -1,4 +1,9 @@
+use std::fs;
+
+use seqzoo_layers::system::Form;
+
 use super::*;
+use crate::train::weights;
 
 fn architecture(config: serde_json::Value) -> Result<Architecture> {
     Architecture::new(config, "config.json")
@@ -56,4 +61,24 @@ fn module_paths_name_parts() {
     assert_eq!(qwen.part("model.layers.2"), Some(Part::Block(2)));
     assert_eq!(qwen.part("model.layers.9"), None);
     assert_eq!(qwen.part("model.norm"), None);
+}
+
+/// The first GPT-2 on the hub has no `transformer.` before its names.
+#[test]
+fn a_checkpoint_without_its_outer_module_is_the_same_model() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/models/gpt2");
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(golden.join("config.json"), dir.path().join("config.json")).unwrap();
+    let device = Device::flex();
+    let named = tensors(&golden.join("model.safetensors"), &device).unwrap().into_iter();
+    let bare = named.map(|(name, value)| (name.replacen("transformer.", "", 1), value)).collect();
+    fs::write(dir.path().join("model.safetensors"), weights::to_bytes(&bare, &[]).unwrap()).unwrap();
+    let logits = |dir: &Path| {
+        let model = load(dir, &device).unwrap();
+        let tokens = model.tokens(&[vec![1, 2, 3]]).unwrap();
+        Value::from(model.forward(tokens, model.initial_state(1), Form::Auto).unwrap().logits)
+            .to_f64()
+            .unwrap()
+    };
+    assert_eq!(logits(dir.path()), logits(&golden));
 }

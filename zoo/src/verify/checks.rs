@@ -60,8 +60,8 @@ pub(super) fn step(subject: &Subject, device: &Device, options: Options) -> Resu
     let mut probe = Probe::new(subject, device, options)?;
     let time = options.time.min(19);
     let x = probe.input(BATCH, time)?;
-    let start = probe.layer.initial_state(BATCH);
-    let (y, end) = probe.run(&x, &start, Form::Auto)?;
+    let start = probe.warm_state(BATCH)?;
+    let (y, end) = probe.run(&x, &start, Form::Chunked { size: 8 })?;
     let (mut state, mut outputs) = (start, Vec::new());
     for t in 0..time {
         let (y, next) = probe.layer.step(x.clone().narrow(1, t, 1).squeeze_dim(1), state)?;

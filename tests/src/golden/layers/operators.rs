@@ -140,6 +140,70 @@ pub(super) fn rwkv7(case: &Case, form: Form) -> Result<Outputs> {
     run(case, system, size, HeadFirst, form)
 }
 
+/// `H_t = H_{t-1} + β_t α_tᵀ H_{t-1} + k_t v_tᵀ`
+pub(super) fn identity_plus_low_rank(case: &Case, form: Form) -> Result<Outputs> {
+    let [q, k, v] = scaled(case, HeadFirst)?;
+    let [a, b] = case.inputs(["alpha", "beta"])?;
+    let size = memory_size(&k, &v);
+    let transition = Transition::Householder { log_d: a.clone().detach().zeros_like(), a, b };
+    run(case, System::outer(transition, q, k, v), size, HeadFirst, form)
+}
+
+/// Gated DeltaProduct: every token is `nh` delta steps; the first decays, the last is read.
+pub(super) fn delta_product(case: &Case, form: Form) -> Result<Outputs> {
+    let [q, k, v] = scaled(case, TimeFirst)?;
+    let ([b, h, t, n], steps, size) = (q.dims(), case.size("nh")?, memory_size(&k, &v));
+    let p = size[3];
+    let q = q.unsqueeze_dim::<5>(3).expand([b, h, t, steps, n]).reshape([b, h, t * steps, n]);
+    let g = per_head(case, "in.g", TimeFirst)?.unsqueeze_dim::<4>(3);
+    let none = Tensor::zeros([b, h, t, steps - 1], &case.device().clone().inner());
+    let log_a = Tensor::cat(vec![g, none], 3).reshape([b, h, t * steps]);
+    let system = delta_system(log_a, per_head(case, "in.beta", TimeFirst)?, q, k, v);
+    let memory = case.get("in.initial_state")?;
+    let (y, last) = engine::run(system, memory, form)?;
+    let y = y.reshape([b, h, t, steps, p]).narrow(3, steps - 1, 1).squeeze_dim::<4>(3);
+    Ok(vec![("y", turn(y, TimeFirst).into()), ("final_state", last.into())])
+}
+
+/// Comba as its recurrent reference has it: what is at `p` is read after the decay.
+pub(super) fn comba_after_decay(case: &Case, form: Form) -> Result<Outputs> {
+    comba(case, form, |p, log_d| p * log_d.exp())
+}
+
+/// Comba as its chunk reference has it: read before the decay.
+pub(super) fn comba_before_decay(case: &Case, form: Form) -> Result<Outputs> {
+    comba(case, form, |p, _| p)
+}
+
+fn comba(case: &Case, form: Form, read: fn(Tensor<4>, Tensor<4>) -> Tensor<4>) -> Result<Outputs> {
+    let [q, k, v] = scaled(case, TimeFirst)?;
+    let size = memory_size(&k, &v);
+    let log_d = per_head(case, "in.g", TimeFirst)?.unsqueeze_dim::<4>(3);
+    let write = k * per_head(case, "in.beta", TimeFirst)?.unsqueeze_dim::<4>(3);
+    let a = read(turn(case.get("in.p")?, TimeFirst), log_d.clone());
+    let transition = Transition::Householder { log_d, a, b: write.clone().neg() };
+    run(case, System::outer(transition, q, write, v), size, TimeFirst, form)
+}
+
+/// RWKV-6 reads before it writes, and its own token through the bonus `u`:
+/// `y_t = q_tᵀ (H_{t-1} + (u ∘ k_t) v_tᵀ)`. So each query is asked one token earlier.
+pub(super) fn rwkv6(case: &Case, form: Form) -> Result<Outputs> {
+    let [q, k, v] = case.inputs(["q", "k", "v"])?;
+    let ([b, h, t, n], size) = (q.dims(), memory_size(&k, &v));
+    let memory = case.get::<4>("in.initial_state")?;
+    let first = q.clone().narrow(2, 0, 1).matmul(memory.clone());
+    let none = Tensor::zeros([b, h, 1, n], &case.device().clone().inner());
+    let earlier = Tensor::cat(vec![q.clone().narrow(2, 1, t - 1), none], 2);
+    let transition = Transition::Diagonal { log_a: case.get("in.w")? };
+    let system = System::outer(transition, earlier, k.clone(), v.clone());
+    let (y, last) = engine::run(system, memory, form)?;
+    let before = Tensor::cat(vec![first, y.narrow(2, 0, t - 1)], 2);
+    let u = case.get::<2>("in.u")?.reshape([1, h, 1, n]);
+    let own = (q * u * k).sum_dim(3) * v;
+    debug_assert_eq!(last.dims(), size);
+    Ok(vec![("y", (before + own).into()), ("final_state", last.into())])
+}
+
 /// The authors' minimal Mamba-2; its state is `[b, h, p, n]`.
 pub(super) fn ssd(case: &Case, form: Form) -> Result<Outputs> {
     let [c, b, x] = case.inputs(["C", "B", "X"])?.map(|x| turn(x, TimeFirst));

@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, TensorData};
 use seqzoo_layers::params::{self, Named};
 use seqzoo_layers::rnn::{LstmStackConfig, RgLruConfig, RgLruCore};
-use seqzoo_layers::system::Form;
+use seqzoo_layers::system::{Form, System, engine};
 use seqzoo_layers::{Init, Value};
 
 use super::Outputs;
@@ -63,6 +63,16 @@ pub(super) fn griffin(case: &Case, form: Form) -> Result<Outputs> {
     };
     let (y, last) = core.forward(x, Some(resets(case, "in.segment_pos", b, t)?), h0, form)?;
     Ok(vec![("y", y.into()), ("final_state", last.into())])
+}
+
+/// HGRN's `h_t = exp(g_t) ∘ h_{t-1} + x_t`.
+pub(super) fn hgrn(case: &Case, form: Form) -> Result<Outputs> {
+    let (g, x) = (case.get::<3>("in.g")?, case.get::<3>("in.x")?);
+    let [b, t, n] = x.dims();
+    let h0 = case.get::<2>("in.initial_state")?.reshape([b, 1, n, 1]);
+    let system = System::direct(g.unsqueeze_dim(1), x.unsqueeze_dim(1));
+    let (y, last) = engine::run(system, h0, form)?;
+    Ok(vec![("y", y.reshape([b, t, n]).into()), ("final_state", last.reshape([b, n]).into())])
 }
 
 /// `torch.nn.LSTM`, any number of layers and directions.
