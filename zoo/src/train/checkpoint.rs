@@ -91,7 +91,7 @@ impl Checkpoint {
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
         let folder = locate(dir).ok_or_else(|| Error::Checkpoint {
             path: dir.to_path_buf(),
-            reason: format!("no checkpoint here (expected `{CURRENT}/train.json`)"),
+            reason: format!("no checkpoint here (expected `{CURRENT}/train.json`, or a Hugging Face `config.json` to generate from)"),
         })?;
         let progress: Progress = read_json(&folder.join("train.json"))?;
         if progress.format != FORMAT {
