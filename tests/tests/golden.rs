@@ -55,13 +55,12 @@ fn damaged_unknown_and_missing_cases_are_told_apart() {
     assert!(run(dir.path(), &Device::flex(), &|_| true, &mut |_| ()).is_err(), "an empty folder");
     let bytes = std::fs::read(folder("layers").join("ssd_minimal__blk8.safetensors")).expect("the case");
     std::fs::write(dir.path().join("cut.safetensors"), &bytes[..bytes.len() / 2]).expect("a copy");
-    let text = String::from_utf8_lossy(&bytes[8..]).find("ssd_minimal").expect("its architecture") + 8;
     let mut other = bytes.clone();
     // Every mention in the header, so that its length stays.
     while let Some(at) = other[..4096].windows(11).position(|w| w == b"ssd_minimal") {
         other[at..at + 11].copy_from_slice(b"xyz_minimal");
     }
-    assert!(text < 4096);
+    assert_ne!(other, bytes);
     std::fs::write(dir.path().join("other.safetensors"), other).expect("a copy");
     let rows = judge(dir.path());
     assert!(matches!(rows[0].verdict, Verdict::Broken(_)), "{rows:?}");

@@ -2,21 +2,14 @@
 
 use burn::tensor::{Device, Tensor};
 use seqzoo::registry::MixerConfig;
+use seqzoo_layers::Init;
 use seqzoo_layers::attention::AttentionConfig;
 use seqzoo_layers::system::{Form, Growth, Mixer, State};
-use seqzoo_layers::{Init, Value};
+use seqzoo_tests::gap;
 
 const WIDTH: usize = 32;
 const PREFIX: usize = 8192;
 const STEPS: usize = 100;
-
-/// `‖a - b‖ / ‖b‖`
-fn gap(a: Value, b: Value) -> f64 {
-    let [a, b] = [a, b].map(|value| value.to_f64().expect("a readable tensor"));
-    assert_eq!(a.len(), b.len());
-    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-    norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-30)
-}
 
 /// Whether a state holds something per token.
 fn grows(state: &State) -> bool {
@@ -40,7 +33,7 @@ fn check(name: &str, config: &MixerConfig, bounded: bool) {
         steps.push(y);
         state = next;
     }
-    let error = gap(Tensor::stack::<3>(steps, 1).into(), whole.narrow(1, PREFIX, STEPS).into());
+    let error = gap(Tensor::stack::<3>(steps, 1), whole.narrow(1, PREFIX, STEPS));
     assert!(error <= 1e-5, "{name}: outputs differ by {error:.1e}");
     assert_eq!(state.positions(), [PREFIX + STEPS]);
     for ((slot, ours, _), (_, theirs, _)) in state.slots().zip(end.slots()) {

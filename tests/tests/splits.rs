@@ -4,8 +4,9 @@ use burn::tensor::{Device, Tensor};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use seqzoo::verify::{VALUE_TOLERANCE, subjects};
+use seqzoo_layers::Init;
 use seqzoo_layers::system::{Form, Mixer};
-use seqzoo_layers::{Init, Value};
+use seqzoo_tests::gap;
 
 fn form() -> impl Strategy<Value = Form> {
     prop_oneof![
@@ -14,15 +15,6 @@ fn form() -> impl Strategy<Value = Form> {
         Just(Form::Auto),
         (1usize..20).prop_map(|size| Form::Chunked { size }),
     ]
-}
-
-/// `‖a - b‖ / ‖b‖`
-fn gap(a: impl Into<Value>, b: impl Into<Value>) -> f64 {
-    let (a, b) =
-        (a.into().to_f64().expect("a readable tensor"), b.into().to_f64().expect("a readable tensor"));
-    assert_eq!(a.len(), b.len());
-    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-    norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-30)
 }
 
 proptest! {

@@ -10,6 +10,7 @@ use seqzoo_layers::params::Named;
 use serde_json::Value as Json;
 
 use super::{Error, Findings, Result};
+use crate::error;
 
 /// What a layer made of a case.
 #[derive(Clone, Debug)]
@@ -224,26 +225,5 @@ impl Case {
         let error = error(&ours.to_f64()?, &expected.to_f64()?);
         findings.add(format!("{name} ({form})"), error, self.limit(name));
         Ok(())
-    }
-}
-
-/// `‖a - b‖ / max(‖b‖, 0.01 √len)`: the metric `rel_l2_floor_rms_0.01`.
-pub(super) fn error(a: &[f64], b: &[f64]) -> f64 {
-    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-    let gap = norm(&mut a.iter().zip(b).map(|(a, b)| a - b));
-    gap / norm(&mut b.iter().copied()).max(0.01 * (b.len() as f64).sqrt())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::error;
-
-    #[test]
-    fn the_metric_is_relative_with_a_floor() {
-        assert_eq!(error(&[3.0, 4.0], &[3.0, 4.0]), 0.0);
-        assert_eq!(error(&[0.0, 0.0], &[3.0, 4.0]), 1.0);
-        // Both numbers are far below 0.01: the floor divides.
-        assert!((error(&[1e-4, 0.0, 0.0, 0.0], &[0.0; 4]) - 0.005).abs() < 1e-12);
-        assert!(error(&[f64::NAN], &[1.0]).is_nan());
     }
 }

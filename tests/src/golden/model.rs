@@ -8,8 +8,8 @@ use seqzoo::model::LanguageModel;
 use seqzoo_layers::params::Named;
 use seqzoo_layers::system::Form;
 
-use super::case::error;
 use super::{Case, Error, Findings, Judged, Result};
+use crate::error;
 
 /// Loads the model of a folder and compares it with what is expected of it.
 pub(super) fn judge(dir: &Path, device: &Device, wanted: &dyn Fn(&str) -> bool) -> Judged {

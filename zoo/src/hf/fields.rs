@@ -79,6 +79,16 @@ impl Fields {
         self.typed(name, "a list of texts", |value| value.as_array()?.iter().map(Value::as_str).collect())
     }
 
+    /// Whether `layer_types` makes a layer linear; `otherwise` where there is no such list.
+    pub(super) fn linear_layer(&self, layer: usize, otherwise: bool) -> Result<bool> {
+        match self.texts("layer_types")?.map(|types| types.get(layer).copied()) {
+            None => Ok(otherwise),
+            Some(Some("linear_attention")) => Ok(true),
+            Some(Some("full_attention")) => Ok(false),
+            Some(other) => Err(self.refuse(format!("`layer_types`: layer {layer} is {other:?}"))),
+        }
+    }
+
     /// The pointwise function that a field names.
     pub(super) fn activation(&self, name: &str, default: Activation) -> Result<Activation> {
         Ok(match self.find_text(name)? {

@@ -74,7 +74,7 @@ impl Family for Mamba2 {
         parts::convolution(&mut to, "conv", from, "conv1d")?;
         parts::norm(&mut to, "norm", from, "norm")?;
         for (ours, theirs) in [("a_log", "A_log"), ("dt_bias", "dt_bias"), ("d", "D")] {
-            parts::vector_or_matrix::<1>(&mut to, ours, from, theirs)?;
+            parts::copy::<1>(&mut to, ours, from, theirs)?;
         }
         Ok(to)
     }

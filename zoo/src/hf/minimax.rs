@@ -15,14 +15,7 @@ pub(super) struct MiniMax;
 
 /// Whether a layer is lightning attention; without a list every other one is.
 fn linear(fields: &Fields, layer: usize) -> Result<bool> {
-    Ok(match fields.texts("layer_types")? {
-        Some(types) => match types.get(layer) {
-            Some(&"linear_attention") => true,
-            Some(&"full_attention") => false,
-            other => return Err(fields.refuse(format!("`layer_types`: layer {layer} is {other:?}"))),
-        },
-        None => layer.is_multiple_of(2),
-    })
+    fields.linear_layer(layer, layer % 2 == 0)
 }
 
 impl Family for MiniMax {

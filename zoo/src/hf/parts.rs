@@ -15,13 +15,13 @@ pub(super) fn linear(to: &mut Named, ours: &str, from: &Weights<'_>, theirs: &st
 
 /// A linear map stored `[in, out]`, as GPT-2 does.
 pub(super) fn conv1d(to: &mut Named, ours: &str, from: &Weights<'_>, theirs: &str) -> Result<()> {
-    vector_or_matrix::<2>(to, &format!("{ours}.weight"), from, &format!("{theirs}.weight"))?;
+    copy::<2>(to, &format!("{ours}.weight"), from, &format!("{theirs}.weight"))?;
     bias(to, ours, from, theirs)
 }
 
 /// A normalisation: weight, and bias if it has one.
 pub(super) fn norm(to: &mut Named, ours: &str, from: &Weights<'_>, theirs: &str) -> Result<()> {
-    vector_or_matrix::<1>(to, &format!("{ours}.weight"), from, &format!("{theirs}.weight"))?;
+    copy::<1>(to, &format!("{ours}.weight"), from, &format!("{theirs}.weight"))?;
     bias(to, ours, from, theirs)
 }
 
@@ -33,7 +33,7 @@ pub(super) fn convolution(to: &mut Named, ours: &str, from: &Weights<'_>, theirs
 }
 
 /// A tensor as it is.
-pub(super) fn vector_or_matrix<const D: usize>(
+pub(super) fn copy<const D: usize>(
     to: &mut Named,
     ours: &str,
     from: &Weights<'_>,
@@ -45,7 +45,7 @@ pub(super) fn vector_or_matrix<const D: usize>(
 
 fn bias(to: &mut Named, ours: &str, from: &Weights<'_>, theirs: &str) -> Result<()> {
     let theirs = format!("{theirs}.bias");
-    if from.has(&theirs) { vector_or_matrix::<1>(to, &format!("{ours}.bias"), from, &theirs) } else { Ok(()) }
+    if from.has(&theirs) { copy::<1>(to, &format!("{ours}.bias"), from, &theirs) } else { Ok(()) }
 }
 
 /// Softmax attention with four projections, and norms of the heads if it has them.

@@ -15,14 +15,8 @@ use crate::registry::MixerConfig;
 pub(super) struct Qwen3Next;
 
 fn linear(fields: &Fields, layer: usize) -> Result<bool> {
-    Ok(match fields.texts("layer_types")? {
-        Some(types) => match types.get(layer) {
-            Some(&"linear_attention") => true,
-            Some(&"full_attention") => false,
-            other => return Err(fields.refuse(format!("`layer_types`: layer {layer} is {other:?}"))),
-        },
-        None => !(layer + 1).is_multiple_of(fields.size_or("full_attention_interval", 4)?.max(1)),
-    })
+    let interval = fields.size_or("full_attention_interval", 4)?.max(1);
+    fields.linear_layer(layer, (layer + 1) % interval != 0)
 }
 
 /// Key heads, value heads, key size and value size of the linear layers.
@@ -185,8 +179,8 @@ fn delta(fields: &Fields, from: &Weights<'_>) -> Result<Named> {
     for (name, start, size) in [("q", 0, h * n), ("k", h * n, h * n), ("v", 2 * h * n, hv * p)] {
         to.insert(format!("conv_{name}.weight"), kernel.clone().narrow(0, start, size).into());
     }
-    parts::vector_or_matrix::<1>(&mut to, "a_log", from, "A_log")?;
-    parts::vector_or_matrix::<1>(&mut to, "dt_bias", from, "dt_bias")?;
+    parts::copy::<1>(&mut to, "a_log", from, "A_log")?;
+    parts::copy::<1>(&mut to, "dt_bias", from, "dt_bias")?;
     parts::norm(&mut to, "norm", from, "norm")?;
     parts::linear(&mut to, "out_proj", from, "out_proj")?;
     Ok(to)

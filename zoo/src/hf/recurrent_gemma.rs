@@ -92,11 +92,11 @@ impl Family for RecurrentGemma {
         }
         parts::convolution(&mut to, "conv", from, "conv_1d")?;
         let core = from.at("rg_lru");
-        parts::vector_or_matrix::<1>(&mut to, "rg_lru.a_param", &core, "recurrent_param")?;
+        parts::copy::<1>(&mut to, "rg_lru.a_param", &core, "recurrent_param")?;
         for (ours, theirs) in [("a_gate", "recurrent_gate"), ("input_gate", "input_gate")] {
             let (weight, bias) = (format!("rg_lru.{ours}.weight"), format!("rg_lru.{ours}.bias"));
-            parts::vector_or_matrix::<3>(&mut to, &weight, &core, &format!("{theirs}_weight"))?;
-            parts::vector_or_matrix::<2>(&mut to, &bias, &core, &format!("{theirs}_bias"))?;
+            parts::copy::<3>(&mut to, &weight, &core, &format!("{theirs}_weight"))?;
+            parts::copy::<2>(&mut to, &bias, &core, &format!("{theirs}_bias"))?;
         }
         Ok(to)
     }

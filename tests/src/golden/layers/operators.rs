@@ -189,7 +189,7 @@ fn comba(case: &Case, form: Form, read: fn(Tensor<4>, Tensor<4>) -> Tensor<4>) -
 /// `y_t = q_tᵀ (H_{t-1} + (u ∘ k_t) v_tᵀ)`. So each query is asked one token earlier.
 pub(super) fn rwkv6(case: &Case, form: Form) -> Result<Outputs> {
     let [q, k, v] = case.inputs(["q", "k", "v"])?;
-    let ([b, h, t, n], size) = (q.dims(), memory_size(&k, &v));
+    let [b, h, t, n] = q.dims();
     let memory = case.get::<4>("in.initial_state")?;
     let first = q.clone().narrow(2, 0, 1).matmul(memory.clone());
     let none = Tensor::zeros([b, h, 1, n], &case.device().clone().inner());
@@ -200,7 +200,6 @@ pub(super) fn rwkv6(case: &Case, form: Form) -> Result<Outputs> {
     let before = Tensor::cat(vec![first, y.narrow(2, 0, t - 1)], 2);
     let u = case.get::<2>("in.u")?.reshape([1, h, 1, n]);
     let own = (q * u * k).sum_dim(3) * v;
-    debug_assert_eq!(last.dims(), size);
     Ok(vec![("y", (before + own).into()), ("final_state", last.into())])
 }
 
