@@ -13,12 +13,18 @@ use rand_distr::{Distribution, StandardNormal};
 pub struct Init {
     rng: ChaCha8Rng,
     device: Device,
+    blank: bool,
 }
 
 impl Init {
     /// A source of parameters for `device`; use an autodiff device to train.
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { rng: ChaCha8Rng::seed_from_u64(seed), device: device.clone() }
+        Self { rng: ChaCha8Rng::seed_from_u64(seed), device: device.clone(), blank: false }
+    }
+
+    /// Zeros in place of drawn numbers: for a model whose parameters are assigned next.
+    pub fn blank(device: &Device) -> Self {
+        Self { blank: true, ..Self::new(0, device) }
     }
 
     /// Where parameters are placed.
@@ -42,6 +48,9 @@ impl Init {
         shape: [usize; D],
         mut sample: impl FnMut(&mut ChaCha8Rng) -> f32,
     ) -> Param<Tensor<D>> {
+        if self.blank {
+            return Param::from_tensor(Tensor::zeros(shape, &self.device));
+        }
         let values = (0..shape.iter().product()).map(|_| sample(&mut self.rng)).collect();
         self.param(shape, values)
     }

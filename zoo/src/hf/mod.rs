@@ -181,7 +181,7 @@ impl Architecture {
             let reason = format!("the checkpoint has tensors that this model has not: {}", unused.join(", "));
             return Err(LayerError::Weights(reason).into());
         }
-        Ok(params::assign(self.config.init(0, device)?, to)?)
+        Ok(params::assign(self.config.blank(device)?, to)?)
     }
 
     /// Which part a module path names, as `model.layers.0.self_attn` names a mixer.

@@ -145,8 +145,16 @@ impl LanguageModelConfig {
     /// # Errors
     /// When a value is impossible, here or in a mixer: the message names the field.
     pub fn init(&self, seed: u64, device: &Device) -> Result<LanguageModel> {
+        self.build(Init::new(seed, device))
+    }
+
+    /// A model whose parameters are assigned next: nothing is drawn.
+    pub(crate) fn blank(&self, device: &Device) -> Result<LanguageModel> {
+        self.build(Init::blank(device))
+    }
+
+    fn build(&self, mut init: Init) -> Result<LanguageModel> {
         self.validate()?;
-        let mut init = Init::new(seed, device);
         let d = self.d_model;
         let std = (1.0 / d as f64).sqrt();
         let embedding = init.normal([self.vocab, d], std);

@@ -106,7 +106,7 @@ impl Checkpoint {
         let training = device.clone().autodiff();
         let named = weights::load(&path, &training)?;
         let named = named.into_iter().map(|(name, value)| (name, value.require_grad())).collect();
-        let model = params::assign(config.init(0, &training)?, named).map_err(|e| {
+        let model = params::assign(config.blank(&training)?, named).map_err(|e| {
             let reason = format!("its tensors do not fit its config.json ({e})");
             Error::Checkpoint { path, reason }
         })?;
