@@ -15,7 +15,7 @@ pub(super) struct MiniMax;
 
 /// Whether a layer is lightning attention; without a list every other one is.
 fn linear(fields: &Fields, layer: usize) -> Result<bool> {
-    fields.linear_layer(layer, layer % 2 == 0)
+    fields.linear_layer(layer, layer.is_multiple_of(2))
 }
 
 impl Family for MiniMax {

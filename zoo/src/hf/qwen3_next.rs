@@ -16,7 +16,7 @@ pub(super) struct Qwen3Next;
 
 fn linear(fields: &Fields, layer: usize) -> Result<bool> {
     let interval = fields.size_or("full_attention_interval", 4)?.max(1);
-    fields.linear_layer(layer, (layer + 1) % interval != 0)
+    fields.linear_layer(layer, !(layer + 1).is_multiple_of(interval))
 }
 
 /// Key heads, value heads, key size and value size of the linear layers.
