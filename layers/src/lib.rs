@@ -7,6 +7,7 @@
 //! Axes: `b` batch, `t` time, `d` model width, `h` heads, `n` state (key) size, `p` value size.
 
 pub mod attention;
+pub mod delta;
 pub mod device;
 mod error;
 mod init;

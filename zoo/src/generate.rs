@@ -274,7 +274,7 @@ impl Generator {
 
 #[cfg(test)]
 mod tests {
-    use seqzoo_layers::linear::GatedDeltaNetConfig;
+    use seqzoo_layers::delta::GatedDeltaNetConfig;
 
     use super::*;
     use crate::model::LanguageModelConfig;

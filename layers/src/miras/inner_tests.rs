@@ -1,5 +1,5 @@
 use super::*;
-use crate::linear::delta_system;
+use crate::delta::delta_system;
 use crate::miras::{Bias, MemoryConfig};
 use crate::system::{Form, engine};
 use crate::{Init, Value, params};

@@ -12,7 +12,8 @@ use burn::tensor::{Tensor, activation};
 
 use crate::error::require;
 use crate::nn::{
-    CausalConv, CausalConvConfig, Rope, RopeConfig, l2_normalize, merge_heads, rms_normalize, split_heads,
+    CausalConv, CausalConvConfig, Rope, RopeConfig, l2_normalize, merge_heads, rms_normalize, short_conv,
+    split_heads,
 };
 use crate::system::{Run, State};
 use crate::{Init, Result};
@@ -110,17 +111,9 @@ impl MirasLayer {
 
     /// `q, k, v`: `[b, h, t, n]` each; moves the convolutions' tails on.
     pub(crate) fn qkv(&self, x: &Tensor<3>, state: &mut State, run: Run<'_>) -> Result<[Tensor<4>; 3]> {
-        let mut short = |name: &str, conv: &Option<CausalConv>, x: Tensor<3>| match conv {
-            Some(conv) => {
-                let (y, tail) = conv.forward(x, state.get(name)?, run.lengths);
-                state.put(name, tail);
-                Ok::<_, crate::Error>(y)
-            }
-            None => Ok(activation::silu(x)),
-        };
-        let q = short("conv_q", &self.conv_q, self.q_proj.forward(x.clone()))?;
-        let k = short("conv_k", &self.conv_k, self.k_proj.forward(x.clone()))?;
-        let v = short("conv_v", &self.conv_v, self.v_proj.forward(x.clone()))?;
+        let q = short_conv("conv_q", &self.conv_q, self.q_proj.forward(x.clone()), state, run)?;
+        let k = short_conv("conv_k", &self.conv_k, self.k_proj.forward(x.clone()), state, run)?;
+        let v = short_conv("conv_v", &self.conv_v, self.v_proj.forward(x.clone()), state, run)?;
         let address = |z: Tensor<3>| {
             let z = split_heads(z, self.heads);
             let z = match &self.rope {

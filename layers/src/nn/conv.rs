@@ -1,12 +1,12 @@
 //! Causal depthwise convolution with a state.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use super::Activation;
-use crate::Init;
-use crate::system::Lengths;
+use crate::system::{Lengths, Run, State};
+use crate::{Init, Result};
 
 /// A causal depthwise convolution, `y_t[c] = bias[c] + Σ_j w[c, j] x_{t-(K-1)+j}[c]`, and what follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,4 +103,22 @@ impl CausalConv {
         };
         (self.activation.apply(y), tail)
     }
+}
+
+/// `silu(conv(x))` with the convolution's tail in the slot `name` of the state, moved on; `silu(x)` without a
+/// convolution. `x: [b, t, channels]`.
+///
+/// # Errors
+/// When the state has no such slot.
+pub fn short_conv(
+    name: &str,
+    conv: &Option<CausalConv>,
+    x: Tensor<3>,
+    state: &mut State,
+    run: Run<'_>,
+) -> Result<Tensor<3>> {
+    let Some(conv) = conv else { return Ok(activation::silu(x)) };
+    let (y, tail) = conv.forward(x, state.get(name)?, run.lengths);
+    state.put(name, tail);
+    Ok(y)
 }

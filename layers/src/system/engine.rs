@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use super::decay::ChunkDecay;
 use super::inverse::unit_lower_inverse;
 use super::scan::{self, pad, unbind};
-use super::{Form, Io, System, Transition};
+use super::{Form, Io, Read, System, Transition};
 use crate::{Error, Result};
 
 /// Chunk length at which a chunk's quadratic part and its state update cost about the same for the
@@ -21,7 +21,8 @@ pub const AUTO_CHUNK: usize = 64;
 /// A `Dense` transition always runs token by token.
 ///
 /// # Errors
-/// When the memory does not fit, or `Io::Direct` comes with another transition than `Diagonal`.
+/// When the memory does not fit, or `Io::Direct` comes with another transition than `Diagonal`, with several
+/// steps per token, or reads before writing.
 pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, Tensor<4>)> {
     let ([b, h, t], n) = system.dims();
     let p = match &system.io {
@@ -32,14 +33,83 @@ pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, 
         let expected = format!("[{b}, {h}, {n}, {p}]");
         return Err(Error::shape("memory", expected, &memory.dims()));
     }
+    let plain = system.read == Read::After && system.steps == 1;
     let through = match &system.io {
-        Io::Outer { v, .. } => v.clone(),
-        Io::Direct { u, .. } => u.clone(),
+        Io::Outer { v, .. } => last_steps(v.clone(), system.steps),
+        Io::Direct { u, .. } if plain => u.clone(),
+        Io::Direct { .. } => {
+            let reason = "one state per channel takes one step per token and reads after it";
+            return Err(Error::State(reason.into()));
+        }
     };
     if t == 0 {
         return Ok((through, memory)); // no outputs: as empty as the input
     }
     let skip = system.skip.map(|d| d * through);
+    let (y, memory) = match system.io {
+        Io::Outer { q, k, v } if !plain => {
+            let first = (q.clone().narrow(2, 0, 1).swap_dims(2, 3) * memory.clone()).sum_dim(2);
+            let early = system.read == Read::Before;
+            let q = spread_steps(if early { advance(q) } else { q }, system.steps);
+            let inner = System::outer(system.transition, q, k, v);
+            let form = match form {
+                Form::Chunked { size } => Form::Chunked { size: size * system.steps },
+                other => other,
+            };
+            let (y, last) = run(inner, memory, form)?;
+            let y = last_steps(y, system.steps);
+            // Each query was asked one token early; the first one asks the memory itself.
+            let y = if early && t > 1 {
+                Tensor::cat(vec![first, y.narrow(2, 0, t - 1)], 2)
+            } else if early {
+                first
+            } else {
+                y
+            };
+            (y, last)
+        }
+        io => run_plain(system.transition, io, memory, form)?,
+    };
+    Ok((if let Some(skip) = skip { y + skip } else { y }, memory))
+}
+
+/// Entry `t` becomes entry `t+1`'s, the last one 0: `[b, h, t, n]`.
+fn advance(q: Tensor<4>) -> Tensor<4> {
+    let t = q.dims()[2];
+    let zero = q.clone().narrow(2, 0, 1).zeros_like();
+    if t == 1 { zero } else { Tensor::cat(vec![q.narrow(2, 1, t - 1), zero], 2) }
+}
+
+/// Each token's last of `m` steps: `[b, h, t m, p] -> [b, h, t, p]`.
+fn last_steps(x: Tensor<4>, m: usize) -> Tensor<4> {
+    if m == 1 {
+        return x;
+    }
+    let [b, h, t, p] = x.dims();
+    x.reshape([b, h, t / m, m, p]).narrow(3, m - 1, 1).squeeze_dim(3)
+}
+
+/// Zeros before each entry, so that it is the last of `m` steps: `[b, h, t, n] -> [b, h, t m, n]`.
+fn spread_steps(q: Tensor<4>, m: usize) -> Tensor<4> {
+    if m == 1 {
+        return q;
+    }
+    let [b, h, t, n] = q.dims();
+    let zeros = Tensor::zeros([b, h, t, m - 1, n], (&q.device(), q.dtype()));
+    Tensor::cat(vec![zeros, q.unsqueeze_dim::<5>(3)], 3).reshape([b, h, t * m, n])
+}
+
+/// [`run`] with one step per token and the read after it.
+fn run_plain(
+    transition: Transition,
+    io: Io,
+    memory: Tensor<4>,
+    form: Form,
+) -> Result<(Tensor<4>, Tensor<4>)> {
+    let t = match &io {
+        Io::Outer { k, .. } => k.dims()[2],
+        Io::Direct { u, .. } => u.dims()[2],
+    };
     let chunk = match form {
         Form::Recurrent => None,
         Form::Parallel => Some(t),
@@ -47,7 +117,7 @@ pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, 
         Form::Auto if t == 1 => None,
         Form::Auto => Some(AUTO_CHUNK.min(t)),
     };
-    let (y, memory) = match (system.transition, system.io) {
+    Ok(match (transition, io) {
         (Transition::Diagonal { log_a }, Io::Direct { u, c }) => {
             let h0 = memory.squeeze_dim::<3>(3);
             let (y, last) = match chunk {
@@ -79,8 +149,7 @@ pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, 
             }
             (Some(_), transition @ Transition::Dense { .. }) => recurrent(transition, q, k, v, memory),
         },
-    };
-    Ok((if let Some(skip) = skip { y + skip } else { y }, memory))
+    })
 }
 
 /// The reference: one token at a time, multiply and sum, no matrix products.

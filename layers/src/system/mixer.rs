@@ -25,7 +25,7 @@ pub struct Run<'a> {
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
-/// use seqzoo_layers::{Init, linear::GatedDeltaNetConfig, system::{Form, Mixer}};
+/// use seqzoo_layers::{Init, delta::GatedDeltaNetConfig, system::{Form, Mixer}};
 ///
 /// let device = Device::flex();
 /// let layer = GatedDeltaNetConfig { heads: 2, ..Default::default() }.init(16, &mut Init::new(0, &device))?;

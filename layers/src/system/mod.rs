@@ -23,7 +23,7 @@ pub use cost::Cost;
 pub use mask::{Lengths, Mask};
 pub use mixer::{HeadMixer, LinearMixer, Mixer, Run, token_by_token};
 pub use state::{Growth, MEMORY, Snapshots, State};
-pub use transition::{Io, System, Transition};
+pub use transition::{Io, Read, System, Transition};
 pub use views::{Gate, Spectrum, SpectrumKind, Views, influence};
 
 /// How a sequence is executed. All forms compute the same function.

@@ -58,6 +58,16 @@ pub enum Io {
     },
 }
 
+/// Whether a token reads the state before or after it writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Read {
+    /// `y_t = C_t h_t`
+    #[default]
+    After,
+    /// `y_t = C_t h_{t-1}`: RWKV-4 to 6, with the token's own part in [`System::skip`].
+    Before,
+}
+
 /// `(Λ, B, C, D)` on one input.
 #[derive(Clone, Debug)]
 pub struct System {
@@ -65,19 +75,25 @@ pub struct System {
     pub transition: Transition,
     /// `B`, `C` and the input they act on
     pub io: Io,
-    /// `D`, broadcastable against `v` (or `u`): `y_t += d v_t`
+    /// `D`, broadcastable against `v` (or `u`) at each token's last step: `y_t += d v_t`
     pub skip: Option<Tensor<4>>,
+    /// When a token reads
+    pub read: Read,
+    /// Steps `m` of the recurrence per token, 1 but for DeltaProduct. `Λ`, `B` and `u` have `t m` entries along
+    /// time, `C` has `t`: a token reads after its last step.
+    pub steps: usize,
 }
 
 impl System {
     /// `H_t = Λ_t H_{t-1} + k_t v_tᵀ`, `y_t = H_tᵀ q_t`.
     pub fn outer(transition: Transition, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Self {
-        Self { transition, io: Io::Outer { q, k, v }, skip: None }
+        Self { transition, io: Io::Outer { q, k, v }, skip: None, read: Read::After, steps: 1 }
     }
 
     /// `h_t = Λ_t ∘ h_{t-1} + u_t`, `y_t = h_t`.
     pub fn direct(log_a: Tensor<4>, u: Tensor<4>) -> Self {
-        Self { transition: Transition::Diagonal { log_a }, io: Io::Direct { u, c: None }, skip: None }
+        let (transition, io) = (Transition::Diagonal { log_a }, Io::Direct { u, c: None });
+        Self { transition, io, skip: None, read: Read::After, steps: 1 }
     }
 
     /// Adds the feed-through `D`.
@@ -86,10 +102,22 @@ impl System {
         self
     }
 
-    /// `[b, h, t]` and the state size `n`.
+    /// Reads before writing.
+    pub fn read_before(mut self) -> Self {
+        self.read = Read::Before;
+        self
+    }
+
+    /// Takes `steps` steps per token.
+    pub fn with_steps(mut self, steps: usize) -> Self {
+        self.steps = steps;
+        self
+    }
+
+    /// `[b, h, t]` in tokens and the state size `n`.
     pub fn dims(&self) -> ([usize; 3], usize) {
         let [b, h, t, n] = match &self.io {
-            Io::Outer { k, .. } => k.dims(),
+            Io::Outer { q, .. } => q.dims(),
             Io::Direct { u, .. } => u.dims(),
         };
         ([b, h, t], n)
@@ -102,9 +130,10 @@ impl System {
             Io::Outer { k, .. } => k.clone(),
             Io::Direct { u, .. } => u.clone(),
         };
-        let valid3 = lengths.valid(dims[2], &like.device(), like.dtype()); // [b, t]
-        let valid3 = valid3.unsqueeze_dim::<3>(1); // [b, 1, t]
-        let valid = valid3.clone().unsqueeze_dim::<4>(3); // [b, 1, t, 1]
+        let lengths = Lengths(lengths.0.iter().map(|n| n * self.steps).collect());
+        let valid3 = lengths.valid(dims[2] * self.steps, &like.device(), like.dtype()); // [b, t m]
+        let valid3 = valid3.unsqueeze_dim::<3>(1);
+        let valid = valid3.clone().unsqueeze_dim::<4>(3);
         let transition = match self.transition {
             Transition::Identity => Transition::Identity,
             Transition::Scalar { log_a } => Transition::Scalar { log_a: log_a * valid3 },
@@ -126,6 +155,6 @@ impl System {
             Io::Outer { q, k, v } => Io::Outer { q, k: k * valid.clone(), v: v * valid },
             Io::Direct { u, c } => Io::Direct { u: u * valid, c },
         };
-        Self { transition, io, skip: self.skip }
+        Self { transition, io, ..self }
     }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, TensorData};
 
 use super::engine;
-use super::scan::segment_sums;
+use super::scan::{segment_sums, unbind};
 use super::{Form, Io, Mixer, State, System, Transition};
 use crate::{Error, Result};
 
@@ -77,13 +77,18 @@ impl Views {
     pub fn of_system(system: System) -> Result<Self> {
         let spectrum = spectrum(&system)?;
         let log_decay = match &system.transition {
-            Transition::Scalar { log_a } => Some(log_a.clone().swap_dims(1, 2)),
+            Transition::Scalar { log_a } => Some(log_a.clone().unsqueeze_dim::<4>(3)),
             Transition::Diagonal { log_a: log } | Transition::Householder { log_d: log, .. } => {
-                let [b, h, t, n] = log.dims();
-                Some(log.clone().swap_dims(1, 2).reshape([b, t, h * n]))
+                Some(log.clone())
             }
             Transition::Identity | Transition::Dense { .. } => None,
         };
+        let log_decay = log_decay.map(|log| {
+            let [b, h, t, n] = log.dims();
+            let t = t / system.steps;
+            let log = log.reshape([b, h, t, system.steps, n]).sum_dim(3).squeeze_dim::<4>(3);
+            log.swap_dims(1, 2).reshape([b, t, h * n])
+        });
         let gates =
             log_decay.map(|log| Gate { name: "Λ (decay)".into(), values: log.exp() }).into_iter().collect();
         Ok(Self { attention: Some(implied_attention(system)?), spectrum, gates, ..Self::default() })
@@ -112,9 +117,11 @@ fn implied_attention(system: System) -> Result<Tensor<4>> {
     match (system.transition, system.io) {
         (transition, Io::Outer { q, k, .. }) => {
             let eye = Tensor::<2>::eye(t, &device.clone().inner()).cast(dtype);
-            let v = eye.reshape([1, 1, t, t]).expand([b, h, t, t]);
+            let m = system.steps;
+            let v =
+                eye.reshape([t, 1, t]).expand([t, m, t]).reshape([1, 1, t * m, t]).expand([b, h, t * m, t]);
             let skip = system.skip.map(|d| d.mean_dim(3));
-            let impulses = System { transition, io: Io::Outer { q, k, v }, skip };
+            let impulses = System { transition, io: Io::Outer { q, k, v }, skip, ..system };
             let zero = Tensor::zeros([b, h, n, t], (&device.inner(), dtype));
             Ok(engine::run(impulses, zero, Form::Auto)?.0)
         }
@@ -137,6 +144,12 @@ fn implied_attention(system: System) -> Result<Tensor<4>> {
 
 fn spectrum(system: &System) -> Result<Option<Spectrum>> {
     let exact = |re| Some(Spectrum { re, im: None, kind: SpectrumKind::Exact });
+    if system.steps > 1 {
+        let ([b, h, t], n) = system.dims();
+        let factors = dense(system).reshape([b * h * t, system.steps, n, n]);
+        let product = unbind(factors, 1).into_iter().reduce(|product, factor| factor.matmul(product));
+        return product.map(|product| dense_spectrum(product.reshape([b, h, t, n, n]))).transpose();
+    }
     Ok(match &system.transition {
         Transition::Identity => {
             let ([b, h, t], _) = system.dims();
@@ -154,15 +167,35 @@ fn spectrum(system: &System) -> Result<Option<Spectrum>> {
             let other = d.clone() + (a.clone() * b.clone()).sum_dim(3);
             exact(Tensor::cat(vec![d, other], 3))
         }
-        Transition::Householder { log_d, a, b } => {
-            let diagonal = log_d.clone().exp().unsqueeze_dim::<5>(4);
-            let n = a.dims()[3];
-            let eye = Tensor::<2>::eye(n, &a.device().inner()).cast(a.dtype());
-            let rank_one = b.clone().unsqueeze_dim::<5>(4) * a.clone().unsqueeze_dim::<5>(3);
-            Some(dense_spectrum(diagonal * eye.reshape([1, 1, 1, n, n]) + rank_one)?)
-        }
+        Transition::Householder { log_d, a, b } => Some(dense_spectrum(diagonal_plus_rank_one(log_d, a, b))?),
         Transition::Dense { lambda } => Some(dense_spectrum(lambda.clone())?),
     })
+}
+
+/// `diag(exp(log_d)) + b aᵀ`, `[b, h, t, n, n]`.
+fn diagonal_plus_rank_one(log_d: &Tensor<4>, a: &Tensor<4>, b: &Tensor<4>) -> Tensor<5> {
+    let n = a.dims()[3];
+    let eye = Tensor::<2>::eye(n, &a.device().inner()).cast(a.dtype()).reshape([1, 1, 1, n, n]);
+    let rank_one = b.clone().unsqueeze_dim::<5>(4) * a.clone().unsqueeze_dim::<5>(3);
+    log_d.clone().exp().unsqueeze_dim::<5>(4) * eye + rank_one
+}
+
+/// `Λ` of every step as a matrix, `[b, h, t m, n, n]`.
+fn dense(system: &System) -> Tensor<5> {
+    let ([b, h, t], n) = system.dims();
+    let (steps, like) = match &system.io {
+        Io::Outer { k, .. } => (t * system.steps, k),
+        Io::Direct { u, .. } => (t, u),
+    };
+    let none = Tensor::zeros([b, h, steps, n], (&like.device(), like.dtype()));
+    let diagonal = |log_d: &Tensor<4>| diagonal_plus_rank_one(log_d, &none, &none);
+    match &system.transition {
+        Transition::Identity => diagonal(&none),
+        Transition::Scalar { log_a } => diagonal(&log_a.clone().unsqueeze_dim(3)),
+        Transition::Diagonal { log_a } => diagonal(log_a),
+        Transition::Householder { log_d, a, b } => diagonal_plus_rank_one(log_d, a, b),
+        Transition::Dense { lambda } => lambda.clone(),
+    }
 }
 
 /// Eigenvalues of `[b, h, t, n, n]`, computed on the host.

@@ -7,7 +7,7 @@ use seqzoo::Result;
 use seqzoo::registry::architectures;
 
 pub(crate) fn run() -> Result<ExitCode> {
-    let width = architectures().iter().map(|a| a.name.len()).max().unwrap_or(0);
+    let width = architectures().map(|a| a.name.len()).max().unwrap_or(0);
     let mut out = String::new();
     for a in architectures() {
         let pad = " ".repeat(width - a.name.len());

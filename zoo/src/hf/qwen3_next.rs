@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use seqzoo_layers::attention::AttentionConfig;
-use seqzoo_layers::linear::GatedDeltaNetConfig;
+use seqzoo_layers::delta::GatedDeltaNetConfig;
 use seqzoo_layers::nn::{Activation, NormConfig};
 use seqzoo_layers::params::Named;
 

@@ -1,6 +1,6 @@
 use burn::tensor::{Device, Int, Tensor};
 use seqzoo_layers::attention::AttentionConfig;
-use seqzoo_layers::linear::GatedDeltaNetConfig;
+use seqzoo_layers::delta::GatedDeltaNetConfig;
 use seqzoo_layers::nn::{Activation, CausalConvConfig, NormConfig};
 use seqzoo_layers::params;
 use seqzoo_layers::system::{Form, Mask};

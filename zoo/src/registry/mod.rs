@@ -76,7 +76,7 @@ registry! {
     Attention "attention" seqzoo_layers::attention::AttentionConfig => seqzoo_layers::attention::Attention;
     LinearAttention "linear_attention" seqzoo_layers::linear::LinearAttentionConfig => seqzoo_layers::linear::LinearAttention;
     Lightning "lightning" seqzoo_layers::lightning::LightningConfig => seqzoo_layers::lightning::Lightning;
-    GatedDeltaNet "gated_deltanet" seqzoo_layers::linear::GatedDeltaNetConfig => seqzoo_layers::linear::GatedDeltaNet;
+    GatedDeltaNet "gated_deltanet" seqzoo_layers::delta::GatedDeltaNetConfig => seqzoo_layers::delta::GatedDeltaNet;
     Mamba2 "mamba2" seqzoo_layers::ssm::Mamba2Config => seqzoo_layers::ssm::Mamba2;
     RgLru "rglru" seqzoo_layers::rnn::RgLruConfig => seqzoo_layers::rnn::RgLru;
     Lstm "lstm" seqzoo_layers::rnn::LstmConfig => seqzoo_layers::rnn::Lstm;

@@ -27,7 +27,7 @@ pub fn write(results: &Results, path: &Path) -> Result<()> {
 
 /// Index of an architecture's colour and marker: the same in every report.
 fn style_of(name: &str) -> usize {
-    let registered = crate::registry::architectures().iter().position(|a| a.name == name);
+    let registered = crate::registry::architectures().position(|a| a.name == name);
     registered.unwrap_or_else(|| name.bytes().map(usize::from).sum()) % svg::STYLES
 }
 

@@ -10,8 +10,8 @@ fn synthetic(n: usize) -> Results {
     let pairs = vec![4, 8, 16];
     let entry = |i: usize| {
         let f = i as f64;
-        let registered = crate::registry::architectures();
-        let (name, title) = match registered.get(i) {
+        let mut registered = crate::registry::architectures();
+        let (name, title) = match registered.nth(i) {
             Some(a) => (a.name.to_string(), a.title.to_string()),
             None => (format!("made_up_{i}"), format!("Made-up net {i} (test)")),
         };

@@ -8,7 +8,7 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::Device;
 use seqzoo_layers::attention::AttentionConfig;
-use seqzoo_layers::linear::GatedDeltaNetConfig;
+use seqzoo_layers::delta::GatedDeltaNetConfig;
 use seqzoo_layers::{Value, params};
 
 use super::checkpoint::WriteFile;

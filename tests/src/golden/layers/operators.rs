@@ -1,8 +1,9 @@
 //! Bare recurrences, run by the engine: `q`, `k`, `v` and decays are given, no projections.
 
 use burn::tensor::{Tensor, TensorData, activation};
+use seqzoo_layers::delta::delta_system;
 use seqzoo_layers::lightning::lightning_system;
-use seqzoo_layers::linear::{delta_system, normalize, with_normalizer};
+use seqzoo_layers::linear::{normalize, with_normalizer};
 use seqzoo_layers::nn::{repeat_heads, softplus};
 use seqzoo_layers::system::{Form, System, Transition, engine};
 
@@ -152,17 +153,12 @@ pub(super) fn identity_plus_low_rank(case: &Case, form: Form) -> Result<Outputs>
 /// Gated DeltaProduct: every token is `nh` delta steps; the first decays, the last is read.
 pub(super) fn delta_product(case: &Case, form: Form) -> Result<Outputs> {
     let [q, k, v] = scaled(case, TimeFirst)?;
-    let ([b, h, t, n], steps, size) = (q.dims(), case.size("nh")?, memory_size(&k, &v));
-    let p = size[3];
-    let q = q.unsqueeze_dim::<5>(3).expand([b, h, t, steps, n]).reshape([b, h, t * steps, n]);
+    let ([b, h, t, _], steps, size) = (q.dims(), case.size("nh")?, memory_size(&k, &v));
     let g = per_head(case, "in.g", TimeFirst)?.unsqueeze_dim::<4>(3);
     let none = Tensor::zeros([b, h, t, steps - 1], &case.device().clone().inner());
     let log_a = Tensor::cat(vec![g, none], 3).reshape([b, h, t * steps]);
-    let system = delta_system(log_a, per_head(case, "in.beta", TimeFirst)?, q, k, v);
-    let memory = case.get("in.initial_state")?;
-    let (y, last) = engine::run(system, memory, form)?;
-    let y = y.reshape([b, h, t, steps, p]).narrow(3, steps - 1, 1).squeeze_dim::<4>(3);
-    Ok(vec![("y", turn(y, TimeFirst).into()), ("final_state", last.into())])
+    let system = delta_system(log_a, per_head(case, "in.beta", TimeFirst)?, q, k, v).with_steps(steps);
+    run(case, system, size, TimeFirst, form)
 }
 
 /// Comba as its recurrent reference has it: what is at `p` is read after the decay.
@@ -186,21 +182,15 @@ fn comba(case: &Case, form: Form, read: fn(Tensor<4>, Tensor<4>) -> Tensor<4>) -
 }
 
 /// RWKV-6 reads before it writes, and its own token through the bonus `u`:
-/// `y_t = q_tᵀ (H_{t-1} + (u ∘ k_t) v_tᵀ)`. So each query is asked one token earlier.
+/// `y_t = q_tᵀ (H_{t-1} + (u ∘ k_t) v_tᵀ)`.
 pub(super) fn rwkv6(case: &Case, form: Form) -> Result<Outputs> {
     let [q, k, v] = case.inputs(["q", "k", "v"])?;
-    let [b, h, t, n] = q.dims();
-    let memory = case.get::<4>("in.initial_state")?;
-    let first = q.clone().narrow(2, 0, 1).matmul(memory.clone());
-    let none = Tensor::zeros([b, h, 1, n], &case.device().clone().inner());
-    let earlier = Tensor::cat(vec![q.clone().narrow(2, 1, t - 1), none], 2);
-    let transition = Transition::Diagonal { log_a: case.get("in.w")? };
-    let system = System::outer(transition, earlier, k.clone(), v.clone());
-    let (y, last) = engine::run(system, memory, form)?;
-    let before = Tensor::cat(vec![first, y.narrow(2, 0, t - 1)], 2);
+    let ([_, h, _, n], size) = (q.dims(), memory_size(&k, &v));
     let u = case.get::<2>("in.u")?.reshape([1, h, 1, n]);
-    let own = (q * u * k).sum_dim(3) * v;
-    Ok(vec![("y", (before + own).into()), ("final_state", last.into())])
+    let bonus = (q.clone() * u * k.clone()).sum_dim(3);
+    let transition = Transition::Diagonal { log_a: case.get("in.w")? };
+    let system = System::outer(transition, q, k, v).read_before().with_skip(bonus);
+    run(case, system, size, HeadFirst, form)
 }
 
 /// The authors' minimal Mamba-2; its state is `[b, h, p, n]`.

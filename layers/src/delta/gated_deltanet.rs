@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::require;
 use crate::nn::{
-    CausalConv, CausalConvConfig, RmsNorm, l2_normalize, merge_heads, repeat_heads, softplus, split_heads,
+    CausalConv, CausalConvConfig, RmsNorm, l2_normalize, merge_heads, repeat_heads, short_conv, softplus,
+    split_heads,
 };
 use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition};
 use crate::{Init, Result};
@@ -184,17 +185,9 @@ impl LinearMixer for GatedDeltaNet {
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Tensor<4>)> {
         let (h, hv, n, _) = self.config.sizes();
-        let mut short = |name: &str, conv: &Option<CausalConv>, x: Tensor<3>| match conv {
-            Some(conv) => {
-                let (y, tail) = conv.forward(x, state.get(name)?, run.lengths);
-                state.put(name, tail);
-                Ok::<_, crate::Error>(y)
-            }
-            None => Ok(activation::silu(x)),
-        };
-        let q = short("conv_q", &self.conv_q, self.q_proj.forward(x.clone()))?;
-        let k = short("conv_k", &self.conv_k, self.k_proj.forward(x.clone()))?;
-        let v = short("conv_v", &self.conv_v, self.v_proj.forward(x.clone()))?;
+        let q = short_conv("conv_q", &self.conv_q, self.q_proj.forward(x.clone()), state, run)?;
+        let k = short_conv("conv_k", &self.conv_k, self.k_proj.forward(x.clone()), state, run)?;
+        let v = short_conv("conv_v", &self.conv_v, self.v_proj.forward(x.clone()), state, run)?;
         let scale = (n as f64).powf(-0.5);
         let q = repeat_heads(l2_normalize(split_heads(q, h), 1e-6), hv / h).mul_scalar(scale);
         let k = repeat_heads(l2_normalize(split_heads(k, h), 1e-6), hv / h);
