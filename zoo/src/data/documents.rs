@@ -52,7 +52,7 @@ const SAMPLE: &[&str] = &[
     include_str!("text.rs"),
     include_str!("tokenizer.rs"),
     include_str!("../registry/mod.rs"),
-    include_str!("../registry/info.rs"),
+    include_str!("../registry/info/mod.rs"),
 ];
 
 /// Files below a folder, sorted by path; of entries that are not hidden, those `keep` accepts.
