@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// UTF-8 file or folder to learn from [default: the sources of seqzoo].
     #[arg(long, value_name = "PATH")]
     text: Option<PathBuf>,
-    /// Architectures, separated by commas [default: all].
+    /// Architectures, separated by commas, or `all` [default: nine, of every family].
     #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = known_arch)]
     arch: Vec<String>,
     /// Same seed, same numbers (timings aside).
@@ -38,8 +38,24 @@ pub(crate) struct Args {
     from: Option<PathBuf>,
 }
 
+/// Stands for the whole registry.
+const ALL: &str = "all";
+
 fn known_arch(name: &str) -> Result<String, String> {
+    if name == ALL {
+        return Ok(name.into());
+    }
     super::parse_arch(name).map(|config| config.name().to_string())
+}
+
+/// The architectures that were asked for.
+fn chosen(named: &[String]) -> Vec<String> {
+    let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+    match named {
+        [] => owned(compare::REPRESENTATIVES),
+        [one] if one == ALL => owned(MixerConfig::NAMES),
+        _ => named.to_vec(),
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -53,11 +69,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         super::emit(&format!("{}\nreport: {}\n", report::table(&results), args.out.display()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let all = || MixerConfig::NAMES.iter().map(ToString::to_string).collect();
     let options = Options {
         quick: args.quick,
         text: args.text.clone(),
-        architectures: if args.arch.is_empty() { all() } else { args.arch.clone() },
+        architectures: chosen(&args.arch),
         seed: args.seed,
         device: args.device.clone(),
         command: std::iter::once("seqzoo".into())

@@ -23,7 +23,7 @@ use crate::registry::{architecture, nearest};
 use crate::{Error, Result};
 
 pub use machine::{Machine, now};
-pub use plan::{Options, Plan};
+pub use plan::{Options, Plan, REPRESENTATIVES};
 pub use results::*;
 
 /// Watches a comparison and may stop it.

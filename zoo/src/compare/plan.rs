@@ -4,6 +4,19 @@ use std::path::PathBuf;
 
 use super::results::{ModelSizes, RecallTask, TextTask, Training};
 
+/// What is compared where nothing is named: at least one of each family, in about ten minutes.
+pub const REPRESENTATIVES: &[&str] = &[
+    "attention",
+    "linear_attention",
+    "lightning",
+    "gated_deltanet",
+    "mamba2",
+    "rglru",
+    "lstm",
+    "moh",
+    "yaad",
+];
+
 /// What the user asked for.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -39,7 +39,7 @@ fn rate(value: f64) -> String {
 fn series(results: &Results, points: impl Fn(&Entry) -> Vec<(f64, f64)>) -> Vec<Series> {
     (results.entries.iter())
         .map(|e| Series {
-            style: style_of(&e.name),
+            style: style_of(results, &e.name),
             class: format!("a-{}", slug(&e.name)),
             name: findings::short(e),
             points: points(e).into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect(),

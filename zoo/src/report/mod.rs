@@ -25,10 +25,9 @@ pub fn write(results: &Results, path: &Path) -> Result<()> {
     files::replace(path, render(results).as_bytes())
 }
 
-/// Index of an architecture's colour and marker: the same in every report.
-fn style_of(name: &str) -> usize {
-    let registered = crate::registry::architectures().position(|a| a.name == name);
-    registered.unwrap_or_else(|| name.bytes().map(usize::from).sum()) % svg::STYLES
+/// Index of an architecture's colour and marker: no two in a report share one as long as there are enough.
+fn style_of(results: &Results, name: &str) -> usize {
+    results.entries.iter().position(|e| e.name == name).unwrap_or(0) % svg::STYLES
 }
 
 #[cfg(test)]

@@ -46,9 +46,9 @@ pub fn render(results: &Results) -> String {
         let _ = write!(
             out,
             "<label class=\"key {0}\"><input type=\"checkbox\" checked id=\"show-{1}\">{2}{3}</label>",
-            class(entry),
+            class(results, entry),
             slug(&entry.name),
-            swatch(&entry.name),
+            swatch(results, &entry.name),
             escape(&findings::short(entry))
         );
     }
@@ -126,8 +126,8 @@ pub(super) fn slug(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).collect()
 }
 
-fn class(entry: &Entry) -> String {
-    format!("s{} a-{}", style_of(&entry.name), slug(&entry.name))
+fn class(results: &Results, entry: &Entry) -> String {
+    format!("s{} a-{}", style_of(results, &entry.name), slug(&entry.name))
 }
 
 /// Hiding and highlighting by the legend, without a script.
@@ -144,8 +144,8 @@ fn highlight_rules(results: &Results) -> String {
     out
 }
 
-fn swatch(name: &str) -> String {
-    let style = style_of(name);
+fn swatch(results: &Results, name: &str) -> String {
+    let style = style_of(results, name);
     format!(
         "<svg class=\"swatch s{style}\" viewBox=\"0 0 24 14\" aria-hidden=\"true\"><path d=\"M1 7H23\"/>\
          <path class=\"mark\" d=\"{}\"/></svg>",
@@ -177,7 +177,7 @@ fn table(out: &mut String, results: &Results) {
         let _ = write!(
             out,
             "<tr><th scope=\"row\"><div>{}<span>{}<small>{}</small></span></div></th>",
-            swatch(&entry.name),
+            swatch(results, &entry.name),
             escape(&findings::short(entry)),
             escape(&entry.state)
         );
@@ -213,7 +213,7 @@ fn maps(out: &mut String, results: &Results) {
         let _ = write!(
             out,
             "<figure class=\"card\"><h3>{}{}</h3><div class=\"pair\">",
-            swatch(&entry.name),
+            swatch(results, &entry.name),
             escape(&name)
         );
         for map in &entry.maps {
