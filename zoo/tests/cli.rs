@@ -63,6 +63,10 @@ fn list_and_describe_tell_about_every_architecture() {
             assert!(about.contains(word), "{word}: {about}");
         }
     }
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/architectures.md");
+    let page = fs::read_to_string(page).expect("the page is part of the repository");
+    let hint = "run `cargo run --release -- list --markdown > docs/architectures.md`";
+    assert_eq!(succeeds(&["list", "--markdown"]), page, "{hint}");
     fails(&["describe", "gated_deltanett"], 2, &["did you mean `gated_deltanet`?"]);
     fails(&["describe", "zzz"], 2, &["seqzoo list"]);
     fails(&["describe", "attention", "--width", "30"], 1, &["30"]);

@@ -34,7 +34,7 @@ enum Command {
     /// Train and time every architecture side by side and write report.html: what runs without a command.
     Compare(Box<compare::Args>),
     /// Print all architectures.
-    List,
+    List(list::Args),
     /// Print an architecture's equations, state, parameters and cost.
     Describe(describe::Args),
     /// Train a language model, or a model of a recall task.
@@ -60,7 +60,7 @@ pub(crate) fn main() -> ExitCode {
             _ => usage(),
         },
         Some(Command::Compare(args)) => compare::run(&args),
-        Some(Command::List) => list::run(),
+        Some(Command::List(args)) => list::run(&args),
         Some(Command::Describe(args)) => describe::run(&args),
         Some(Command::Train(args)) => train::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),

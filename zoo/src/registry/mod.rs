@@ -8,7 +8,7 @@ use seqzoo_layers::system::{Cost, Form, Mixer, Run, State, Views};
 use seqzoo_layers::{Init, Result};
 use serde::{Deserialize, Serialize};
 
-pub use info::{Architecture, architecture, architectures, nearest};
+pub use info::{Architecture, Family, architecture, architectures, families, nearest};
 
 /// Declares the configuration enum, the layer enum and the dispatch between them, one line per
 /// architecture: variant, name in files and on the command line, configuration type, layer type.

@@ -23,7 +23,27 @@ pub struct Architecture {
     pub equations: &'static str,
 }
 
-const FAMILIES: &[&[Architecture]] = &[attention::ALL, linear::ALL, delta::ALL, recurrent::ALL, miras::ALL];
+/// Architectures with the same kind of state.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// What they have in common.
+    pub title: &'static str,
+    /// Its members.
+    pub members: &'static [Architecture],
+}
+
+const FAMILIES: &[Family] = &[
+    Family { title: "Softmax attention: a cache that grows", members: attention::ALL },
+    Family { title: "Linear attention: a matrix that is added to", members: linear::ALL },
+    Family { title: "Delta rule: a matrix that is corrected", members: delta::ALL },
+    Family { title: "State spaces and recurrent cells", members: recurrent::ALL },
+    Family { title: "Miras: a memory trained while it reads", members: miras::ALL },
+];
+
+/// All families.
+pub fn families() -> &'static [Family] {
+    FAMILIES
+}
 
 /// All architectures, in the registry's order.
 pub fn architectures() -> impl Iterator<Item = &'static Architecture> {
@@ -32,7 +52,7 @@ pub fn architectures() -> impl Iterator<Item = &'static Architecture> {
 
 /// The architecture of that name.
 pub fn architecture(name: &str) -> Option<&'static Architecture> {
-    FAMILIES.iter().flat_map(|family| family.iter()).find(|a| a.name == name)
+    FAMILIES.iter().flat_map(|family| family.members).find(|a| a.name == name)
 }
 
 /// The known name most like a misspelt one, if any is close.
@@ -52,7 +72,7 @@ mod tests {
     fn every_registered_mixer_is_described_once_and_nothing_else() {
         let described: Vec<_> = architectures().map(|a| a.name).collect();
         assert_eq!(described, MixerConfig::NAMES);
-        let written = FAMILIES.iter().map(|family| family.len()).sum::<usize>();
+        let written = FAMILIES.iter().map(|family| family.members.len()).sum::<usize>();
         assert_eq!(written, MixerConfig::NAMES.len());
     }
 
