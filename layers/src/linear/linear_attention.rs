@@ -5,55 +5,34 @@
 //! q, k = φ(W_q x), φ(W_k x),   v = W_v x
 //! H_t = H_{t-1} + k_t v_tᵀ,    s_t = s_{t-1} + k_t                            (Eq. 18, 19)
 //! sum:        y_t = H_tᵀ q̃_t / (s_t · q̃_t + eps),    q̃ = scale · q           (Eq. 20)
+//! sum at least: y_t = H_tᵀ q̃_t / max(s_t · q̃_t, eps)
 //! head norm:  y_t = rmsnorm(H_tᵀ q̃_t) per head       (arXiv 2210.10340)
 //! out = W_o (y ∘ act(W_g x))                          (the gate is optional)
 //! ```
 //!
+//! The feature maps `φ` make it Performer, cosFormer, Based, ReBased, Hedgehog and DPFP: see [`FeatureMap`].
+//!
 //! | symbol | shape |
 //! | --- | --- |
-//! | q, k, v, y | `[b, h, t, n]` |
-//! | H | `[b, h, n, n]`, with `s` as one more column under the sum: `[b, h, n, n+1]` |
+//! | W_q x, W_k x | `[b, h, t, n]` (`n` = `key_dim`) |
+//! | q, k | `[b, h, t, m]` (`m` features) |
+//! | v, y | `[b, h, t, p]` (`p` = `head_dim`) |
+//! | H | `[b, h, m, p]`, with `s` as one more column under a sum: `[b, h, m, p+1]` |
 
 use burn::module::Module;
 use burn::nn::Linear;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::feature_map::{FeatureMap, Features};
 use crate::error::require;
 use crate::nn::{Activation, RmsNorm, merge_heads, split_heads};
 use crate::system::{
-    Cost, Form, Gate, Io, LinearMixer, MEMORY, Run, State, System, Transition, Views, engine,
+    Cost, Form, Gate, Io, LinearMixer, MEMORY, Mixer, Run, State, System, Transition, Views, engine,
 };
 use crate::{Init, Result};
 
 const NAME: &str = "linear_attention";
-
-/// `φ`: what stands for the exponential of softmax, entry by entry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FeatureMap {
-    /// `x`; not positive, so not for [`Normalizer::Sum`].
-    Identity,
-    /// `elu(x) + 1`: `x + 1` above 0, `e^x` below.
-    #[default]
-    EluPlusOne,
-    /// `max(x, 0)`
-    Relu,
-    /// `x²`
-    Square,
-}
-
-impl FeatureMap {
-    /// Applies it entry by entry.
-    pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        match self {
-            FeatureMap::Identity => x,
-            FeatureMap::EluPlusOne => activation::relu(x.clone()) + x.clamp_max(0.0).exp(),
-            FeatureMap::Relu => activation::relu(x),
-            FeatureMap::Square => x.square(),
-        }
-    }
-}
 
 /// What bounds the output as the memory grows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,11 +45,32 @@ pub enum Normalizer {
         /// Added to the sum.
         eps: f64,
     },
+    /// The same with a sum that counts as `eps` where it is smaller (cosFormer).
+    SumAtLeast {
+        /// The smallest sum.
+        eps: f64,
+    },
     /// Root mean square of each head's output, with a weight.
     HeadNorm {
         /// Added to the mean square.
         eps: f64,
     },
+}
+
+impl Normalizer {
+    /// Whether the memory has a column for the sum.
+    fn is_sum(self) -> bool {
+        matches!(self, Self::Sum { .. } | Self::SumAtLeast { .. })
+    }
+
+    /// The denominator from the sum of the scores.
+    fn denominator(self, sum: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Sum { eps } => sum.add_scalar(eps),
+            Self::SumAtLeast { eps } => sum.clamp_min(eps),
+            Self::None | Self::HeadNorm { .. } => sum.ones_like(),
+        }
+    }
 }
 
 /// Sizes and switches of [`LinearAttention`].
@@ -79,14 +79,26 @@ pub enum Normalizer {
 pub struct LinearAttentionConfig {
     /// Heads.
     pub heads: usize,
-    /// Channels `n` of a head; `None` for `d_model / heads`.
+    /// Value channels `p` of a head; `None` for `d_model / heads`.
     pub head_dim: Option<usize>,
+    /// Query and key channels `n` of a head, before the feature map; `None` for `head_dim`.
+    pub key_dim: Option<usize>,
     /// Applied to `q` and `k`.
     pub feature_map: FeatureMap,
+    /// Let `q` and `k` share the parameters of the feature map.
+    pub tie_feature_maps: bool,
+    /// Divide the features of each query by their sum (plus 1e-4).
+    pub norm_q: bool,
+    /// Divide the features of each key by their sum (plus 1e-4).
+    pub norm_k: bool,
     /// What bounds the output.
     pub normalizer: Normalizer,
-    /// Factor on `q` after the feature map; `None` for `1/√n`.
+    /// Factor on `q` after the feature map; `None` for `1/√n`, or 1 where the map has it in itself.
     pub scale: Option<f64>,
+    /// Whether the maps to `q`, `k` and `v` have biases.
+    pub qkv_bias: bool,
+    /// Whether the output map has a bias.
+    pub out_bias: bool,
     /// Multiplies the output by this function of a linear map of the input.
     pub output_gate: Option<Activation>,
 }
@@ -96,9 +108,15 @@ impl Default for LinearAttentionConfig {
         Self {
             heads: 4,
             head_dim: None,
+            key_dim: None,
             feature_map: FeatureMap::default(),
+            tie_feature_maps: false,
+            norm_q: false,
+            norm_k: false,
             normalizer: Normalizer::Sum { eps: 1e-6 },
             scale: None,
+            qkv_bias: false,
+            out_bias: false,
             output_gate: None,
         }
     }
@@ -108,42 +126,54 @@ impl LinearAttentionConfig {
     /// Checks the values and draws the parameters for width `d_model`.
     ///
     /// # Errors
-    /// For zero sizes, heads that do not divide the width, or a sum over features that may be negative.
+    /// For zero sizes, heads that do not divide the width, a feature map that cannot be, or one that does not go
+    /// with the normaliser.
     pub fn init(&self, d_model: usize, init: &mut Init) -> Result<LinearAttention> {
-        let h = self.heads;
+        let (h, map) = (self.heads, self.feature_map);
         require(d_model > 0, NAME, "d_model", d_model, "must be positive")?;
         require(h > 0, NAME, "heads", h, "must be positive")?;
-        let n = match self.head_dim {
-            Some(n) => n,
+        let p = match self.head_dim {
+            Some(p) => p,
             None => {
                 let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
                 require(d_model.is_multiple_of(h), NAME, "heads", h, &expected)?;
                 d_model / h
             }
         };
-        require(n > 0, NAME, "head_dim", n, "must be positive")?;
-        if let Normalizer::Sum { eps } | Normalizer::HeadNorm { eps } = self.normalizer {
+        require(p > 0, NAME, "head_dim", p, "must be positive")?;
+        let n = self.key_dim.unwrap_or(p);
+        if let Normalizer::Sum { eps } | Normalizer::SumAtLeast { eps } | Normalizer::HeadNorm { eps } =
+            self.normalizer
+        {
             require(eps > 0.0, NAME, "normalizer.eps", eps, "must be positive")?;
         }
-        let signed_sum =
-            matches!(self.normalizer, Normalizer::Sum { .. }) && self.feature_map == FeatureMap::Identity;
+        let sums = self.normalizer.is_sum() || self.norm_q || self.norm_k;
         let expected = "can be negative, so their sum can be 0: use another feature map or `head_norm`";
-        require(!signed_sum, NAME, "feature_map", "identity", expected)?;
-        let scale = self.scale.unwrap_or((n as f64).powf(-0.5));
+        require(!(sums && map.is_signed()), NAME, "feature_map", "identity", expected)?;
+        let feature_q = map.init(n, NAME, init)?;
+        let feature_k = if self.tie_feature_maps { None } else { Some(map.init(n, NAME, init)?) };
+        let scale = if map.is_scaled() { 1.0 } else { (n as f64).powf(-0.5) };
+        let scale = self.scale.unwrap_or(scale);
         require(scale.is_finite() && scale > 0.0, NAME, "scale", scale, "must be positive")?;
+        let linear = |init: &mut Init, from: usize, to: usize, bias| {
+            init.linear_std(from, to, (from as f64).powf(-0.5), bias)
+        };
         Ok(LinearAttention {
-            q_proj: init.linear(d_model, h * n),
-            k_proj: init.linear(d_model, h * n),
-            v_proj: init.linear(d_model, h * n),
-            gate_proj: self.output_gate.map(|_| init.linear(d_model, h * n)),
-            out_proj: init.linear(h * n, d_model),
+            q_proj: linear(init, d_model, h * n, self.qkv_bias),
+            k_proj: linear(init, d_model, h * n, self.qkv_bias),
+            v_proj: linear(init, d_model, h * p, self.qkv_bias),
+            gate_proj: self.output_gate.map(|_| init.linear(d_model, h * p)),
+            out_proj: linear(init, h * p, d_model, self.out_bias),
+            feature_q,
+            feature_k,
             norm: match self.normalizer {
-                Normalizer::HeadNorm { eps } => Some(RmsNorm::new(n, eps, init)),
-                Normalizer::None | Normalizer::Sum { .. } => None,
+                Normalizer::HeadNorm { eps } => Some(RmsNorm::new(p, eps, init)),
+                _ => None,
             },
             config: self.clone(),
             scale,
-            head_dim: n,
+            key_dim: n,
+            head_dim: p,
             d_model,
         })
     }
@@ -156,18 +186,24 @@ pub struct LinearAttention {
     pub q_proj: Linear,
     /// `W_k: [d, h n]`
     pub k_proj: Linear,
-    /// `W_v: [d, h n]`
+    /// `W_v: [d, h p]`
     pub v_proj: Linear,
-    /// `W_g: [d, h n]`
+    /// `W_g: [d, h p]`
     pub gate_proj: Option<Linear>,
-    /// `W_o: [h n, d]`
+    /// `W_o: [h p, d]`
     pub out_proj: Linear,
-    /// Per head, over `n`
+    /// `φ` of the queries
+    pub feature_q: Features,
+    /// `φ` of the keys, where it is not that of the queries
+    pub feature_k: Option<Features>,
+    /// Per head, over `p`
     pub norm: Option<RmsNorm>,
     #[module(skip)]
     config: LinearAttentionConfig,
     #[module(skip)]
     scale: f64,
+    #[module(skip)]
+    key_dim: usize,
     #[module(skip)]
     head_dim: usize,
     #[module(skip)]
@@ -183,9 +219,24 @@ pub fn with_normalizer(v: Tensor<4>) -> Tensor<4> {
 
 /// Divides by the last column, which [`with_normalizer`] made `s_t · q_t`: `[b, h, t, p+1] -> [b, h, t, p]`.
 pub fn normalize(y: Tensor<4>, eps: f64) -> Tensor<4> {
+    divide(y, Normalizer::Sum { eps })
+}
+
+fn divide(y: Tensor<4>, normalizer: Normalizer) -> Tensor<4> {
     let p = y.dims()[3] - 1;
     let sum = y.clone().narrow(3, p, 1);
-    y.narrow(3, 0, p) / sum.add_scalar(eps)
+    y.narrow(3, 0, p) / normalizer.denominator(sum)
+}
+
+/// Every query reads all keys, earlier or later: `Q (Kᵀ V)`.
+pub fn bidirectional(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    q.matmul(k.swap_dims(2, 3).matmul(v))
+}
+
+/// Divides each token's features by their sum.
+fn to_unit_sum(x: Tensor<4>) -> Tensor<4> {
+    let sum = x.clone().sum_dim(3).add_scalar(1e-4);
+    x / sum
 }
 
 impl LinearMixer for LinearAttention {
@@ -197,31 +248,21 @@ impl LinearMixer for LinearAttention {
     }
 
     fn initial_state(&self, batch: usize) -> State {
-        let (h, n, like) = (self.config.heads, self.head_dim, self.q_proj.weight.val());
-        let columns = n + usize::from(matches!(self.config.normalizer, Normalizer::Sum { .. }));
-        let zeros = Tensor::<4>::zeros([batch, h, n, columns], (&like.device(), like.dtype()));
+        let (h, m, like) = (self.config.heads, self.feature_q.size(), self.q_proj.weight.val());
+        let zeros = Tensor::<4>::zeros([batch, h, m, self.columns()], (&like.device(), like.dtype()));
         State::new(batch).with(MEMORY, zeros)
     }
 
-    fn system(&self, x: Tensor<3>, _state: &mut State, _run: Run<'_>) -> Result<(System, Self::Aux)> {
-        let (h, phi) = (self.config.heads, self.config.feature_map);
-        let q = phi.apply(self.q_proj.forward(x.clone())).mul_scalar(self.scale);
-        let k = phi.apply(self.k_proj.forward(x.clone()));
-        let [q, k, v] = [q, k, self.v_proj.forward(x.clone())].map(|x| split_heads(x, h));
-        let v = match self.config.normalizer {
-            Normalizer::Sum { .. } => with_normalizer(v),
-            Normalizer::None | Normalizer::HeadNorm { .. } => v,
-        };
-        let gate = self.gate_proj.as_ref().zip(self.config.output_gate);
-        let gate = gate.map(|(map, activation)| activation.apply(map.forward(x)));
+    fn system(&self, x: Tensor<3>, state: &mut State, _run: Run<'_>) -> Result<(System, Self::Aux)> {
+        let ([q, k, v], gate) = self.features(x, state.positions());
         Ok((System::outer(Transition::Identity, q, k, v), gate))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {
-        let y = match (self.config.normalizer, &self.norm) {
-            (Normalizer::Sum { eps }, _) => normalize(y, eps),
-            (_, Some(norm)) => norm.forward(y),
-            (_, None) => y,
+        let y = match &self.norm {
+            _ if self.config.normalizer.is_sum() => divide(y, self.config.normalizer),
+            Some(norm) => norm.forward(y),
+            None => y,
         };
         let y = merge_heads(y);
         self.out_proj.forward(if let Some(gate) = gate { y * gate } else { y })
@@ -229,13 +270,13 @@ impl LinearMixer for LinearAttention {
 
     /// Under the sum, the implied attention is divided by it, past tokens included.
     fn system_views(&self, system: System, gate: Self::Aux, state: &State) -> Result<Views> {
-        let sums = match (self.config.normalizer, &system.io) {
-            (Normalizer::Sum { eps }, Io::Outer { q, k, v }) => {
+        let sums = match &system.io {
+            Io::Outer { q, k, v } if self.config.normalizer.is_sum() => {
                 let columns = v.dims()[3];
                 let ones = v.clone().narrow(3, columns - 1, 1);
                 let memory = state.get::<4>(MEMORY)?.narrow(3, columns - 1, 1);
                 let sums = System::outer(Transition::Identity, q.clone(), k.clone(), ones);
-                Some(engine::run(sums, memory, Form::Auto)?.0.add_scalar(eps))
+                Some(self.config.normalizer.denominator(engine::run(sums, memory, Form::Auto)?.0))
             }
             _ => None,
         };
@@ -248,11 +289,53 @@ impl LinearMixer for LinearAttention {
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {
-        let (h, n, d) = (self.config.heads, self.head_dim, self.d_model);
-        let maps = 4 + usize::from(self.config.output_gate.is_some());
-        let columns = n + usize::from(matches!(self.config.normalizer, Normalizer::Sum { .. }));
-        let core = h * Cost::decayed_core(n, columns, time, form);
-        Cost::of(self, (2 * maps * d * h * n + core) as f64, batch, time)
+        let (h, n, p, d) = (self.config.heads, self.key_dim, self.head_dim, self.d_model);
+        let m = self.feature_q.size();
+        let outer = 2 + usize::from(self.config.output_gate.is_some());
+        let maps = 2 * d * h * (2 * n + outer * p);
+        let learned = match self.config.feature_map {
+            FeatureMap::T2r { .. } | FeatureMap::Favor { .. } => n * m,
+            FeatureMap::Hedgehog { .. } => n * n,
+            _ => 0,
+        };
+        let features = 2 * h * (2 * learned + m);
+        let core = h * Cost::decayed_core(m, self.columns(), time, form);
+        Cost::of(self, (maps + features + core) as f64, batch, time)
+    }
+}
+
+impl LinearAttention {
+    /// Columns of the memory.
+    fn columns(&self) -> usize {
+        self.head_dim + usize::from(self.config.normalizer.is_sum())
+    }
+
+    /// `φ(q)`, `φ(k)`, `v` (with a column of ones under a sum) and the output gate.
+    fn features(&self, x: Tensor<3>, starts: &[usize]) -> ([Tensor<4>; 3], Option<Tensor<3>>) {
+        let h = self.config.heads;
+        let q = split_heads(self.q_proj.forward(x.clone()), h);
+        let k = split_heads(self.k_proj.forward(x.clone()), h);
+        let v = split_heads(self.v_proj.forward(x.clone()), h);
+        let q = self.feature_q.apply(q, starts);
+        let k = self.feature_k.as_ref().unwrap_or(&self.feature_q).apply(k, starts);
+        let q = if self.config.norm_q { to_unit_sum(q) } else { q }.mul_scalar(self.scale);
+        let k = if self.config.norm_k { to_unit_sum(k) } else { k };
+        let v = if self.config.normalizer.is_sum() { with_normalizer(v) } else { v };
+        let gate = self.gate_proj.as_ref().zip(self.config.output_gate);
+        ([q, k, v], gate.map(|(map, activation)| activation.apply(map.forward(x))))
+    }
+
+    /// The layer where every token sees all others, for whole sequences and without a state: an encoder's.
+    ///
+    /// # Errors
+    /// When the input has another width.
+    pub fn forward_bidirectional(&self, x: Tensor<3>) -> Result<Tensor<3>> {
+        let b = x.dims()[0];
+        if !self.check(&x, &State::new(b))? {
+            return Ok(x);
+        }
+        let ([q, k, v], gate) = self.features(x, &vec![0; b]);
+        Ok(self.readout(bidirectional(q, k, v), gate))
     }
 }
 

@@ -1,7 +1,25 @@
 //! Linear attention and its decayed relatives: a matrix memory that is added to.
 
+mod feature_map;
+mod gla;
+mod hgrn;
+mod hgrn2;
 mod linear_attention;
+mod normalized_attention;
+mod parts;
+mod retnet;
+mod simple_gla;
 
-pub use linear_attention::{
-    FeatureMap, LinearAttention, LinearAttentionConfig, Normalizer, normalize, with_normalizer,
+pub use feature_map::{
+    FavorShift, FeatureMap, Features, HedgehogForm, favor_features, quadratic_features, taylor_features,
 };
+pub use gla::{Gla, GlaConfig};
+pub use hgrn::{Hgrn, HgrnAux, HgrnConfig};
+pub use hgrn2::{Hgrn2, Hgrn2Config};
+pub use linear_attention::{
+    LinearAttention, LinearAttentionConfig, Normalizer, bidirectional, normalize, with_normalizer,
+};
+pub use normalized_attention::{Eta, NormalizedAttention, NormalizedAttentionConfig, normalized_system};
+pub use parts::{GatedReadout, Qkv};
+pub use retnet::{RetNet, RetNetAux, RetNetConfig, Rotation, retention_decays};
+pub use simple_gla::{SimpleGla, SimpleGlaConfig};

@@ -71,6 +71,11 @@ impl RopeConfig {
 }
 
 impl Rope {
+    /// With explicit frequencies, one per pair of channels.
+    pub fn with_frequencies(frequencies: Vec<f64>) -> Self {
+        Self { frequencies }
+    }
+
     /// Rotates `x: [b, h, t, n]`, whose row `r` starts at position `starts[r]`; channel `i` is paired with
     /// `i + dim/2`.
     pub fn apply(&self, x: Tensor<4>, starts: &[usize]) -> Tensor<4> {

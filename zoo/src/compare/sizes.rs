@@ -25,7 +25,7 @@ const SLOW_STEP: f64 = 0.01;
 fn overrides(name: &str, sizes: &ModelSizes) -> Value {
     let mut changes = own_sizes(name, sizes.d_model, sizes.state);
     // One convolution is enough: where every mixer has one before it, those inside are left out.
-    if sizes.conv > 0 && ["gated_deltanet", "mamba2", "rglru", "yaad"].contains(&name) {
+    if sizes.conv > 0 && ["gated_deltanet", "mamba2", "rglru", "yaad", "simple_gla"].contains(&name) {
         changes["conv_kernel"] = json!(0);
     }
     changes
@@ -49,6 +49,10 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         // Vectors: the memory is as wide as the layer, and widening it costs parameters, not only memory.
         "rglru" => json!({ "lru_width": 2 * d_model }),
         "lstm" => json!({}),
+        "normalized_attention" | "retnet" | "gla" | "simple_gla" | "hgrn2" => {
+            json!({ "heads": HEADS, "key_dim": head_dim, "value_dim": head_dim })
+        }
+        "hgrn" => json!({ "width": 2 * d_model }),
         _ => json!({}),
     }
 }

@@ -4,6 +4,7 @@ mod info;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use seqzoo_layers::linear::{Hgrn2Config, HgrnConfig};
 use seqzoo_layers::system::{Cost, Form, Mixer, Run, State, Views};
 use seqzoo_layers::{Init, Result};
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,12 @@ registry! {
     Lstm "lstm" seqzoo_layers::rnn::LstmConfig => seqzoo_layers::rnn::Lstm;
     Moh "moh" seqzoo_layers::moh::MohConfig => seqzoo_layers::moh::Moh<seqzoo_layers::attention::Attention>;
     Yaad "yaad" seqzoo_layers::miras::YaadConfig => seqzoo_layers::miras::Yaad;
+    NormalizedAttention "normalized_attention" seqzoo_layers::linear::NormalizedAttentionConfig => seqzoo_layers::linear::NormalizedAttention;
+    RetNet "retnet" seqzoo_layers::linear::RetNetConfig => seqzoo_layers::linear::RetNet;
+    Gla "gla" seqzoo_layers::linear::GlaConfig => seqzoo_layers::linear::Gla;
+    SimpleGla "simple_gla" seqzoo_layers::linear::SimpleGlaConfig => seqzoo_layers::linear::SimpleGla;
+    Hgrn2 "hgrn2" seqzoo_layers::linear::Hgrn2Config => seqzoo_layers::linear::Hgrn2;
+    Hgrn "hgrn" seqzoo_layers::linear::HgrnConfig => seqzoo_layers::linear::Hgrn;
 }
 
 impl MixerConfig {
@@ -90,6 +97,11 @@ impl MixerConfig {
         if let Self::Lightning(config) = &mut self {
             config.layer = config.layer.or(Some(layer));
             config.layers = config.layers.or(Some(layers));
+        }
+        if let Self::Hgrn2(Hgrn2Config { lower_bound, .. }) | Self::Hgrn(HgrnConfig { lower_bound, .. }) =
+            &mut self
+        {
+            *lower_bound = lower_bound.or(Some(layer as f64 / layers.max(1) as f64));
         }
         self
     }

@@ -1,6 +1,7 @@
 //! Cases of one operator, layer or block: which of our layers computes which architecture.
 
 mod attention;
+mod linear;
 mod moh;
 mod operators;
 mod recurrent;
@@ -72,6 +73,13 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("moh_attention", moh::attention, All),
     ("moh_llama_attention", moh::query_norm, All),
     ("moh_vit_attention", moh::vision, One),
+    ("fla_based", linear::based, All),
+    ("fla_rebased", linear::rebased, All),
+    ("cosformer", linear::cosformer, All),
+    ("performer_favor", linear::performer, All),
+    ("retnet_msr", linear::retnet, All),
+    ("fla_layer_gla", linear::gla, All),
+    ("fla_layer_hgrn2", linear::hgrn2, All),
 ];
 
 /// One token at a time, chunks that do not divide the lengths, chunks that do, all at once.
