@@ -21,11 +21,15 @@ const HEADS: usize = 4;
 /// learns better from its default.
 const SLOW_STEP: f64 = 0.01;
 
+/// The delta family, whose members all have inner convolutions.
+const DELTA: &[&str] =
+    &["deltanet", "gated_deltanet", "deltaproduct", "kda", "comba", "dplr", "longhorn", "momentum_deltanet"];
+
 /// What differs from the defaults of `name`.
 fn overrides(name: &str, sizes: &ModelSizes) -> Value {
     let mut changes = own_sizes(name, sizes.d_model, sizes.state);
     // One convolution is enough: where every mixer has one before it, those inside are left out.
-    if sizes.conv > 0 && ["gated_deltanet", "mamba2", "rglru", "yaad"].contains(&name) {
+    if sizes.conv > 0 && (["mamba2", "rglru", "yaad"].contains(&name) || DELTA.contains(&name)) {
         changes["conv_kernel"] = json!(0);
     }
     changes
@@ -39,7 +43,13 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         "attention" => json!({ "heads": HEADS }),
         "moh" => json!({}),
         "linear_attention" | "lightning" => json!({ "heads": HEADS, "head_dim": head_dim }),
-        "gated_deltanet" => json!({ "heads": HEADS, "head_dim": head_dim, "dt_max": SLOW_STEP }),
+        "deltanet" => json!({ "heads": HEADS, "head_dim": head_dim }),
+        "gated_deltanet" | "deltaproduct" | "kda" | "comba" | "dplr" => {
+            json!({ "heads": HEADS, "head_dim": head_dim, "dt_max": SLOW_STEP })
+        }
+        // Memory and momentum share the budget.
+        "momentum_deltanet" => json!({ "heads": HEADS, "head_dim": head_dim / 2, "expand_v": 2.0 }),
+        "longhorn" => json!({ "expand": 2.0, "state": state / (2 * d_model) }),
         // A memory of two layers would leave heads too narrow to address anything.
         "yaad" => json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" }),
         "mamba2" => {
