@@ -28,6 +28,8 @@ pub enum Activation {
     GeluTanh,
     /// `1 / (1 + e^{-x})`
     Sigmoid,
+    /// `elu(x) + 1`: `x + 1` above 0, `e^x` below.
+    EluPlusOne,
 }
 
 impl Activation {
@@ -40,6 +42,7 @@ impl Activation {
             Activation::Gelu => activation::gelu(x),
             Activation::GeluTanh => gelu_tanh(x),
             Activation::Sigmoid => activation::sigmoid(x),
+            Activation::EluPlusOne => activation::relu(x.clone()) + x.clamp_max(0.0).exp(),
         }
     }
 }

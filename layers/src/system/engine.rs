@@ -192,14 +192,14 @@ fn recurrent(
 }
 
 /// `[b, h, t, n] -> [b, h, c, q, n]`, zero-padded to whole chunks.
-fn chunks(x: Tensor<4>, size: usize) -> Tensor<5> {
+pub(crate) fn chunks(x: Tensor<4>, size: usize) -> Tensor<5> {
     let [b, h, t, n] = x.dims();
     let count = t.div_ceil(size);
     pad(x, 2, count * size).reshape([b, h, count, size, n])
 }
 
 /// `[b, h, c, q, p] -> [b, h, t, p]`, dropping the padding.
-fn unchunk(x: Tensor<5>, t: usize) -> Tensor<4> {
+pub(crate) fn unchunk(x: Tensor<5>, t: usize) -> Tensor<4> {
     let [b, h, c, q, p] = x.dims();
     x.reshape([b, h, c * q, p]).narrow(2, 0, t)
 }

@@ -21,16 +21,6 @@ const HEADS: usize = 4;
 /// learns better from its default.
 const SLOW_STEP: f64 = 0.01;
 
-/// What differs from the defaults of `name`.
-fn overrides(name: &str, sizes: &ModelSizes) -> Value {
-    let mut changes = own_sizes(name, sizes.d_model, sizes.state);
-    // One convolution is enough: where every mixer has one before it, those inside are left out.
-    if sizes.conv > 0 && ["gated_deltanet", "mamba2", "rglru", "yaad", "simple_gla"].contains(&name) {
-        changes["conv_kernel"] = json!(0);
-    }
-    changes
-}
-
 /// Sizes at which each layer of width `d_model` keeps `state` numbers.
 fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
     // Matrix memories: heads × n × n numbers.
@@ -39,7 +29,13 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         "attention" => json!({ "heads": HEADS }),
         "moh" => json!({}),
         "linear_attention" | "lightning" => json!({ "heads": HEADS, "head_dim": head_dim }),
-        "gated_deltanet" => json!({ "heads": HEADS, "head_dim": head_dim, "dt_max": SLOW_STEP }),
+        "deltanet" => json!({ "heads": HEADS, "head_dim": head_dim }),
+        "gated_deltanet" | "deltaproduct" | "kda" | "comba" | "dplr" => {
+            json!({ "heads": HEADS, "head_dim": head_dim, "dt_max": SLOW_STEP })
+        }
+        // Memory and momentum share the budget.
+        "momentum_deltanet" => json!({ "heads": HEADS, "head_dim": head_dim / 2, "expand_v": 2.0 }),
+        "longhorn" => json!({ "expand": 2.0, "state": state / (2 * d_model) }),
         // A memory of two layers would leave heads too narrow to address anything.
         "yaad" => json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" }),
         "mamba2" => {
@@ -67,7 +63,11 @@ pub(super) fn mixer(name: &str, sizes: &ModelSizes) -> Result<MixerConfig> {
     let bad =
         |e: serde_json::Error| Error::Config { what: format!("sizes of {name}"), reason: e.to_string() };
     let mut config = serde_json::to_value(default).map_err(bad)?;
-    merge(&mut config, overrides(name, sizes));
+    merge(&mut config, own_sizes(name, sizes.d_model, sizes.state));
+    // One convolution is enough: where every mixer has one before it, those inside are left out.
+    if sizes.conv > 0 && config.get("conv_kernel").is_some() {
+        config["conv_kernel"] = json!(0);
+    }
     serde_json::from_value(config).map_err(bad)
 }
 

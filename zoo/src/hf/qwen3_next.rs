@@ -163,7 +163,11 @@ fn delta(fields: &Fields, from: &Weights<'_>) -> Result<Named> {
     let qkvz = from.get::<2>("in_proj_qkvz.weight")?.transpose();
     let ba = from.get::<2>("in_proj_ba.weight")?.transpose();
     for (fused, names, sizes) in [
-        (qkvz, &["q_proj", "k_proj", "v_proj", "gate_proj"][..], &[n, n, group * p, group * p][..]),
+        (
+            qkvz,
+            &["qkv.q_proj", "qkv.k_proj", "qkv.v_proj", "output.gate_proj"][..],
+            &[n, n, group * p, group * p][..],
+        ),
         (ba, &["b_proj", "a_proj"], &[group, group]),
     ] {
         if fused.dims()[1] != h * sizes.iter().sum::<usize>() {
@@ -177,11 +181,11 @@ fn delta(fields: &Fields, from: &Weights<'_>) -> Result<Named> {
     }
     let kernel: Tensor<2> = from.get::<3>("conv1d.weight")?.squeeze_dim(1);
     for (name, start, size) in [("q", 0, h * n), ("k", h * n, h * n), ("v", 2 * h * n, hv * p)] {
-        to.insert(format!("conv_{name}.weight"), kernel.clone().narrow(0, start, size).into());
+        to.insert(format!("qkv.conv_{name}.weight"), kernel.clone().narrow(0, start, size).into());
     }
-    parts::copy::<1>(&mut to, "a_log", from, "A_log")?;
-    parts::copy::<1>(&mut to, "dt_bias", from, "dt_bias")?;
-    parts::norm(&mut to, "norm", from, "norm")?;
-    parts::linear(&mut to, "out_proj", from, "out_proj")?;
+    parts::copy::<1>(&mut to, "decay.a_log", from, "A_log")?;
+    parts::copy::<1>(&mut to, "decay.dt_bias", from, "dt_bias")?;
+    parts::norm(&mut to, "output.norm", from, "norm")?;
+    parts::linear(&mut to, "output.out_proj", from, "out_proj")?;
     Ok(to)
 }

@@ -77,7 +77,14 @@ registry! {
     Attention "attention" seqzoo_layers::attention::AttentionConfig => seqzoo_layers::attention::Attention;
     LinearAttention "linear_attention" seqzoo_layers::linear::LinearAttentionConfig => seqzoo_layers::linear::LinearAttention;
     Lightning "lightning" seqzoo_layers::lightning::LightningConfig => seqzoo_layers::lightning::Lightning;
+    DeltaNet "deltanet" seqzoo_layers::delta::DeltaNetConfig => seqzoo_layers::delta::DeltaNet;
     GatedDeltaNet "gated_deltanet" seqzoo_layers::delta::GatedDeltaNetConfig => seqzoo_layers::delta::GatedDeltaNet;
+    DeltaProduct "deltaproduct" seqzoo_layers::delta::DeltaProductConfig => seqzoo_layers::delta::DeltaProduct;
+    Kda "kda" seqzoo_layers::delta::KdaConfig => seqzoo_layers::delta::Kda;
+    Comba "comba" seqzoo_layers::delta::CombaConfig => seqzoo_layers::delta::Comba;
+    Dplr "dplr" seqzoo_layers::delta::DplrConfig => seqzoo_layers::delta::Dplr;
+    Longhorn "longhorn" seqzoo_layers::delta::LonghornConfig => seqzoo_layers::delta::Longhorn;
+    MomentumDeltaNet "momentum_deltanet" seqzoo_layers::delta::MomentumDeltaNetConfig => seqzoo_layers::delta::MomentumDeltaNet;
     Mamba2 "mamba2" seqzoo_layers::ssm::Mamba2Config => seqzoo_layers::ssm::Mamba2;
     RgLru "rglru" seqzoo_layers::rnn::RgLruConfig => seqzoo_layers::rnn::RgLru;
     Lstm "lstm" seqzoo_layers::rnn::LstmConfig => seqzoo_layers::rnn::Lstm;

@@ -2,6 +2,7 @@
 
 mod attention;
 mod linear;
+mod delta;
 mod moh;
 mod operators;
 mod recurrent;
@@ -63,6 +64,10 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("fla_comba_recurrent", operators::comba_after_decay, All),
     ("fla_comba_chunk", operators::comba_before_decay, All),
     ("fla_rwkv6", operators::rwkv6, All),
+    ("fla_layer_deltanet", delta::deltanet, All),
+    ("olmo_hybrid_gated_deltanet", delta::olmo_hybrid, All),
+    ("kimi_delta_attention", delta::kimi, All),
+    ("fla_momentum_delta_rule", delta::momentum, All),
     ("hgrn2_recurrence", operators::gla, All),
     ("fla_hgrn", recurrent::hgrn, All),
     ("ssd_minimal", operators::ssd, All),

@@ -1,7 +1,7 @@
 //! Bare recurrences, run by the engine: `q`, `k`, `v` and decays are given, no projections.
 
 use burn::tensor::{Tensor, TensorData, activation};
-use seqzoo_layers::delta::delta_system;
+use seqzoo_layers::delta::{Feedback, comba_system, delta_product_system, delta_system, kda_system};
 use seqzoo_layers::lightning::lightning_system;
 use seqzoo_layers::linear::{normalize, with_normalizer};
 use seqzoo_layers::nn::{repeat_heads, softplus};
@@ -126,11 +126,8 @@ pub(super) fn kimi_delta(case: &Case, form: Form) -> Result<Outputs> {
     let (q, k) = (repeat_heads(q, group), repeat_heads(k, group));
     let size = memory_size(&k, &v);
     let log_d = turn(case.get("in.g")?, TimeFirst);
-    let beta = per_head(case, "in.beta", TimeFirst)?.unsqueeze_dim::<4>(3);
-    let a = k.clone() * log_d.clone().exp();
-    let write = k * beta;
-    let transition = Transition::Householder { log_d, a, b: write.clone().neg() };
-    run(case, System::outer(transition, q, write, v), size, TimeFirst, form)
+    let beta = per_head(case, "in.beta", TimeFirst)?;
+    run(case, kda_system(log_d, beta, q, k, v), size, TimeFirst, form)
 }
 
 pub(super) fn rwkv7(case: &Case, form: Form) -> Result<Outputs> {
@@ -153,32 +150,28 @@ pub(super) fn identity_plus_low_rank(case: &Case, form: Form) -> Result<Outputs>
 /// Gated DeltaProduct: every token is `nh` delta steps; the first decays, the last is read.
 pub(super) fn delta_product(case: &Case, form: Form) -> Result<Outputs> {
     let [q, k, v] = scaled(case, TimeFirst)?;
-    let ([b, h, t, _], steps, size) = (q.dims(), case.size("nh")?, memory_size(&k, &v));
-    let g = per_head(case, "in.g", TimeFirst)?.unsqueeze_dim::<4>(3);
-    let none = Tensor::zeros([b, h, t, steps - 1], &case.device().clone().inner());
-    let log_a = Tensor::cat(vec![g, none], 3).reshape([b, h, t * steps]);
-    let system = delta_system(log_a, per_head(case, "in.beta", TimeFirst)?, q, k, v).with_steps(steps);
+    let (steps, size) = (case.size("nh")?, memory_size(&k, &v));
+    let (log_a, beta) = (per_head(case, "in.g", TimeFirst)?, per_head(case, "in.beta", TimeFirst)?);
+    let system = delta_product_system(log_a, beta, q, k, v, steps);
     run(case, system, size, TimeFirst, form)
 }
 
 /// Comba as its recurrent reference has it: what is at `p` is read after the decay.
 pub(super) fn comba_after_decay(case: &Case, form: Form) -> Result<Outputs> {
-    comba(case, form, |p, log_d| p * log_d.exp())
+    comba(case, form, Feedback::AfterDecay)
 }
 
 /// Comba as its chunk reference has it: read before the decay.
 pub(super) fn comba_before_decay(case: &Case, form: Form) -> Result<Outputs> {
-    comba(case, form, |p, _| p)
+    comba(case, form, Feedback::BeforeDecay)
 }
 
-fn comba(case: &Case, form: Form, read: fn(Tensor<4>, Tensor<4>) -> Tensor<4>) -> Result<Outputs> {
+fn comba(case: &Case, form: Form, feedback: Feedback) -> Result<Outputs> {
     let [q, k, v] = scaled(case, TimeFirst)?;
     let size = memory_size(&k, &v);
-    let log_d = per_head(case, "in.g", TimeFirst)?.unsqueeze_dim::<4>(3);
-    let write = k * per_head(case, "in.beta", TimeFirst)?.unsqueeze_dim::<4>(3);
-    let a = read(turn(case.get("in.p")?, TimeFirst), log_d.clone());
-    let transition = Transition::Householder { log_d, a, b: write.clone().neg() };
-    run(case, System::outer(transition, q, write, v), size, TimeFirst, form)
+    let (log_a, beta) = (per_head(case, "in.g", TimeFirst)?, per_head(case, "in.beta", TimeFirst)?);
+    let p = turn(case.get("in.p")?, TimeFirst);
+    run(case, comba_system(log_a, beta, q, [k, p], v, feedback), size, TimeFirst, form)
 }
 
 /// RWKV-6 reads before it writes, and its own token through the bonus `u`:

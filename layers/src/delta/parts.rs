@@ -1,0 +1,255 @@
+//! What the layers of the family share: the sizes of their heads, queries, keys and values behind short
+//! convolutions, the decay of a head, and the normalised and gated output.
+
+use burn::module::{Module, Param};
+use burn::nn::Linear;
+use burn::tensor::Tensor;
+
+use crate::error::require;
+use crate::nn::{
+    Activation, CausalConv, CausalConvConfig, RmsNorm, merge_heads, short_conv, softplus, split_heads,
+};
+use crate::system::{MEMORY, Run, State};
+use crate::{Init, Result};
+
+/// Sizes of the heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HeadSizes {
+    /// Query and key heads `h`.
+    pub(super) heads: usize,
+    /// Value heads, a multiple of `heads`.
+    pub(super) value_heads: usize,
+    /// Key size `n`.
+    pub(super) n: usize,
+    /// Value size `p`.
+    pub(super) p: usize,
+}
+
+impl HeadSizes {
+    /// From the fields of a configuration.
+    pub(super) fn new(heads: usize, value_heads: Option<usize>, head_dim: usize, expand_v: f64) -> Self {
+        let p = (head_dim as f64 * expand_v).round() as usize;
+        Self { heads, value_heads: value_heads.unwrap_or(heads), n: head_dim, p }
+    }
+
+    /// Refuses sizes of 0 and value heads that do not divide over the query heads.
+    pub(super) fn check(&self, name: &'static str, d_model: usize, expand_v: f64) -> Result<()> {
+        let Self { heads: h, value_heads: hv, n, p } = *self;
+        require(d_model > 0, name, "d_model", d_model, "must be positive")?;
+        require(h > 0, name, "heads", h, "must be positive")?;
+        require(n > 0, name, "head_dim", n, "must be positive")?;
+        let values = p > 0 && expand_v.is_finite();
+        require(values, name, "expand_v", expand_v, "must leave a positive value size")?;
+        require(hv > 0 && hv % h == 0, name, "value_heads", hv, "must be a multiple of `heads`")
+    }
+
+    /// Value heads that share a query head.
+    pub(super) fn group(&self) -> usize {
+        self.value_heads / self.heads
+    }
+}
+
+/// `conv(W x)` for queries, keys and values, each with its activation.
+#[derive(Module, Debug)]
+pub struct Qkv {
+    /// `W_q: [d, h n]`
+    pub q_proj: Linear,
+    /// `W_k: [d, m h n]`, for `m` keys per token
+    pub k_proj: Linear,
+    /// `W_v: [d, m h p]`, for `m` values per token
+    pub v_proj: Linear,
+    /// Short convolution on `q`
+    pub conv_q: Option<CausalConv>,
+    /// Short convolution on `k`
+    pub conv_k: Option<CausalConv>,
+    /// Short convolution on `v`
+    pub conv_v: Option<CausalConv>,
+    /// Of `q` and `k`; values pass through SiLU.
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl Qkv {
+    /// With `steps` keys and values per token, and convolutions of width `kernel` unless it is 0.
+    pub(super) fn init(
+        sizes: HeadSizes,
+        steps: usize,
+        kernel: usize,
+        activation: Activation,
+        d_model: usize,
+        init: &mut Init,
+    ) -> Self {
+        let HeadSizes { heads: h, value_heads: hv, n, p } = sizes;
+        let (keys, values) = (steps * h * n, steps * hv * p);
+        Self {
+            conv_q: short_convolution(kernel, activation, h * n, init),
+            conv_k: short_convolution(kernel, activation, keys, init),
+            conv_v: short_convolution(kernel, Activation::Silu, values, init),
+            q_proj: init.linear(d_model, h * n),
+            k_proj: init.linear(d_model, keys),
+            v_proj: init.linear(d_model, values),
+            activation,
+        }
+    }
+
+    /// Queries, keys and values of `x`, `[b, t, channels]` each. Moves the convolutions' tails on.
+    ///
+    /// # Errors
+    /// When the state lacks a tail.
+    pub fn forward(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<[Tensor<3>; 3]> {
+        let mut address = |name, map: &Linear, conv: &Option<CausalConv>| match conv {
+            Some(_) => short_conv(name, conv, map.forward(x.clone()), state, run),
+            None => Ok(self.activation.apply(map.forward(x.clone()))),
+        };
+        let q = address("conv_q", &self.q_proj, &self.conv_q)?;
+        let k = address("conv_k", &self.k_proj, &self.conv_k)?;
+        let v = short_conv("conv_v", &self.conv_v, self.v_proj.forward(x), state, run)?;
+        Ok([q, k, v])
+    }
+
+    /// A memory of zeros, `[batch, heads, n, p]`, and tails of zeros.
+    pub(super) fn initial_state(&self, memory: [usize; 4]) -> State {
+        let like = self.q_proj.weight.val();
+        let zeros = Tensor::<4>::zeros(memory, (&like.device(), like.dtype()));
+        let mut state = State::new(memory[0]).with(MEMORY, zeros);
+        for (name, conv) in [("conv_q", &self.conv_q), ("conv_k", &self.conv_k), ("conv_v", &self.conv_v)] {
+            put_tail(&mut state, name, conv);
+        }
+        state
+    }
+}
+
+/// A convolution of width `kernel` with its activation, none if the width is 0.
+pub(super) fn short_convolution(
+    kernel: usize,
+    activation: Activation,
+    channels: usize,
+    init: &mut Init,
+) -> Option<CausalConv> {
+    let config = CausalConvConfig { kernel, bias: false, activation };
+    (kernel > 0).then(|| config.init(channels, init))
+}
+
+/// The tail of a convolution that has seen nothing.
+pub(super) fn put_tail(state: &mut State, name: &str, conv: &Option<CausalConv>) {
+    if let Some(conv) = conv {
+        state.put(name, conv.initial_state(state.batch()));
+    }
+}
+
+/// `log α = -exp(A_log) softplus(a + dt_bias)`: one decay per head from a step, as in Mamba-2.
+#[derive(Module, Debug)]
+pub struct HeadDecay {
+    /// `[h]`
+    pub a_log: Param<Tensor<1>>,
+    /// `[h]`
+    pub dt_bias: Param<Tensor<1>>,
+}
+
+impl HeadDecay {
+    /// `A ~ U(0, 16)`, away from 0 where its logarithm is undefined, and steps between `dt_min` and `dt_max`.
+    pub(super) fn init(heads: usize, dt_min: f64, dt_max: f64, init: &mut Init) -> Self {
+        Self {
+            a_log: init.log_of_uniform([heads], 1e-3, 16.0),
+            dt_bias: init.inverse_softplus_dt(heads, dt_min, dt_max, 1e-4),
+        }
+    }
+
+    /// `a: [b, t, h] -> log α: [b, h, t]`
+    pub fn forward(&self, a: Tensor<3>) -> Tensor<3> {
+        let dt = softplus(a + self.dt_bias.val().unsqueeze());
+        (dt * self.a_log.val().exp().neg().unsqueeze()).swap_dims(1, 2)
+    }
+}
+
+/// Refuses a range of steps that is empty or reaches 0.
+pub(super) fn check_steps(name: &'static str, dt_min: f64, dt_max: f64) -> Result<()> {
+    let positive = dt_min > 0.0 && dt_min.is_finite();
+    require(positive, name, "dt_min", dt_min, "must be positive")?;
+    let range = dt_max >= dt_min && dt_max.is_finite();
+    require(range, name, "dt_max", dt_max, "must be a number not below `dt_min`")
+}
+
+/// How the input becomes the output's gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OutputGate {
+    /// Not at all.
+    None,
+    /// `W_g x`
+    Full,
+    /// `W_g (W_d x)`, perhaps with a bias.
+    LowRank {
+        /// Width between the two maps.
+        rank: usize,
+        /// Whether the second has a bias.
+        bias: bool,
+    },
+}
+
+/// `W_o (rmsnorm(y) ∘ act(gate))`, with the norm over each head.
+#[derive(Module, Debug)]
+pub struct HeadOutput {
+    /// `W_d: [d, rank]`
+    pub gate_down: Option<Linear>,
+    /// `W_g: [d, h p]`, or `[rank, h p]` after `W_d`
+    pub gate_proj: Option<Linear>,
+    /// `W_o: [h p, d]`
+    pub out_proj: Linear,
+    /// Per head, over `p`
+    pub norm: RmsNorm,
+    #[module(skip)]
+    activation: Activation,
+    #[module(skip)]
+    heads: usize,
+}
+
+impl HeadOutput {
+    /// For `heads` heads of `p` channels.
+    pub(super) fn init(
+        [heads, p]: [usize; 2],
+        gate: OutputGate,
+        activation: Activation,
+        eps: f64,
+        d_model: usize,
+        init: &mut Init,
+    ) -> Self {
+        let (gate_down, gate_proj) = match gate {
+            OutputGate::None => (None, None),
+            OutputGate::Full => (None, Some(init.linear(d_model, heads * p))),
+            OutputGate::LowRank { rank, bias } => {
+                let down = init.linear(d_model, rank);
+                (Some(down), Some(init.linear_std(rank, heads * p, (1.0 / rank as f64).sqrt(), bias)))
+            }
+        };
+        Self {
+            gate_down,
+            gate_proj,
+            out_proj: init.linear(heads * p, d_model),
+            norm: RmsNorm::new(p, eps, init),
+            activation,
+            heads,
+        }
+    }
+
+    /// The gate before its activation, `[b, h, t, p]`, if there is one.
+    pub fn gate(&self, x: Tensor<3>) -> Option<Tensor<4>> {
+        let map = self.gate_proj.as_ref()?;
+        let x = match &self.gate_down {
+            Some(down) => down.forward(x),
+            None => x,
+        };
+        Some(split_heads(map.forward(x), self.heads))
+    }
+
+    /// `y: [b, h, t, p] -> [b, t, d]`
+    pub fn forward(&self, y: Tensor<4>, gate: Option<Tensor<4>>) -> Tensor<3> {
+        let y = self.norm.forward(y);
+        let y = if let Some(gate) = gate { y * self.activation.apply(gate) } else { y };
+        self.out_proj.forward(merge_heads(y))
+    }
+
+    /// Operations of its maps per token.
+    pub(super) fn flops(&self) -> usize {
+        2 * (self.num_params() - self.norm.num_params())
+    }
+}
