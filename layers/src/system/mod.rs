@@ -9,7 +9,7 @@ mod decay;
 pub mod engine;
 #[cfg(test)]
 mod engine_tests;
-mod inverse;
+pub(crate) mod inverse;
 mod mask;
 mod mixer;
 pub(crate) mod scan;
