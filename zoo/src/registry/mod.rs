@@ -82,6 +82,12 @@ registry! {
     Lstm "lstm" seqzoo_layers::rnn::LstmConfig => seqzoo_layers::rnn::Lstm;
     Moh "moh" seqzoo_layers::moh::MohConfig => seqzoo_layers::moh::Moh<seqzoo_layers::attention::Attention>;
     Yaad "yaad" seqzoo_layers::miras::YaadConfig => seqzoo_layers::miras::Yaad;
+    ForgettingAttention "forgetting_attention" seqzoo_layers::attention::ForgettingAttentionConfig => seqzoo_layers::attention::ForgettingAttention;
+    PathAttention "path_attention" seqzoo_layers::attention::PathAttentionConfig => seqzoo_layers::attention::PathAttention;
+    Mla "mla" seqzoo_layers::attention::MlaConfig => seqzoo_layers::attention::Mla;
+    Flow "flow" seqzoo_layers::linear::FlowConfig => seqzoo_layers::linear::Flow;
+    Gsa "gsa" seqzoo_layers::linear::GsaConfig => seqzoo_layers::linear::Gsa;
+    Abc "abc" seqzoo_layers::linear::AbcConfig => seqzoo_layers::linear::Abc;
 }
 
 impl MixerConfig {
