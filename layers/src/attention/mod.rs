@@ -1,7 +1,15 @@
 //! Softmax attention: the state is a cache that grows with every token.
 
+mod cache;
 mod cosine;
+mod forgetting;
+mod mla;
+mod path;
+mod scores;
 mod softmax;
 
 pub use cosine::{CosineAttention, CosineAttentionConfig};
-pub use softmax::{Attention, AttentionConfig};
+pub use forgetting::{ForgettingAttention, ForgettingAttentionConfig};
+pub use mla::{Mla, MlaConfig};
+pub use path::{PathAttention, PathAttentionConfig};
+pub use softmax::{Attention, AttentionConfig, Sink};

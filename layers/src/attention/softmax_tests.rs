@@ -134,6 +134,28 @@ fn without_causality_every_token_sees_every_token_once() {
     assert!(refused.init(16, &mut Init::new(0, &Device::flex())).is_err());
 }
 
+/// A sink is one more key with a score of its own and the value 0.
+#[test]
+fn a_sink_takes_weight_and_gives_nothing() {
+    let x = Draw::new(7).tensor::<3>([2, 9, 16], -1.0, 1.0);
+    let sunk = |sink, z: f64| {
+        let mut layer = build(&AttentionConfig { sink, window: Some(4), ..grouped() }, 16);
+        layer.sink = layer.sink.map(|sink| Param::from_tensor(sink.val().zeros_like().add_scalar(z)));
+        let y = layer.forward(x.clone(), layer.initial_state(2), Form::Chunked { size: 5 }).unwrap().0;
+        (y, layer.views(x.clone(), layer.initial_state(2)).unwrap().attention.unwrap())
+    };
+    let (plain, weights) = sunk(None, 0.0);
+    // softmax1 is a sink of score 0; a sink far below every score is none.
+    let (one, shared) = sunk(Some(Sink::Zero), 0.0);
+    assert!(gap(sunk(Some(Sink::Learned), 0.0).0, one) < 1e-6);
+    assert!(gap(sunk(Some(Sink::Learned), -60.0).0, plain.clone()) < 1e-6);
+    assert!(gap(sunk(Some(Sink::Learned), 60.0).0, plain.zeros_like()) < 1e-6);
+    // What is left is shared out as before: o · sigmoid(logsumexp - z)
+    let left = shared.clone().sum_dim(3);
+    assert!(left.clone().max().into_scalar::<f32>() < 1.0);
+    assert!(gap(shared, weights * left) < 1e-6);
+}
+
 #[test]
 fn gradients_reach_the_cache() {
     let device = Device::flex().autodiff();

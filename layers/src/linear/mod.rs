@@ -1,7 +1,10 @@
-//! Linear attention and its decayed relatives: a matrix memory that is added to.
+//! Linear attention and its relatives: a matrix memory that is added to.
 
+mod abc;
 mod feature_map;
+mod flow;
 mod gla;
+mod gsa;
 mod hgrn;
 mod hgrn2;
 mod linear_attention;
@@ -10,10 +13,13 @@ mod parts;
 mod retnet;
 mod simple_gla;
 
+pub use abc::{Abc, AbcConfig, bounded_memory, no_weights};
 pub use feature_map::{
     FavorShift, FeatureMap, Features, HedgehogForm, favor_features, quadratic_features, taylor_features,
 };
+pub use flow::{Flow, FlowConfig, flow_attention};
 pub use gla::{Gla, GlaConfig};
+pub use gsa::{Gsa, GsaConfig, SlotAttention};
 pub use hgrn::{Hgrn, HgrnAux, HgrnConfig};
 pub use hgrn2::{Hgrn2, Hgrn2Config};
 pub use linear_attention::{

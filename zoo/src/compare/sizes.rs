@@ -27,6 +27,14 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
     let head_dim = ((state / HEADS) as f64).sqrt().round() as usize;
     match name {
         "attention" => json!({ "heads": HEADS }),
+        "forgetting_attention" | "path_attention" => json!({ "attention": { "heads": HEADS } }),
+        // A token's latent is half as wide as the layer, its shared key half as wide as a head.
+        "mla" => json!({ "heads": HEADS, "kv_rank": d_model / 2, "rope_dim": d_model / HEADS / 2 }),
+        "flow" => json!({ "heads": HEADS, "head_dim": head_dim }),
+        // Keys and values of the slots: 2 × heads × slots × n numbers.
+        "gsa" | "abc" => {
+            json!({ "heads": HEADS, "head_dim": head_dim, "slots": state / (2 * HEADS * head_dim) })
+        }
         "moh" => json!({}),
         "linear_attention" | "lightning" => json!({ "heads": HEADS, "head_dim": head_dim }),
         "deltanet" => json!({ "heads": HEADS, "head_dim": head_dim }),

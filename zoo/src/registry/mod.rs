@@ -96,6 +96,12 @@ registry! {
     SimpleGla "simple_gla" seqzoo_layers::linear::SimpleGlaConfig => seqzoo_layers::linear::SimpleGla;
     Hgrn2 "hgrn2" seqzoo_layers::linear::Hgrn2Config => seqzoo_layers::linear::Hgrn2;
     Hgrn "hgrn" seqzoo_layers::linear::HgrnConfig => seqzoo_layers::linear::Hgrn;
+    ForgettingAttention "forgetting_attention" seqzoo_layers::attention::ForgettingAttentionConfig => seqzoo_layers::attention::ForgettingAttention;
+    PathAttention "path_attention" seqzoo_layers::attention::PathAttentionConfig => seqzoo_layers::attention::PathAttention;
+    Mla "mla" seqzoo_layers::attention::MlaConfig => seqzoo_layers::attention::Mla;
+    Flow "flow" seqzoo_layers::linear::FlowConfig => seqzoo_layers::linear::Flow;
+    Gsa "gsa" seqzoo_layers::linear::GsaConfig => seqzoo_layers::linear::Gsa;
+    Abc "abc" seqzoo_layers::linear::AbcConfig => seqzoo_layers::linear::Abc;
 }
 
 impl MixerConfig {

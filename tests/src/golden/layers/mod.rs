@@ -6,6 +6,7 @@ mod delta;
 mod moh;
 mod operators;
 mod recurrent;
+mod softmax;
 mod transformers;
 
 use std::path::Path;
@@ -85,6 +86,16 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("retnet_msr", linear::retnet, All),
     ("fla_layer_gla", linear::gla, All),
     ("fla_layer_hgrn2", linear::hgrn2, All),
+    ("fla_softmax_attn_sink", softmax::sink, All),
+    ("gpt_oss_attention", softmax::gpt_oss, All),
+    ("fla_forgetting_attn", softmax::forgetting, All),
+    ("fla_path_attn", softmax::path, All),
+    ("kimi_nope_mla", softmax::latent, All),
+    ("deepseek_v3_mla", softmax::latent, All),
+    ("fla_gsa", softmax::gated_slots, All),
+    ("fla_abc", softmax::bounded_slots, All),
+    ("flow_attention", softmax::flow, One),
+    ("flow_attention_causal", softmax::flow_causal, All),
 ];
 
 /// One token at a time, chunks that do not divide the lengths, chunks that do, all at once.

@@ -12,6 +12,8 @@ pub(super) fn rows() -> Vec<(&'static str, Value)> {
             "qkv_bias": true, "out_bias": true, "qk_norm": {"kind": "rms", "eps": 1e-6}}),
         ),
         ("window", json!({"arch": "attention", "heads": 2, "window": 5})),
+        ("sink", json!({"arch": "attention", "heads": 4, "kv_heads": 2, "window": 6, "sink": "learned"})),
+        ("softmax1", json!({"arch": "attention", "heads": 2, "softcap": 2.0, "sink": "zero"})),
         ("default", json!({"arch": "moh"})),
         (
             "paper-one-shared",
@@ -23,6 +25,38 @@ pub(super) fn rows() -> Vec<(&'static str, Value)> {
             json!({"arch": "moh", "attention": {"heads": 4, "window": 6},
             "routing": {"shared": 2, "top_k": 1,
                 "router": {"kind": "query_norm", "straight_through": false}}}),
+        ),
+        ("default", json!({"arch": "forgetting_attention", "attention": {"rope": null}})),
+        (
+            "gqa-window-gated-sink",
+            json!({"arch": "forgetting_attention", "forget_bias": 1.0,
+            "attention": {"heads": 4, "kv_heads": 2, "window": 6, "output_gate": true,
+                "qk_norm": {"kind": "rms", "eps": 1e-6}, "sink": "learned"}}),
+        ),
+        ("default", json!({"arch": "path_attention", "attention": {"heads": 2, "rope": null}, "rank": 4})),
+        (
+            "gqa-forget-no-conv",
+            json!({"arch": "path_attention", "rank": null, "conv_kernel": 0, "forget_gate": true,
+            "attention": {"heads": 4, "kv_heads": 2, "rope": null, "output_gate": true}}),
+        ),
+        (
+            "rope",
+            json!({"arch": "mla", "heads": 2, "kv_rank": 6, "rope_dim": 4, "q_rank": 5, "value_dim": 3}),
+        ),
+        ("nope", json!({"arch": "mla", "heads": 4, "kv_rank": 8, "rope_dim": 2, "rope": null})),
+        ("nothing-shared", json!({"arch": "mla", "heads": 2, "kv_rank": 5, "rope_dim": 0, "rope": null})),
+        ("default", json!({"arch": "flow", "heads": 2})),
+        ("language-no-bias", json!({"arch": "flow", "heads": 2, "head_dim": 5, "clamp": 5.0, "bias": false})),
+        ("default", json!({"arch": "gsa", "heads": 2, "slots": 5})),
+        (
+            "fast",
+            json!({"arch": "gsa", "heads": 1, "head_dim": 6, "slots": 3, "gate_root": 1.0, "scale": 0.5}),
+        ),
+        ("default", json!({"arch": "abc", "heads": 2, "slots": 5})),
+        (
+            "nope-wide",
+            json!({"arch": "abc", "heads": 2, "head_dim": 3, "expand_v": 2.0, "slots": 4, "rope": null,
+            "clamp": 1.0}),
         ),
     ]
 }
