@@ -11,6 +11,7 @@ pub mod delta;
 pub mod device;
 mod error;
 mod init;
+pub mod kernels;
 pub mod lightning;
 pub mod linear;
 pub mod miras;

@@ -9,7 +9,7 @@ use super::decay::ChunkDecay;
 use super::inverse::unit_lower_inverse;
 use super::scan::{self, pad, unbind};
 use super::{Form, Io, Read, System, Transition};
-use crate::{Error, Result};
+use crate::{Error, Result, kernels};
 
 /// Chunk length at which a chunk's quadratic part and its state update cost about the same for the
 /// head sizes in use; also the length up to which `Auto` runs a sequence as one chunk.
@@ -18,12 +18,23 @@ pub const AUTO_CHUNK: usize = 64;
 /// Runs `system` from `memory` and returns the outputs `[b, h, t, p]` (`p = n` for [`Io::Direct`]) and the
 /// final memory: `[b, h, n, p]` for [`Io::Outer`], `[b, h, n, 1]` for [`Io::Direct`].
 ///
-/// A `Dense` transition always runs token by token.
+/// A `Dense` transition always runs token by token. In `Auto` and `Chunked` form a [kernel](crate::kernels) does the
+/// work where there is one.
 ///
 /// # Errors
 /// When the memory does not fit, or `Io::Direct` comes with another transition than `Diagonal`, with several
 /// steps per token, or reads before writing.
 pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, Tensor<4>)> {
+    run_with(system, memory, form, kernels::enabled())
+}
+
+/// [`run`], with or without kernels.
+pub(crate) fn run_with(
+    system: System,
+    memory: Tensor<4>,
+    form: Form,
+    kernels: bool,
+) -> Result<(Tensor<4>, Tensor<4>)> {
     let ([b, h, t], n) = system.dims();
     let p = match &system.io {
         Io::Outer { v, .. } => v.dims()[3],
@@ -56,7 +67,7 @@ pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, 
                 Form::Chunked { size } => Form::Chunked { size: size * system.steps },
                 other => other,
             };
-            let (y, last) = run(inner, memory, form)?;
+            let (y, last) = run_with(inner, memory, form, kernels)?;
             let y = last_steps(y, system.steps);
             // Each query was asked one token early; the first one asks the memory itself.
             let y = if early && t > 1 {
@@ -68,7 +79,7 @@ pub fn run(system: System, memory: Tensor<4>, form: Form) -> Result<(Tensor<4>, 
             };
             (y, last)
         }
-        io => run_plain(system.transition, io, memory, form)?,
+        io => run_plain(system.transition, io, memory, form, kernels)?,
     };
     Ok((if let Some(skip) = skip { y + skip } else { y }, memory))
 }
@@ -105,6 +116,7 @@ fn run_plain(
     io: Io,
     memory: Tensor<4>,
     form: Form,
+    kernels: bool,
 ) -> Result<(Tensor<4>, Tensor<4>)> {
     let t = match &io {
         Io::Outer { k, .. } => k.dims()[2],
@@ -129,6 +141,16 @@ fn run_plain(
         }
         (_, Io::Direct { .. }) => {
             return Err(Error::State("one state per channel needs a `Diagonal` transition".into()));
+        }
+        #[cfg(feature = "flex")]
+        (transition @ (Transition::Identity | Transition::Scalar { .. }), Io::Outer { q, k, v })
+            if kernels
+                && form != Form::Parallel
+                && chunk.is_some()
+                && kernels::tiled::applies(&q, &k, &v, &memory) =>
+        {
+            let log_a = if let Transition::Scalar { log_a } = transition { Some(log_a) } else { None };
+            kernels::tiled::run(log_a, q, k, v, memory, chunk.unwrap_or(AUTO_CHUNK))
         }
         (transition, Io::Outer { q, k, v }) => match (chunk, transition) {
             (None, transition) => recurrent(transition, q, k, v, memory),

@@ -193,9 +193,9 @@ impl Case {
     }
 
     /// Outputs and memory of the engine.
-    fn run(&self, form: Form, dtype: DType) -> (Vec<f64>, Vec<f64>) {
+    fn run(&self, how: How, dtype: DType) -> (Vec<f64>, Vec<f64>) {
         let (system, memory) = self.system(&self.tensors(&Device::flex(), dtype));
-        let (y, memory) = engine::run(system, memory, form).unwrap();
+        let (y, memory) = how.run(system, memory);
         (numbers(y), numbers(memory))
     }
 
@@ -207,11 +207,11 @@ impl Case {
     }
 
     /// Gradients of `Σ y·cot + Σ memory·cot` for all inputs, in their order.
-    fn gradients(&self, form: Form, dtype: DType) -> Vec<Vec<f64>> {
+    fn gradients(&self, how: How, dtype: DType) -> Vec<Vec<f64>> {
         let leaves = self.tensors(&Device::flex().autodiff(), dtype);
         let leaves: Vec<_> = leaves.into_iter().map(Tensor::require_grad).collect();
         let (system, memory) = self.system(&leaves);
-        let (y, memory) = engine::run(system, memory, form).unwrap();
+        let (y, memory) = how.run(system, memory);
         let (cot_y, cot_memory) = self.cotangents();
         let dot = |x: Tensor<4>, cot: Vec<f64>| {
             let cot = TensorData::new(cot, x.dims());
@@ -226,9 +226,27 @@ impl Case {
     }
 }
 
-fn forms(sizes: &[usize]) -> Vec<Form> {
+/// A form of execution, with or without kernels.
+#[derive(Clone, Copy, Debug)]
+struct How(Form, bool);
+
+impl How {
+    fn run(self, system: System, memory: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        engine::run_with(system, memory, self.0, self.1).unwrap()
+    }
+}
+
+impl std::fmt::Display for How {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.0, if self.1 { " by kernel" } else { "" })
+    }
+}
+
+fn forms(sizes: &[usize]) -> Vec<How> {
     let chunked = sizes.iter().map(|&size| Form::Chunked { size });
-    [Form::Recurrent, Form::Parallel, Form::Auto].into_iter().chain(chunked).collect()
+    let kernels = [Form::Auto].into_iter().chain(chunked);
+    let tensors = [Form::Recurrent, Form::Parallel].into_iter().chain(kernels.clone());
+    tensors.map(|form| How(form, false)).chain(kernels.map(|form| How(form, true))).collect()
 }
 
 fn every_form(decay: Decay) {
@@ -322,7 +340,7 @@ fn gradients_of_every_form_are_those_of_the_recurrence() {
         for decay in DECAYS {
             for t in [1, 2, 33, 70] {
                 let case = Case::new(kind, t, decay);
-                let expected = case.gradients(Form::Recurrent, DType::F64);
+                let expected = case.gradients(How(Form::Recurrent, false), DType::F64);
                 for form in forms(&[3, 16, 17]) {
                     for ((grad, expected), input) in
                         case.gradients(form, DType::F32).iter().zip(&expected).zip(&case.inputs)
@@ -368,7 +386,7 @@ fn padding_leaves_the_memory_untouched() {
         for form in forms(&[2, 4]) {
             let (system, memory) = case.system(&tensors);
             let gated = system.gate_padding(&Lengths(vec![9, 4]));
-            let (y, padded) = engine::run(gated, memory, form).unwrap();
+            let (y, padded) = form.run(gated, memory);
             let short: Vec<_> = tensors
                 .iter()
                 .map(|x| if x.dims()[2] == 9 { x.clone().narrow(2, 0, 4) } else { x.clone() })
@@ -483,7 +501,7 @@ fn degenerate_calls_do_not_panic() {
         let tensors: Vec<_> = case.tensors(&Device::flex(), DType::F32).into_iter().map(empty).collect();
         for form in forms(&[4]) {
             let (system, memory) = case.system(&tensors);
-            let (y, last) = engine::run(system, memory.clone(), form).unwrap();
+            let (y, last) = form.run(system, memory.clone());
             assert_eq!(y.dims()[2], 0);
             assert_eq!(numbers(last), numbers(memory));
         }

@@ -1,0 +1,378 @@
+//! Products of small matrices, on plain slices. Every product adds up a register tile of a few rows and columns,
+//! in a loop that the compiler turns into vector instructions.
+
+use std::ops::{Add, AddAssign, Mul, MulAssign};
+
+/// Rows of a register tile.
+const TALL: usize = 4;
+
+/// Widest register tile; rows are padded to a multiple of it, so that no tile hangs over an edge.
+const WIDEST: usize = 16;
+
+/// `f32` or `f64`.
+pub(crate) trait Real:
+    Copy + Default + Send + Sync + Add<Output = Self> + Mul<Output = Self> + AddAssign + MulAssign + 'static
+{
+    /// Rounds.
+    fn of(x: f64) -> Self;
+
+    /// Exactly.
+    fn to_f64(self) -> f64;
+
+    /// `self · b + c`, rounded once.
+    fn fused(self, b: Self, c: Self) -> Self;
+
+    /// See [`Matrix::set_product`].
+    #[doc(hidden)]
+    fn product(job: Job<'_, Self>);
+}
+
+macro_rules! real {
+    ($real:ty, $wide:literal, $narrow:literal) => {
+        impl Real for $real {
+            fn of(x: f64) -> Self {
+                x as $real
+            }
+
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+
+            #[inline(always)]
+            fn fused(self, b: Self, c: Self) -> Self {
+                self.mul_add(b, c)
+            }
+
+            #[allow(unsafe_code, reason = "calling a function compiled for vectors that were found")]
+            fn product(job: Job<'_, Self>) {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    #[target_feature(enable = "avx2,fma")]
+                    fn wide(job: Job<'_, $real>) {
+                        tiles::<$real, true, $wide>(job);
+                    }
+                    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                        // SAFETY: the machine has both features.
+                        return unsafe { wide(job) };
+                    }
+                }
+                // Fused products are a library call where the target does not have them for sure.
+                tiles::<$real, { cfg!(target_arch = "aarch64") }, $narrow>(job);
+            }
+        }
+    };
+}
+
+real!(f32, 16, 8);
+real!(f64, 8, 4);
+
+/// A row-major matrix in scratch memory. What lies beyond its rows and columns means nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Matrix<E> {
+    numbers: Vec<E>,
+    rows: usize,
+    columns: usize,
+    stride: usize,
+}
+
+/// Which part of a product is needed, or known to be 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All of it.
+    Whole,
+    /// Only the lower triangle of the result.
+    Lower,
+    /// The left factor is lower triangular; turned around, the upper triangle of it is what counts.
+    LeftLower,
+}
+
+/// `c = a b` or `c += a b`, with `aᵀ` for `a` where it is turned.
+pub(crate) struct Job<'a, E> {
+    c: &'a mut Matrix<E>,
+    a: &'a Matrix<E>,
+    turned: bool,
+    b: &'a Matrix<E>,
+    part: Part,
+    add: bool,
+}
+
+impl<E: Real> Matrix<E> {
+    /// Room for this many rows and columns.
+    pub(crate) fn new(rows: usize, columns: usize) -> Self {
+        let stride = columns.next_multiple_of(WIDEST);
+        let numbers = vec![E::default(); rows.next_multiple_of(WIDEST) * stride];
+        Self { numbers, rows, columns, stride }
+    }
+
+    /// Another size, within the room it was made with; the numbers are then undefined.
+    pub(crate) fn resize(&mut self, rows: usize, columns: usize) {
+        assert!(columns <= self.stride && rows * self.stride <= self.numbers.len(), "no room");
+        (self.rows, self.columns) = (rows, columns);
+    }
+
+    /// A row's numbers.
+    pub(crate) fn row(&self, row: usize) -> &[E] {
+        &self.numbers[row * self.stride..][..self.columns]
+    }
+
+    /// All rows.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &[E]> {
+        self.numbers.chunks_exact(self.stride).take(self.rows).map(|row| &row[..self.columns])
+    }
+
+    /// All rows.
+    pub(crate) fn rows_mut(&mut self) -> impl Iterator<Item = &mut [E]> {
+        let columns = self.columns;
+        self.numbers.chunks_exact_mut(self.stride).take(self.rows).map(move |row| &mut row[..columns])
+    }
+
+    /// Multiplies every row by its own factor.
+    pub(crate) fn scale_rows(&mut self, factors: &[E]) {
+        for (row, &factor) in self.rows_mut().zip(factors) {
+            row.iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+
+    /// Multiplies everything.
+    pub(crate) fn scale(&mut self, factor: E) {
+        self.rows_mut().flatten().for_each(|x| *x *= factor);
+    }
+
+    /// Adds a matrix of the same size.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (row, other) in self.rows_mut().zip(other.rows()) {
+            row.iter_mut().zip(other).for_each(|(x, &y)| *x += y);
+        }
+    }
+
+    /// Copies a matrix of the same size and stride.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        self.resize(other.rows, other.columns);
+        self.rows_mut().zip(other.rows()).for_each(|(row, other)| row.copy_from_slice(other));
+    }
+
+    /// Becomes the transpose of `other`.
+    pub(crate) fn set_transpose(&mut self, other: &Self) {
+        self.resize(other.columns, other.rows);
+        let stride = self.stride;
+        // Bands of a few of its columns, so that what is written stays in the fastest memory.
+        for first in (0..other.columns).step_by(WIDEST) {
+            let last = (first + WIDEST).min(other.columns);
+            for (i, row) in other.rows().enumerate() {
+                for (j, &x) in row[first..last].iter().enumerate() {
+                    self.numbers[(first + j) * stride + i] = x;
+                }
+            }
+        }
+    }
+
+    /// `self = a b`
+    pub(crate) fn set_product(&mut self, a: &Self, b: &Self, part: Part) {
+        self.resize(a.rows, b.columns);
+        E::product(Job { c: self, a, turned: false, b, part, add: false });
+    }
+
+    /// `self += a b`
+    pub(crate) fn add_product(&mut self, a: &Self, b: &Self, part: Part) {
+        E::product(Job { c: self, a, turned: false, b, part, add: true });
+    }
+
+    /// `self = aᵀ b`
+    pub(crate) fn set_turned_product(&mut self, a: &Self, b: &Self, part: Part) {
+        self.resize(a.columns, b.columns);
+        E::product(Job { c: self, a, turned: true, b, part, add: false });
+    }
+
+    /// `self += aᵀ b`
+    pub(crate) fn add_turned_product(&mut self, a: &Self, b: &Self, part: Part) {
+        E::product(Job { c: self, a, turned: true, b, part, add: true });
+    }
+}
+
+/// `Σ x y`, added up in `f64`.
+pub(crate) fn dot<E: Real>(x: &[E], y: &[E]) -> f64 {
+    // Four sums at a time: one would wait for itself.
+    let mut sums = [0.0; 4];
+    let (x, x_rest) = x.as_chunks::<4>();
+    let (y, y_rest) = y.as_chunks::<4>();
+    for (x, y) in x.iter().zip(y) {
+        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+            *sum += x.to_f64() * y.to_f64();
+        }
+    }
+    let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| x.to_f64() * y.to_f64()).sum();
+    sums.iter().sum::<f64>() + rest
+}
+
+#[inline(always)]
+fn tiles<E: Real, const FUSED: bool, const WIDE: usize>(job: Job<'_, E>) {
+    let Job { c, a, turned, b, part, add } = job;
+    let depth = if turned { a.rows } else { a.columns };
+    assert!(depth == b.rows && c.columns == b.columns, "sizes do not match");
+    for column in (0..c.columns).step_by(WIDE) {
+        for row in (0..c.rows).step_by(TALL) {
+            if part == Part::Lower && column >= row + TALL {
+                continue;
+            }
+            let (from, to) = match part {
+                Part::Whole | Part::Lower => (0, depth),
+                Part::LeftLower if turned => (row.min(depth), depth),
+                Part::LeftLower => (0, (row + TALL).min(depth)),
+            };
+            let tile = if turned {
+                turned_tile::<E, FUSED, WIDE>(a, b, row, column, from, to)
+            } else {
+                plain_tile::<E, FUSED, WIDE>(a, b, row, column, from, to)
+            };
+            let out = c.numbers.chunks_exact_mut(c.stride).skip(row);
+            for (out, tile) in out.zip(tile) {
+                for (out, sum) in out[column..][..WIDE].iter_mut().zip(tile) {
+                    *out = if add { *out + sum } else { sum };
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn plain_tile<E: Real, const FUSED: bool, const WIDE: usize>(
+    a: &Matrix<E>,
+    b: &Matrix<E>,
+    row: usize,
+    column: usize,
+    from: usize,
+    to: usize,
+) -> [[E; WIDE]; TALL] {
+    let mut tile = [[E::default(); WIDE]; TALL];
+    let left: [&[E]; TALL] =
+        std::array::from_fn(|i| &a.numbers[(row + i) * a.stride + from..(row + i) * a.stride + to]);
+    let right = b.numbers[from * b.stride..to * b.stride].chunks_exact(b.stride);
+    for (k, right) in right.enumerate() {
+        let right: &[E; WIDE] = right[column..].first_chunk().expect("rows are padded to whole tiles");
+        for i in 0..TALL {
+            let x = left[i][k];
+            for j in 0..WIDE {
+                tile[i][j] = if FUSED { x.fused(right[j], tile[i][j]) } else { x * right[j] + tile[i][j] };
+            }
+        }
+    }
+    tile
+}
+
+#[inline(always)]
+fn turned_tile<E: Real, const FUSED: bool, const WIDE: usize>(
+    a: &Matrix<E>,
+    b: &Matrix<E>,
+    row: usize,
+    column: usize,
+    from: usize,
+    to: usize,
+) -> [[E; WIDE]; TALL] {
+    let mut tile = [[E::default(); WIDE]; TALL];
+    let left = a.numbers[from * a.stride..to * a.stride].chunks_exact(a.stride);
+    let right = b.numbers[from * b.stride..to * b.stride].chunks_exact(b.stride);
+    for (left, right) in left.zip(right) {
+        let left: &[E; TALL] = left[row..].first_chunk().expect("rows are padded to whole tiles");
+        let right: &[E; WIDE] = right[column..].first_chunk().expect("rows are padded to whole tiles");
+        for i in 0..TALL {
+            for j in 0..WIDE {
+                let sum = tile[i][j];
+                tile[i][j] = if FUSED { left[i].fused(right[j], sum) } else { left[i] * right[j] + sum };
+            }
+        }
+    }
+    tile
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Draw;
+
+    fn matrix<E: Real>(draw: &mut Draw, rows: usize, columns: usize) -> Matrix<E> {
+        let mut m = Matrix::new(rows, columns);
+        // What is outside must not be read.
+        m.numbers.fill(E::of(f64::NAN));
+        m.rows_mut().flatten().zip(draw.numbers(rows * columns, -1.0, 1.0)).for_each(|(x, y)| *x = E::of(y));
+        m
+    }
+
+    fn entry<E: Real>(m: &Matrix<E>, turned: bool, i: usize, j: usize) -> f64 {
+        let (i, j) = if turned { (j, i) } else { (i, j) };
+        m.row(i)[j].to_f64()
+    }
+
+    fn every_product_is_the_sum_over_its_middle_axis<E: Real>(limit: f64) {
+        let mut draw = Draw::new(3);
+        for (m, n, k) in [(1, 1, 1), (4, 16, 8), (5, 17, 3), (64, 64, 64), (31, 65, 20), (17, 33, 40)] {
+            for turned in [false, true] {
+                for part in [Part::Whole, Part::Lower, Part::LeftLower] {
+                    let k = if part == Part::LeftLower { m } else { k };
+                    let mut a = if turned { matrix::<E>(&mut draw, k, m) } else { matrix(&mut draw, m, k) };
+                    if part == Part::LeftLower {
+                        a.rows_mut().enumerate().for_each(|(i, row)| row[i + 1..].fill(E::of(0.0)));
+                    }
+                    let b = matrix::<E>(&mut draw, k, n);
+                    let start = matrix::<E>(&mut draw, m, n);
+                    for add in [false, true] {
+                        let mut c = start.clone();
+                        match (turned, add) {
+                            (false, false) => c.set_product(&a, &b, part),
+                            (false, true) => c.add_product(&a, &b, part),
+                            (true, false) => c.set_turned_product(&a, &b, part),
+                            (true, true) => c.add_turned_product(&a, &b, part),
+                        }
+                        for i in 0..m {
+                            for j in 0..if part == Part::Lower { n.min(i + 1) } else { n } {
+                                let sum: f64 =
+                                    (0..k).map(|s| entry(&a, turned, i, s) * entry(&b, false, s, j)).sum();
+                                let expected = sum + if add { entry(&start, false, i, j) } else { 0.0 };
+                                let off = (entry(&c, false, i, j) - expected).abs();
+                                assert!(off <= limit, "{m}x{n}x{k} {turned} {part:?} {add}: off by {off:e}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_in_single_precision() {
+        every_product_is_the_sum_over_its_middle_axis::<f32>(1e-5);
+    }
+
+    #[test]
+    fn products_in_double_precision() {
+        every_product_is_the_sum_over_its_middle_axis::<f64>(1e-13);
+    }
+
+    /// The tiles of machines without wide vectors.
+    #[test]
+    fn narrow_tiles_are_the_wide_ones() {
+        let mut draw = Draw::new(4);
+        let (a, b) = (matrix::<f32>(&mut draw, 20, 19), matrix::<f32>(&mut draw, 19, 37));
+        let (mut wide, mut narrow) = (Matrix::new(20, 37), Matrix::new(20, 37));
+        wide.set_product(&a, &b, Part::Whole);
+        let job = Job { c: &mut narrow, a: &a, turned: false, b: &b, part: Part::Whole, add: false };
+        tiles::<f32, false, 8>(job);
+        let gap = |(x, y): (&f32, &f32)| (x - y).abs();
+        assert!(wide.rows().flatten().zip(narrow.rows().flatten()).map(gap).all(|gap| gap < 1e-5));
+    }
+
+    #[test]
+    fn transposes_and_dots_are_exact() {
+        let mut draw = Draw::new(5);
+        let a = matrix::<f64>(&mut draw, 33, 18);
+        let mut turned = Matrix::new(18, 33);
+        turned.set_transpose(&a);
+        for i in 0..33 {
+            for j in 0..18 {
+                assert_eq!(a.row(i)[j], turned.row(j)[i]);
+            }
+        }
+        let (x, y) = (draw.numbers(7, -1.0, 1.0), draw.numbers(7, -1.0, 1.0));
+        let expected: f64 = x.iter().zip(&y).map(|(x, y)| x * y).sum();
+        assert!((dot(&x, &y) - expected).abs() < 1e-15);
+    }
+}

@@ -1,0 +1,42 @@
+//! Hand-written executions with a backward pass of their own, where they are faster than tensor operations.
+//!
+//! Every kernel has a tensor form that computes the same and that other devices, other element types and other
+//! forms of execution use. Kernels run in [`Form::Auto`](crate::system::Form::Auto) and
+//! [`Form::Chunked`](crate::system::Form::Chunked). To do without them, set the environment variable
+//! `SEQZOO_KERNELS=0` before the first layer runs, or call [`enable`].
+//!
+//! | kernel | device | serves |
+//! | --- | --- | --- |
+//! | `tiled` | Flex, `f32` and `f64` | every [`System`](crate::system::System) without decay or with one decay per head |
+
+#[cfg(feature = "flex")]
+mod dense;
+#[cfg(feature = "flex")]
+pub(crate) mod tiled;
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static ENABLED: LazyLock<AtomicBool> = LazyLock::new(|| {
+    let off =
+        std::env::var("SEQZOO_KERNELS").is_ok_and(|value| ["0", "off", "false"].contains(&value.as_str()));
+    AtomicBool::new(!off)
+});
+
+/// Lets the engine of this process use kernels, or keeps it to tensor operations.
+///
+/// ```
+/// use seqzoo_layers::kernels;
+///
+/// kernels::enable(false);
+/// assert!(!kernels::enabled());
+/// kernels::enable(true);
+/// ```
+pub fn enable(on: bool) {
+    ENABLED.store(on, Ordering::Relaxed);
+}
+
+/// Whether the engine uses kernels: yes, unless [`enable`] or `SEQZOO_KERNELS=0` said no.
+pub fn enabled() -> bool {
+    ENABLED.load(Ordering::Relaxed)
+}

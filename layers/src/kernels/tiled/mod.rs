@@ -1,0 +1,211 @@
+//! Lightning attention's tiling (arXiv 2401.04658) for any decay that is one number per head and token: blocks of
+//! tokens are quadratic inside and pass a memory on. Only that memory is kept between blocks, and the backward pass
+//! recomputes it, so that the graph holds the inputs and the outputs and nothing else.
+
+mod blocks;
+#[cfg(test)]
+mod tests;
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
+use burn::tensor::{DType, Tensor, TensorData};
+
+use self::blocks::{Inputs, View};
+use super::dense::Real;
+
+/// Tokens per block beyond which more of them only make it slower.
+const LARGEST_BLOCK: usize = 128;
+
+/// Whether the kernel can run these: `q`, `k`, `v` and the memory as the engine has them.
+pub(crate) fn applies(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, memory: &Tensor<4>) -> bool {
+    let ([b, h, t, n], [.., p]) = (k.dims(), v.dims());
+    let shapes = q.dims() == k.dims() && v.dims() == [b, h, t, p] && memory.dims() == [b, h, n, p];
+    let types = [q, k, v, memory].iter().all(|x| x.dtype() == k.dtype());
+    shapes
+        && types
+        && [b, h, t, n, p].iter().all(|&size| size > 0)
+        && matches!(k.dtype(), DType::F32 | DType::F64)
+        && matches!(k.device().inner().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+/// `H_t = exp(log_a_t) H_{t-1} + k_t v_tᵀ`, `y_t = H_tᵀ q_t` in blocks of `block` tokens; without `log_a` nothing
+/// decays. Returns `y: [b, h, t, p]` and the last memory.
+pub(crate) fn run(
+    log_a: Option<Tensor<3>>,
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    memory: Tensor<4>,
+    block: usize,
+) -> (Tensor<4>, Tensor<4>) {
+    let [b, h, t, n] = k.dims();
+    let log_a = log_a.unwrap_or_else(|| Tensor::zeros([1, 1, 1], (&k.device().inner(), k.dtype())));
+    let log_a = log_a.expand([b, h, t]);
+    let [q, k, v, memory] = [q, k, v, memory].map(Tensor::into_dispatch);
+    let block = block.min(LARGEST_BLOCK);
+    let out = <Dispatch as Tiled>::tiled(q, k, v, log_a.into_dispatch(), memory, block);
+    let out = Tensor::<4>::from_dispatch(out);
+    (out.clone().narrow(2, 0, t), out.narrow(2, t, n))
+}
+
+/// The operation as backends see it. One tensor can come out, so the memory is below the outputs:
+/// `[b, h, t + n, p]`.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait Tiled: Backend {
+    /// See [`run`].
+    fn tiled(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        log_a: FloatTensor<Self>,
+        memory: FloatTensor<Self>,
+        block: usize,
+    ) -> FloatTensor<Self>;
+}
+
+/// A tensor on Flex.
+type Primitive = FloatTensor<Flex>;
+
+/// Numbers that tensors on Flex hold.
+trait Number: Real {
+    fn numbers(tensor: &Primitive) -> &[Self];
+    fn tensor(numbers: Vec<Self>, shape: &[usize]) -> Primitive;
+}
+
+macro_rules! number {
+    ($($number:ty)*) => {$(
+        impl Number for $number {
+            fn numbers(tensor: &Primitive) -> &[Self] {
+                tensor.storage()
+            }
+
+            fn tensor(numbers: Vec<Self>, shape: &[usize]) -> Primitive {
+                Primitive::from_data(TensorData::new(numbers, shape.to_vec()))
+            }
+        }
+    )*};
+}
+
+number!(f32 f64);
+
+/// `tensor: [b, h, ..]` as a view of rank 4.
+fn view<E: Number>(tensor: &Primitive) -> View<'_, E> {
+    let layout = tensor.layout();
+    let (mut dims, mut strides) = ([1; 4], [1; 4]);
+    for (i, (dim, stride)) in layout.shape().iter().zip(layout.strides()).enumerate() {
+        (dims[i], strides[i]) = (*dim, *stride);
+    }
+    View { numbers: E::numbers(tensor), start: layout.start_offset(), dims, strides }
+}
+
+/// What the backward pass starts from.
+#[derive(Clone, Debug)]
+struct Saved {
+    q: Primitive,
+    k: Primitive,
+    v: Primitive,
+    log_a: Primitive,
+    memory: Primitive,
+    block: usize,
+}
+
+impl Saved {
+    fn inputs<E: Number>(&self) -> Inputs<'_, E> {
+        let Self { q, k, v, log_a, memory, .. } = self;
+        Inputs { q: view(q), k: view(k), v: view(v), log_a: view(log_a), memory: view(memory) }
+    }
+
+    /// `[b, h, t + n, p]`
+    fn forward(&self) -> Primitive {
+        match self.k.dtype() {
+            DType::F64 => self.forward_in::<f64>(),
+            _ => self.forward_in::<f32>(),
+        }
+    }
+
+    fn forward_in<E: Number>(&self) -> Primitive {
+        let inputs = self.inputs::<E>();
+        let ([b, h, t, n], [.., p]) = (inputs.k.dims, inputs.v.dims);
+        let mut out = vec![E::default(); b * h * (t + n) * p];
+        blocks::forward(&inputs, self.block, &mut out);
+        E::tensor(out, &[b, h, t + n, p])
+    }
+
+    /// Gradients of `q`, `k`, `v`, `log_a` and the memory, in this order; that of `log_a` is 0 where it is not
+    /// wanted.
+    fn backward(&self, out: &Primitive, decay: bool) -> [Primitive; 5] {
+        match self.k.dtype() {
+            DType::F64 => self.backward_in::<f64>(out, decay),
+            _ => self.backward_in::<f32>(out, decay),
+        }
+    }
+
+    fn backward_in<E: Number>(&self, out: &Primitive, decay: bool) -> [Primitive; 5] {
+        let inputs = self.inputs::<E>();
+        let mut grads = blocks::Gradients::filled(&inputs, E::default());
+        blocks::backward(&inputs, view(out), self.block, decay, &mut grads);
+        let [b, h, t, _] = inputs.log_a.dims;
+        let blocks::Gradients { q, k, v, log_a, memory } = grads;
+        [
+            E::tensor(q, &inputs.q.dims),
+            E::tensor(k, &inputs.k.dims),
+            E::tensor(v, &inputs.v.dims),
+            E::tensor(log_a, &[b, h, t]),
+            E::tensor(memory, &inputs.memory.dims),
+        ]
+    }
+}
+
+impl Tiled for Flex {
+    fn tiled(
+        q: Primitive,
+        k: Primitive,
+        v: Primitive,
+        log_a: Primitive,
+        memory: Primitive,
+        block: usize,
+    ) -> Primitive {
+        Saved { q, k, v, log_a, memory, block }.forward()
+    }
+}
+
+#[derive(Debug)]
+struct TiledBackward;
+
+impl Backward<Flex, 5> for TiledBackward {
+    type State = Saved;
+
+    fn backward(self, ops: Ops<Saved, 5>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let out = grads.consume::<Flex>(&ops.node);
+        let found = ops.state.backward(&out, ops.parents[3].is_some());
+        for (parent, grad) in ops.parents.into_iter().zip(found) {
+            if let Some(parent) = parent {
+                grads.register::<Flex>(parent.id, grad);
+            }
+        }
+    }
+}
+
+impl<C: CheckpointStrategy> Tiled for Autodiff<Flex, C> {
+    fn tiled(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        log_a: FloatTensor<Self>,
+        memory: FloatTensor<Self>,
+        block: usize,
+    ) -> FloatTensor<Self> {
+        let nodes = [&q, &k, &v, &log_a, &memory].map(|x| x.node());
+        let [q, k, v, log_a, memory] = [q, k, v, log_a, memory].map(|x| x.into_primitive());
+        let saved = Saved { q, k, v, log_a, memory, block };
+        let out = saved.forward();
+        match TiledBackward.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(saved, out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+}
