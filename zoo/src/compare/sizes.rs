@@ -42,6 +42,11 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         "gated_deltanet" => json!({ "heads": HEADS, "head_dim": head_dim, "dt_max": SLOW_STEP }),
         // A memory of two layers would leave heads too narrow to address anything.
         "yaad" => json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" }),
+        "ttt_linear" => json!({ "heads": HEADS, "head_dim": head_dim }),
+        // Two matrices where the others have one: half the heads, no wider inside.
+        "ttt_mlp" => {
+            json!({ "heads": HEADS / 2, "head_dim": head_dim, "memory": { "expansion": 1 } })
+        }
         "mamba2" => {
             let expand = (HEADS * head_dim) as f64 / d_model as f64;
             json!({ "expand": expand, "head_dim": head_dim, "state": head_dim })

@@ -4,6 +4,7 @@ mod attention;
 mod moh;
 mod operators;
 mod recurrent;
+mod test_time;
 mod transformers;
 
 use std::path::Path;
@@ -72,6 +73,10 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("moh_attention", moh::attention, All),
     ("moh_llama_attention", moh::query_norm, All),
     ("moh_vit_attention", moh::vision, One),
+    ("ttt_linear", test_time::ttt_linear, All),
+    ("ttt_mlp", test_time::ttt_mlp, All),
+    ("fla_ttt_linear", test_time::fla_ttt_linear, All),
+    ("fla_titans_linear", test_time::fla_titans_linear, All),
 ];
 
 /// One token at a time, chunks that do not divide the lengths, chunks that do, all at once.
