@@ -105,7 +105,7 @@ impl Clock {
     }
 
     /// Which rows begin a chunk after `end` tokens of this call.
-    fn boundary(&self, end: usize) -> Vec<bool> {
+    pub(super) fn boundary(&self, end: usize) -> Vec<bool> {
         let real = |row: usize| self.lengths.as_ref().is_none_or(|lengths| end <= lengths[row]);
         let phases = self.phases.iter().enumerate();
         phases.map(|(row, phase)| real(row) && (phase + end).is_multiple_of(self.chunk)).collect()
@@ -217,7 +217,7 @@ pub(crate) fn chunk_wise(
 }
 
 /// A call of `len` tokens as `(start, size, count)`: the rest of a chunk begun before, whole chunks, a rest.
-fn pieces(phase: usize, chunk: usize, len: usize) -> Vec<(usize, usize, usize)> {
+pub(super) fn pieces(phase: usize, chunk: usize, len: usize) -> Vec<(usize, usize, usize)> {
     let first = if phase == 0 { 0 } else { (chunk - phase).min(len) };
     let whole = (len - first) / chunk;
     let last = len - first - whole * chunk;

@@ -209,7 +209,7 @@ fn standardize(z: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
 }
 
 /// `[h, n] -> [1, h, 1, n]`
-fn per_head(weight: &Param<Tensor<2>>) -> Tensor<4> {
+pub(super) fn per_head(weight: &Param<Tensor<2>>) -> Tensor<4> {
     let [h, n] = weight.dims();
     weight.val().reshape([1, h, 1, n])
 }
@@ -220,12 +220,12 @@ fn normal_cdf(x: Tensor<4>) -> Tensor<4> {
 }
 
 /// `x Φ(x)`. Not Burn's own: its derivative is the tanh approximation's on some backends.
-fn gelu(x: Tensor<4>) -> Tensor<4> {
+pub(super) fn gelu(x: Tensor<4>) -> Tensor<4> {
     x.clone() * normal_cdf(x)
 }
 
 /// `Φ(x) + x φ(x)`
-fn gelu_slope(x: Tensor<4>) -> Tensor<4> {
+pub(super) fn gelu_slope(x: Tensor<4>) -> Tensor<4> {
     let density = x.clone().square().mul_scalar(-0.5).exp();
     let density = density.mul_scalar(1.0 / (2.0 * std::f64::consts::PI).sqrt());
     normal_cdf(x.clone()) + x * density

@@ -7,10 +7,15 @@
 mod bias;
 mod inner;
 mod layer;
+mod layer_norm;
 mod memory;
+mod ttt;
+mod ttt_memory;
 mod yaad;
 
 pub use bias::Bias;
 pub use layer::{GateMap, MirasLayer};
 pub use memory::{LinearMemory, Memory, MemoryConfig, MlpMemory};
+pub use ttt::{HiddenLayer, OneMap, Ttt, TttConfig, TttKind, TttLinearConfig, TttMlpConfig};
+pub use ttt_memory::{TttFast, TttMemory, TttTokens};
 pub use yaad::{Yaad, YaadConfig};

@@ -79,6 +79,15 @@ impl Rope {
     /// Rotates `x: [b, h, t, n]`, whose row `r` starts at position `starts[r]`; channel `i` is paired with
     /// `i + dim/2`.
     pub fn apply(&self, x: Tensor<4>, starts: &[usize]) -> Tensor<4> {
+        self.rotate(x, starts, |position| position)
+    }
+
+    /// The same with positions that start again after every `period` tokens.
+    pub fn apply_periodic(&self, x: Tensor<4>, starts: &[usize], period: usize) -> Tensor<4> {
+        self.rotate(x, starts, |position| position % period)
+    }
+
+    fn rotate(&self, x: Tensor<4>, starts: &[usize], place: impl Fn(usize) -> usize) -> Tensor<4> {
         let [b, _, t, n] = x.dims();
         let half = self.frequencies.len();
         let uniform = starts.iter().all(|&s| s == starts[0]);
@@ -87,7 +96,7 @@ impl Rope {
             let mut values = Vec::with_capacity(rows * t * half);
             for &start in &starts[..rows] {
                 for position in start..start + t {
-                    values.extend(self.frequencies.iter().map(|w| f(position as f64 * w) as f32));
+                    values.extend(self.frequencies.iter().map(|w| f(place(position) as f64 * w) as f32));
                 }
             }
             let data = TensorData::new(values, [rows, 1, t, half]);

@@ -46,6 +46,11 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         "longhorn" => json!({ "expand": 2.0, "state": state / (2 * d_model) }),
         // A memory of two layers would leave heads too narrow to address anything.
         "yaad" => json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" }),
+        "ttt_linear" => json!({ "heads": HEADS, "head_dim": head_dim }),
+        // Two matrices where the others have one: half the heads, no wider inside.
+        "ttt_mlp" => {
+            json!({ "heads": HEADS / 2, "head_dim": head_dim, "memory": { "expansion": 1 } })
+        }
         "mamba2" => {
             let expand = (HEADS * head_dim) as f64 / d_model as f64;
             json!({ "expand": expand, "head_dim": head_dim, "state": head_dim })

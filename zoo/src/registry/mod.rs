@@ -102,6 +102,8 @@ registry! {
     Flow "flow" seqzoo_layers::linear::FlowConfig => seqzoo_layers::linear::Flow;
     Gsa "gsa" seqzoo_layers::linear::GsaConfig => seqzoo_layers::linear::Gsa;
     Abc "abc" seqzoo_layers::linear::AbcConfig => seqzoo_layers::linear::Abc;
+    TttLinear "ttt_linear" seqzoo_layers::miras::TttLinearConfig => seqzoo_layers::miras::Ttt;
+    TttMlp "ttt_mlp" seqzoo_layers::miras::TttMlpConfig => seqzoo_layers::miras::Ttt;
 }
 
 impl MixerConfig {

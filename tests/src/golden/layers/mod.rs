@@ -7,6 +7,7 @@ mod moh;
 mod operators;
 mod recurrent;
 mod softmax;
+mod test_time;
 mod transformers;
 
 use std::path::Path;
@@ -96,6 +97,10 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("fla_abc", softmax::bounded_slots, All),
     ("flow_attention", softmax::flow, One),
     ("flow_attention_causal", softmax::flow_causal, All),
+    ("ttt_linear", test_time::ttt_linear, All),
+    ("ttt_mlp", test_time::ttt_mlp, All),
+    ("fla_ttt_linear", test_time::fla_ttt_linear, All),
+    ("fla_titans_linear", test_time::fla_titans_linear, All),
 ];
 
 /// One token at a time, chunks that do not divide the lengths, chunks that do, all at once.

@@ -5,6 +5,7 @@ mod delta;
 mod linear;
 mod miras;
 mod recurrent;
+mod ttt;
 
 use super::MixerConfig;
 
@@ -38,6 +39,7 @@ const FAMILIES: &[Family] = &[
     Family { title: "Delta rule: a matrix that is corrected", members: delta::ALL },
     Family { title: "State spaces and recurrent cells", members: recurrent::ALL },
     Family { title: "Miras: a memory trained while it reads", members: miras::ALL },
+    Family { title: "TTT: a memory trained mini-batch by mini-batch", members: ttt::ALL },
 ];
 
 /// All families.
