@@ -5,6 +5,7 @@ mod cosine;
 mod forgetting;
 mod mla;
 mod path;
+mod reflections;
 mod scores;
 mod softmax;
 

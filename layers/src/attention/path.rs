@@ -28,17 +28,20 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{Cached, append};
 use super::forgetting::{forget, forget_gate};
+use super::reflections::Reflections;
 use super::scores::Read;
 use super::{Attention, AttentionConfig};
 use crate::error::require;
 use crate::nn::{CausalConv, CausalConvConfig, l2_normalize, merge_heads, repeat_heads, split_heads};
 use crate::system::engine::AUTO_CHUNK;
-use crate::system::inverse::unit_lower_inverse;
-use crate::system::scan::{pad, unbind};
 use crate::system::{Cost, Form, Gate, HeadMixer, Mixer, Run, State, Views, token_by_token};
 use crate::{Init, Result};
 
 const NAME: &str = "path_attention";
+
+/// Tokens to a block of products when one token is read: what a block costs grows with its square, and one query
+/// visits blocks quickly.
+const STEP_BLOCK: usize = 16;
 
 /// Sizes and switches of [`PathAttention`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,68 +118,6 @@ pub struct PathAttention {
     pub forget_proj: Option<Linear>,
 }
 
-/// The products `q_iᵀ H_i ⋯ H_{j+1} k_j` of the last `t` of `T` tokens, in blocks of `size` tokens: `q: [b, h, t, n]`,
-/// `k`, `w: [b, h, T, n]`, `beta: [b, h, T, 1]` -> `[b, h, t, T]`. What is not causal is left as it falls.
-///
-/// In a block, `X = (I + tril₋₁(β W Wᵀ))⁻¹ β tril₋₁(W Kᵀ)` has what each `w` reads of each earlier key, and
-/// `Y = (I + tril₋₁(β W Wᵀ))⁻¹ β W`; keys move to the block's end by `K - Xᵀ W`, queries to its start by
-/// `Q - tril(Q Wᵀ) Y`, and past a whole block by `Q - (Q Wᵀ) Y`.
-fn products(q: Tensor<4>, k: Tensor<4>, w: Tensor<4>, beta: Tensor<4>, size: usize) -> Tensor<4> {
-    let ([b, h, t, n], total) = (q.dims(), k.dims()[2]);
-    let (cached, count) = (total - t, total.div_ceil(size));
-    let first = cached / size; // the block of the first query
-    let front = cached - first * size;
-    let blocks = |x: Tensor<4>| {
-        let width = x.dims()[3];
-        pad(x, 2, count * size).reshape([b, h, count, size, width])
-    };
-    let before = Tensor::zeros([b, h, front, n], (&q.device(), q.dtype()));
-    let q = if front == 0 { q } else { Tensor::cat(vec![before, q], 2) };
-    let queries = count - first;
-    let q = pad(q, 2, queries * size).reshape([b, h, queries, size, n]);
-    let (k, w, beta) = (blocks(k), blocks(w), blocks(beta));
-
-    let written = w.clone() * beta;
-    let across = w.clone().swap_dims(3, 4);
-    let solve = unit_lower_inverse(written.clone().matmul(across.clone()).tril(-1));
-    let x = solve.clone().matmul(written.clone().matmul(k.clone().swap_dims(3, 4)).tril(-1));
-    let y = solve.matmul(written);
-    let k_end = k.clone() - x.clone().swap_dims(3, 4).matmul(w.clone());
-
-    let late = |x: Tensor<5>| if first == 0 { x } else { x.narrow(2, first, queries) };
-    let reads = q.clone().matmul(late(across.clone())).tril(0);
-    let inside = q.clone().matmul(late(k).swap_dims(3, 4)) - reads.clone().matmul(late(x));
-    let q_start = q - reads.matmul(late(y.clone()));
-
-    let flat = |x: Tensor<5>| unbind(x, 2).into_iter().map(|x| x.squeeze_dim::<4>(2));
-    let past = flat(k_end).zip(flat(across)).zip(flat(y));
-    let mut own: Vec<_> = flat(inside).zip(flat(q_start)).collect();
-    let (mut moving, mut columns): (Option<Tensor<4>>, Vec<Tensor<4>>) = (None, Vec::new());
-    for (block, ((k_end, across), y)) in past.enumerate().rev() {
-        let mut rows = Vec::new();
-        let own = if block >= first { own.pop() } else { None };
-        if let Some((inside, _)) = &own {
-            // Earlier queries do not see this block.
-            if block > first {
-                let unseen = [b, h, (block - first) * size, size];
-                rows.push(Tensor::zeros(unseen, (&inside.device(), inside.dtype())));
-            }
-            rows.push(inside.clone());
-        }
-        if let Some(q) = moving {
-            rows.push(q.clone().matmul(k_end.swap_dims(2, 3)));
-            let read = q.clone().matmul(across);
-            moving = Some(q - read.matmul(y));
-        }
-        columns.push(Tensor::cat(rows, 2));
-        if let Some((_, q)) = own {
-            moving = Some(if let Some(moving) = moving { Tensor::cat(vec![q, moving], 2) } else { q });
-        }
-    }
-    columns.reverse();
-    Tensor::cat(columns, 3).narrow(2, front, t).narrow(3, 0, total)
-}
-
 impl PathAttention {
     fn beta(&self, x: Tensor<3>) -> Tensor<3> {
         activation::sigmoid(self.beta_proj.forward(x)).mul_scalar(2.0)
@@ -205,10 +146,12 @@ impl PathAttention {
         let size = match run.form {
             Form::Chunked { size } => size.max(1),
             Form::Parallel => w.dims()[2],
+            Form::Auto | Form::Recurrent if x.dims()[1] == 1 => STEP_BLOCK,
             Form::Auto | Form::Recurrent => AUTO_CHUNK,
         };
         let [k, w, beta] = [read.k.clone(), w, beta].map(|x| repeat_heads(x, group));
-        read.products = Some(products(read.q.clone(), k, w, beta, size.min(read.v.dims()[2])));
+        let size = size.min(w.dims()[2]);
+        read.reflections = Some(Reflections::new(k, w, beta, size));
         if let Some(gate) = &self.forget_proj {
             forget(gate, x, &mut read, None, &mut state, run)?;
         }
@@ -225,8 +168,8 @@ impl Mixer for PathAttention {
         self.attention.initial_state(batch)
     }
 
-    /// `Recurrent` reads token by token; `Chunked` says how many tokens to a block of products, `Parallel` is one
-    /// block. The scores of all queries of a call are in memory at once.
+    /// In the forms of [`Attention`]; `Chunked` says how many tokens to a block of products as well, `Parallel` is one
+    /// block.
     fn run(&self, x: Tensor<3>, state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
         if run.form == Form::Recurrent && x.dims()[1] > 1 {
             return token_by_token(x, state, run, |x, state, run| self.run(x, state, run));

@@ -3,6 +3,7 @@
 
 use burn::tensor::{Int, Tensor, activation};
 
+use super::reflections::Reflections;
 use crate::system::scan::{NEGATIVE, pad, prefix, suffix};
 use crate::system::{Form, Spectrum, SpectrumKind, Views};
 
@@ -25,8 +26,8 @@ pub(super) struct Read {
     pub(super) cached: usize,
     /// `[b, 1, 1, T]`: hugely negative where a row has no such key. `None` when all rows have all.
     pub(super) absent: Option<Tensor<4>>,
-    /// `[b, h, t, T]`, what stands for the products `q · k` where it is not they.
-    pub(super) products: Option<Tensor<4>>,
+    /// What tokens between a key and a query do to the key.
+    pub(super) reflections: Option<Reflections>,
     /// `log f: [b, h, T, 1]`, of which the scores get `Σ_{j < s ≤ i} log f_s`.
     pub(super) log_forget: Option<Tensor<4>>,
 }
@@ -51,11 +52,11 @@ impl Scoring {
     pub(super) fn scores(&self, read: &Read, start: usize, len: usize, from: usize, to: usize) -> Tensor<4> {
         let [b, h, _, n] = read.q.dims();
         let kv = read.k.dims()[1];
-        let mut scores = match &read.products {
-            Some(products) => {
-                let rows = part(products, start, len);
-                let rows = if to - from == rows.dims()[3] { rows } else { rows.narrow(3, from, to - from) };
-                rows.mul_scalar(self.scale)
+        let mut scores = match &read.reflections {
+            Some(reflections) => {
+                let q = part(&read.q, start, len).mul_scalar(self.scale);
+                let all = reflections.products(q, read.cached + start);
+                if (from, to) == (0, all.dims()[3]) { all } else { all.narrow(3, from, to - from) }
             }
             None => {
                 // The queries that share a key-value head become rows of one product: keys are not repeated.

@@ -209,7 +209,7 @@ impl Attention {
             q = rope.apply(q, state.positions());
             k = rope.apply(k, state.positions());
         }
-        let (products, log_forget) = (None, None);
+        let (reflections, log_forget) = (None, None);
         if !self.config.causal {
             if state.positions().iter().any(|&seen| seen > 0) {
                 return Err(Error::State(
@@ -222,11 +222,11 @@ impl Attention {
                 let flags = lengths.0.iter().flat_map(|&n| (0..t).map(move |j| j >= n));
                 hidden(flags.collect(), t, &k)
             });
-            return Ok((Read { q, k, v, cached: 0, absent, products, log_forget }, state));
+            return Ok((Read { q, k, v, cached: 0, absent, reflections, log_forget }, state));
         }
         let Cached { all: [k, v], cached, absent } =
             append(&mut state, ["k", "v"], [k, v], self.config.window, run)?;
-        Ok((Read { q, k, v, cached, absent, products, log_forget }, state))
+        Ok((Read { q, k, v, cached, absent, reflections, log_forget }, state))
     }
 
     /// How this layer weighs.

@@ -239,6 +239,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::system::Mask;
     use crate::testing::{Draw, gap, numbers};
 
     #[test]
@@ -285,6 +286,25 @@ mod tests {
         let x = Draw::new(3).tensor::<3>([2, 7, 8], -2.0, 2.0);
         let rows = layer.views(x, layer.initial_state(2)).unwrap().attention.unwrap().sum_dim(3);
         assert!(numbers(rows).iter().all(|row| (row - 1.0).abs() < 1e-5));
+    }
+
+    /// A row of padding only leaves its state as it was.
+    #[test]
+    fn a_row_without_tokens_continues_as_if_new() {
+        let config = AbcConfig { heads: 2, slots: 3, ..Default::default() };
+        let layer = config.init(8, &mut Init::new(3, &Device::flex())).unwrap();
+        let mut draw = Draw::new(6);
+        let (first, second) = (draw.tensor([2, 5, 8], -2.0, 2.0), draw.tensor::<3>([2, 4, 8], -2.0, 2.0));
+        let mask = Mask::from_lengths(&[0, 5], 5);
+        for form in [Form::Recurrent, Form::Parallel] {
+            let start = layer.initial_state(2);
+            let (_, state) = layer.forward_masked(first.clone(), start, form, &mask).unwrap();
+            let (y, _) = layer.forward(second.clone(), state, form).unwrap();
+            let row = |x: Tensor<3>| x.narrow(0, 0, 1);
+            let start = layer.initial_state(1);
+            let (alone, _) = layer.forward(row(second.clone()), start, form).unwrap();
+            assert!(gap(row(y), alone) < 1e-6, "{form}");
+        }
     }
 
     #[test]

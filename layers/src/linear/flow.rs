@@ -135,17 +135,25 @@ pub fn flow_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, clamp: f64, eps:
         return Err(Error::shape("flow attention's keys", expected, &k.dims()));
     }
     let (q, k) = (activation::sigmoid(q), activation::sigmoid(k));
-    // (x + ε)·(Σ y + ε)
-    let flow =
-        |x: &Tensor<4>, y: Tensor<4>| (x.clone().add_scalar(eps) * y.sum_dim(2).add_scalar(eps)).sum_dim(3);
-    let incoming = flow(&q, k.clone()).recip();
-    let outgoing = flow(&k, q.clone()).recip();
-    let conserved_in = flow(&q, k.clone() * outgoing);
-    let conserved_out = flow(&k, q.clone() * incoming.clone()).clamp(-clamp, clamp);
+    let (incoming, [conserved_in, conserved_out]) = conserved(&q, &k, eps);
     let allocation = activation::sigmoid(conserved_in.mul_scalar(sinks as f64 / sources as f64));
-    let competition = activation::softmax(conserved_out, 2).mul_scalar(sources as f64);
+    let competition = activation::softmax(conserved_out.clamp(-clamp, clamp), 2).mul_scalar(sources as f64);
     let memory = k.swap_dims(2, 3).matmul(v * competition);
     Ok((q * incoming).matmul(memory) * allocation)
+}
+
+/// `(x + ε)·(Σ y + ε)` from `x: [b, h, t, n]` and `Σ y`: `[b, h, t, 1]`.
+fn flow(x: &Tensor<4>, sum: Tensor<4>, eps: f64) -> Tensor<4> {
+    (x.clone().add_scalar(eps) * sum.add_scalar(eps)).sum_dim(3)
+}
+
+/// `I`, and the flows `Î` and `Ô` that stay when every source gives, and every sink takes, 1 in all.
+fn conserved(q: &Tensor<4>, k: &Tensor<4>, eps: f64) -> (Tensor<4>, [Tensor<4>; 2]) {
+    let incoming = flow(q, k.clone().sum_dim(2), eps).recip();
+    let outgoing = flow(k, q.clone().sum_dim(2), eps).recip();
+    let taken = flow(q, (k.clone() * outgoing).sum_dim(2), eps);
+    let given = flow(k, (q.clone() * incoming.clone()).sum_dim(2), eps);
+    (incoming, [taken, given])
 }
 
 /// What a token sees of the network's balance, `[b, h, t, 1]` each.
@@ -183,18 +191,18 @@ impl Flow {
             Ok(sums)
         };
         let halves = |x: Tensor<4>| (x.clone().narrow(3, 0, n), x.narrow(3, n, n));
-        let flow =
-            |x: &Tensor<4>, sum: Tensor<4>| (x.clone().add_scalar(eps) * sum.add_scalar(eps)).sum_dim(3);
 
         let (keys, queries) = halves(sums(FLOWS, Tensor::cat(vec![k.clone(), q.clone()], 3))?);
-        let (incoming, outgoing) = (flow(q, keys).recip(), flow(k, queries).recip());
+        let (incoming, outgoing) = (flow(q, keys, eps).recip(), flow(k, queries, eps).recip());
         let given = k.clone() * (outgoing * counts.clone());
         let taken = q.clone() * (incoming.clone() * counts.clone());
         let (given, taken) = halves(sums(CONSERVED, Tensor::cat(vec![given, taken], 3))?);
-        let sources = (flow(k, taken) / counts.clone()).clamp(-clamp, clamp).exp();
+        let sources = (flow(k, taken, eps) / counts.clone()).clamp(-clamp, clamp).exp();
         let all = sums(COMPETITION, sources.clone())?;
+        // Padding before any token competes with nothing.
+        let all = if let Some(valid) = &valid { all + valid.clone().neg().add_scalar(1.0) } else { all };
         Ok(Balance {
-            allocation: activation::sigmoid(flow(q, given) / counts.clone()),
+            allocation: activation::sigmoid(flow(q, given, eps) / counts.clone()),
             competition: sources * counts / all,
             incoming,
         })

@@ -1,7 +1,7 @@
 use burn::tensor::{DType, Device};
 
 use super::*;
-use crate::system::Mixer;
+use crate::system::{Mask, Mixer};
 use crate::testing::{Draw, error, gap, numbers};
 
 fn build() -> Flow {
@@ -56,18 +56,15 @@ fn streaming_is_recomputing_every_prefix() {
     );
 }
 
-/// With everything let through (an unbounded competition), all that goes out comes in: `Σ_i Î_i = S` and
-/// `Σ_j Ô_j = L`, the balance the method is named after.
+/// All that goes out comes in: `Σ_i Î_i = S` and `Σ_j Ô_j = L`, the balance the method is named after.
 #[test]
 fn flow_is_conserved() {
     let mut draw = Draw::new(2);
-    let (q, k) = (draw.tensor::<4>([1, 1, 5, 4], -2.0, 2.0), draw.tensor::<4>([1, 1, 8, 4], -2.0, 2.0));
-    let (q, k) = (activation::sigmoid(q), activation::sigmoid(k));
-    let flow = |x: &Tensor<4>, y: Tensor<4>| (x.clone() * y.sum_dim(2)).sum_dim(3);
-    let (incoming, outgoing) = (flow(&q, k.clone()).recip(), flow(&k, q.clone()).recip());
+    let (q, k) = (draw.tensor::<4>([1, 1, 5, 4], 0.1, 1.0), draw.tensor::<4>([1, 1, 8, 4], 0.1, 1.0));
+    let (_, [taken, given]) = conserved(&q, &k, 1e-6);
     let total = |x: Tensor<4>| numbers(x.sum_dim(2))[0];
-    assert!((total(flow(&q, k.clone() * outgoing)) - 8.0).abs() < 1e-4);
-    assert!((total(flow(&k, q * incoming)) - 5.0).abs() < 1e-4);
+    assert!((total(taken) - 8.0).abs() < 1e-4);
+    assert!((total(given) - 5.0).abs() < 1e-4);
 }
 
 /// One source gets all competition and gives its value, scaled only by the allocation.
@@ -100,6 +97,24 @@ fn causal_is_not_the_whole_network_on_each_prefix() {
     let own = |t: usize| numbers(y.clone().narrow(1, t - 1, 1));
     assert!(error(&own(1), &prefix(1)) < 1e-5);
     assert!(error(&own(3), &prefix(3)) > 1e-3);
+}
+
+/// A row of padding only leaves its state as it was.
+#[test]
+fn a_row_without_tokens_continues_as_if_new() {
+    let layer = build();
+    let mut draw = Draw::new(6);
+    let (first, second) = (draw.tensor([2, 5, 4], -2.0, 2.0), draw.tensor::<3>([2, 4, 4], -2.0, 2.0));
+    let mask = Mask::from_lengths(&[0, 5], 5);
+    for form in [Form::Recurrent, Form::Parallel] {
+        let start = Mixer::initial_state(&layer, 2);
+        let (_, state) = layer.forward_masked(first.clone(), start, form, &mask).unwrap();
+        let (y, _) = layer.forward(second.clone(), state, form).unwrap();
+        let row = |x: Tensor<3>| x.narrow(0, 0, 1);
+        let start = Mixer::initial_state(&layer, 1);
+        let (alone, _) = layer.forward(row(second.clone()), start, form).unwrap();
+        assert!(gap(row(y), alone) < 1e-6, "{form}");
+    }
 }
 
 #[test]
