@@ -14,10 +14,11 @@ use super::Outputs;
 use super::attention::projections;
 use crate::golden::{Case, Result};
 
-/// `Σ φ(q)·φ(k) v / (Σ φ(q)·φ(k) + eps)` over the tokens so far.
-fn normalized(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, eps: f64, form: Form) -> Result<Tensor<4>> {
-    let ([b, h, _, m], p) = (k.dims(), v.dims()[3]);
-    let memory = Tensor::zeros([b, h, m, p + 1], &v.device().inner());
+/// `Σ φ(q)·φ(k) v / (φ(q)·(start + Σ φ(k)) + eps)` over the tokens so far.
+fn normalized([q, k, v]: [Tensor<4>; 3], start: f64, eps: f64, form: Form) -> Result<Tensor<4>> {
+    let ([b, h, _, m], p, device) = (k.dims(), v.dims()[3], v.device().inner());
+    let memory = Tensor::<4>::zeros([b, h, m, p], &device);
+    let memory = Tensor::cat(vec![memory, Tensor::full([b, h, m, 1], start, &device)], 3);
     let system = System::outer(Transition::Identity, q, k, with_normalizer(v));
     Ok(normalize(engine::run(system, memory, form)?.0, eps))
 }
@@ -25,25 +26,26 @@ fn normalized(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, eps: f64, form: Form) ->
 /// Based: the exponential's Taylor polynomial.
 pub(super) fn based(case: &Case, form: Form) -> Result<Outputs> {
     let [q, k, v] = case.inputs(["q", "k", "v"])?;
-    let y = normalized(taylor_features(q), taylor_features(k), v, 1e-6, form)?;
+    let y = normalized([taylor_features(q), taylor_features(k), v], 0.0, 1e-6, form)?;
     Ok(vec![("y", y.into())])
 }
 
 /// ReBased: squared scores.
 pub(super) fn rebased(case: &Case, form: Form) -> Result<Outputs> {
     let [q, k, v] = case.inputs(["q", "k", "v"])?;
-    let y = normalized(quadratic_features(q), quadratic_features(k), v, 1e-6, form)?;
+    let y = normalized([quadratic_features(q), quadratic_features(k), v], 0.0, 1e-6, form)?;
     Ok(vec![("y", y.into())])
 }
 
-/// FAVOR+ with a given projection. The reference shifts the keys of a head by the largest of all.
+/// FAVOR+ with a given projection. The reference shifts the keys of a head by the largest of all, and
+/// its causal sum of keys starts at 1e-6.
 pub(super) fn performer(case: &Case, form: Form) -> Result<Outputs> {
     let [q, k, v] = case.inputs(["q", "k", "v"])?;
     let projection = case.get::<2>("in.projection")?;
     let q = favor_features(q, projection.clone(), FavorShift::Token);
     let k = favor_features(k, projection, FavorShift::Head);
     let y = if case.flag("causal") {
-        normalized(q.clone(), k.clone(), v, 0.0, form)?
+        normalized([q.clone(), k.clone(), v], 1e-6, 0.0, form)?
     } else {
         normalize(bidirectional(q.clone(), k.clone(), with_normalizer(v)), 0.0)
     };
