@@ -286,6 +286,18 @@ mod tests {
         }
     }
 
+    /// The products have many eigenvalues at 1, which no iteration can tell apart.
+    #[test]
+    fn every_product_has_a_spectrum() {
+        let layer = build(&DeltaProductConfig { gated: false, head_dim: 8, ..SMALL });
+        let x = Draw::new(6).tensor([1, 300, 8], -2.0, 2.0);
+        let views = layer.views(x, Mixer::initial_state(&layer, 1)).unwrap();
+        let moduli = numbers(views.spectrum.unwrap().modulus());
+        assert_eq!(moduli.len(), 2 * 300 * 8);
+        assert!(moduli.iter().all(|&modulus| modulus <= 1.0 + 1e-5));
+        assert!(moduli.iter().filter(|&&modulus| (modulus - 1.0).abs() < 1e-5).count() >= 2 * 300 * 6);
+    }
+
     #[test]
     fn every_step_costs_a_step() {
         let cost = |steps| {

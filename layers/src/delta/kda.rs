@@ -247,6 +247,17 @@ mod tests {
         assert!(memory.iter().all(|entry| entry.abs() < 1e3));
     }
 
+    /// A memory that is forgotten whole has its eigenvalues at 0.
+    #[test]
+    fn a_decay_to_nothing_has_a_spectrum() {
+        let layer = build(KdaConfig { heads: 2, head_dim: 8, ..Default::default() });
+        let x = Draw::new(1).tensor([1, 20, 8], -1e4, 1e4);
+        let spectrum = layer.views(x, Mixer::initial_state(&layer, 1)).unwrap().spectrum.unwrap();
+        let moduli = numbers(spectrum.modulus());
+        assert!(moduli.iter().any(|&modulus| modulus < 1e-6));
+        assert!(moduli.iter().all(|&modulus| modulus <= 1.0 + 1e-5));
+    }
+
     #[test]
     fn impossible_settings_are_refused() {
         let refused = |config: KdaConfig, field: &str| {

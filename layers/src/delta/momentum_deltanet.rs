@@ -214,7 +214,8 @@ impl Mixer for MomentumDeltaNet {
         let gates = gates.into_iter().chain([("β (momentum applied)", rule.beta.clone())]);
         let gates = gates.map(|(name, values)| Gate { name: name.into(), values: values.swap_dims(1, 2) });
         let gates = gates.collect();
-        Ok(Views { gates, ..Views::of_system(rule.system())? })
+        let spectrum = Some(rule.spectrum());
+        Ok(Views { attention: Some(rule.attention()), spectrum, gates, ..Views::default() })
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {

@@ -20,7 +20,7 @@ use burn::tensor::Tensor;
 use crate::system::engine::{AUTO_CHUNK, chunks, unchunk};
 use crate::system::inverse::unit_lower_inverse;
 use crate::system::scan::{segment_sums, unbind};
-use crate::system::{Form, Lengths, System, Transition};
+use crate::system::{Form, Lengths, Spectrum, SpectrumKind};
 
 /// The recurrence on one input.
 #[derive(Clone, Debug)]
@@ -67,22 +67,25 @@ impl MomentumRule {
         }
     }
 
-    /// The same as a system of size `2 n`, for what is looked at.
-    pub fn system(self) -> System {
-        let n = self.k.dims()[3];
-        let wide = |x: Tensor<3>| x.unsqueeze_dim::<4>(3);
-        let (alpha, mu, beta) = (wide(self.log_alpha.exp()), wide(self.log_mu.exp()), wide(self.beta));
-        let eye = Tensor::<2>::eye(n, &self.k.device().inner()).cast(self.k.dtype());
-        let diagonal = |x: Tensor<4>| x.unsqueeze_dim::<5>(4) * eye.clone().reshape([1, 1, 1, n, n]);
-        let correction = self.k.clone().unsqueeze_dim::<5>(4) * self.p.unsqueeze_dim::<5>(3); // k pᵀ
-        let applied = beta.clone().unsqueeze_dim::<5>(4) * correction.clone();
-        let lambda = blocks(
-            [diagonal(alpha) - applied, diagonal(beta.clone() * mu.clone()).neg()],
-            [correction, diagonal(mu)],
-        );
-        let q = Tensor::cat(vec![self.q.clone(), self.q.zeros_like()], 3);
-        let write = Tensor::cat(vec![self.k.clone() * beta, self.k.neg()], 3);
-        System::outer(Transition::Dense { lambda }, q, write, self.v)
+    /// Implied attention `[b, h, t, t]`: the outputs for unit impulses.
+    pub fn attention(self) -> Tensor<4> {
+        let ([b, h, t, n], device, dtype) = (self.k.dims(), self.k.device().inner(), self.k.dtype());
+        let v = Tensor::<2>::eye(t, &device).cast(dtype).reshape([1, 1, t, t]).expand([b, h, t, t]);
+        Self { v, ..self }.run(Tensor::zeros([b, h, 2 * n, t], (&device, dtype)), Form::Auto).0
+    }
+
+    /// Eigenvalues of `Λ`: `α` and `μ` across the key, and along it two with the product `α μ` and the sum
+    /// `α - β p·k + μ`.
+    pub fn spectrum(&self) -> Spectrum {
+        let wide = |x: &Tensor<3>| x.clone().unsqueeze_dim::<4>(3);
+        let (alpha, mu) = (wide(&self.log_alpha).exp(), wide(&self.log_mu).exp());
+        let gain = (self.p.clone() * self.k.clone()).sum_dim(3) * wide(&self.beta);
+        let middle = (alpha.clone() + mu.clone() - gain).mul_scalar(0.5);
+        let square = middle.clone().square() - alpha.clone() * mu.clone();
+        let (apart, turned) = (square.clone().clamp_min(0.0).sqrt(), square.neg().clamp_min(0.0).sqrt());
+        let re = vec![alpha.clone(), mu, middle.clone() + apart.clone(), middle - apart];
+        let im = vec![alpha.zeros_like(), alpha.zeros_like(), turned.clone(), turned.neg()];
+        Spectrum { re: Tensor::cat(re, 3), im: Some(Tensor::cat(im, 3)), kind: SpectrumKind::Exact }
     }
 
     /// The reference: one token at a time.
@@ -163,8 +166,26 @@ mod tests {
     use super::*;
     use crate::delta::delta_system;
     use crate::nn::l2_normalize;
-    use crate::system::engine;
-    use crate::testing::{Draw, gap};
+    use crate::system::{System, Transition, Views, engine};
+    use crate::testing::{Draw, gap, numbers};
+
+    /// The same as a system of twice the size.
+    fn dense(rule: MomentumRule) -> System {
+        let n = rule.k.dims()[3];
+        let wide = |x: Tensor<3>| x.unsqueeze_dim::<4>(3);
+        let (alpha, mu, beta) = (wide(rule.log_alpha.exp()), wide(rule.log_mu.exp()), wide(rule.beta));
+        let eye = Tensor::<2>::eye(n, &rule.k.device().inner()).cast(rule.k.dtype());
+        let diagonal = |x: Tensor<4>| x.unsqueeze_dim::<5>(4) * eye.clone().reshape([1, 1, 1, n, n]);
+        let correction = rule.k.clone().unsqueeze_dim::<5>(4) * rule.p.unsqueeze_dim::<5>(3); // k pᵀ
+        let applied = beta.clone().unsqueeze_dim::<5>(4) * correction.clone();
+        let lambda = blocks(
+            [diagonal(alpha) - applied, diagonal(beta.clone() * mu.clone()).neg()],
+            [correction, diagonal(mu)],
+        );
+        let q = Tensor::cat(vec![rule.q.clone(), rule.q.zeros_like()], 3);
+        let write = Tensor::cat(vec![rule.k.clone() * beta, rule.k.neg()], 3);
+        System::outer(Transition::Dense { lambda }, q, write, rule.v)
+    }
 
     fn rule(seed: u64) -> (MomentumRule, Tensor<4>) {
         let mut draw = Draw::new(seed);
@@ -184,8 +205,25 @@ mod tests {
             let (y, last) = rule.clone().run(state.clone(), Form::Chunked { size });
             assert!(gap(y, expected.clone()) < 1e-5 && gap(last, expected_last.clone()) < 1e-5, "{size}");
         }
-        let (y, last) = engine::run(rule.system(), state, Form::Recurrent).unwrap();
+        let (y, last) = engine::run(dense(rule), state, Form::Recurrent).unwrap();
         assert!(gap(y, expected) < 1e-5 && gap(last, expected_last) < 1e-5);
+    }
+
+    #[test]
+    fn its_views_are_those_of_the_dense_system() {
+        let (rule, _) = rule(3);
+        let views = Views::of_system(dense(rule.clone())).unwrap();
+        assert!(gap(rule.clone().attention(), views.attention.unwrap()) < 1e-5);
+        let pairs = |spectrum: Spectrum| -> Vec<(f64, f64)> {
+            numbers(spectrum.re).into_iter().zip(numbers(spectrum.im.unwrap())).collect()
+        };
+        let (ours, theirs) = (pairs(rule.spectrum()), pairs(views.spectrum.unwrap()));
+        let near = |a: &(f64, f64), b: &(f64, f64)| (a.0 - b.0).hypot(a.1 - b.1) < 1e-4;
+        for (ours, theirs) in ours.chunks(4).zip(theirs.chunks(10)) {
+            let all = ours.iter().all(|a| theirs.iter().any(|b| near(a, b)));
+            let only = theirs.iter().all(|a| ours.iter().any(|b| near(a, b)));
+            assert!(all && only, "{ours:?} for {theirs:?}");
+        }
     }
 
     /// Momentum that is forgotten at once and applied in full leaves the gated delta rule, with the step size as its
