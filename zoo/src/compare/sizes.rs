@@ -25,7 +25,9 @@ const SLOW_STEP: f64 = 0.01;
 fn overrides(name: &str, sizes: &ModelSizes) -> Value {
     let mut changes = own_sizes(name, sizes.d_model, sizes.state);
     // One convolution is enough: where every mixer has one before it, those inside are left out.
-    if sizes.conv > 0 && ["gated_deltanet", "mamba2", "rglru", "yaad"].contains(&name) {
+    if sizes.conv > 0
+        && ["gated_deltanet", "mamba2", "rglru", "yaad", "mesa_net", "log_linear_attention"].contains(&name)
+    {
         changes["conv_kernel"] = json!(0);
     }
     changes
@@ -49,6 +51,20 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         // Vectors: the memory is as wide as the layer, and widening it costs parameters, not only memory.
         "rglru" => json!({ "lru_width": 2 * d_model }),
         "lstm" => json!({}),
+        "rwkv4" => json!({}),
+        // The authors' ranks are for wide layers: at these widths they would leave no room for the MLP.
+        "rwkv6" => {
+            let rank = d_model / 8;
+            json!({ "heads": HEADS, "head_dim": head_dim, "mix_rank": rank, "decay_rank": rank })
+        }
+        "rwkv7" => {
+            let rank = d_model / 4;
+            json!({ "heads": HEADS, "head_dim": head_dim, "decay_rank": rank, "gate_rank": rank })
+        }
+        // Two matrices per head.
+        "mesa_net" => json!({ "heads": HEADS / 2, "head_dim": head_dim }),
+        // A memory per doubling of the length: each as large as the others' only one.
+        "log_linear_attention" => json!({ "heads": HEADS, "head_dim": head_dim }),
         _ => json!({}),
     }
 }

@@ -4,6 +4,8 @@ mod attention;
 mod moh;
 mod operators;
 mod recurrent;
+mod rwkv;
+mod solvers;
 mod transformers;
 
 use std::path::Path;
@@ -72,6 +74,12 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("moh_attention", moh::attention, All),
     ("moh_llama_attention", moh::query_norm, All),
     ("moh_vit_attention", moh::vision, One),
+    ("rwkv4_time_mix", transformers::part, All),
+    ("rwkv4_channel_mix", transformers::part, One),
+    ("fla_layer_rwkv6", rwkv::rwkv6, All),
+    ("rwkv7_time_mix", rwkv::rwkv7, All),
+    ("fla_mesa_net", solvers::mesa_net, All),
+    ("fla_log_linear_attn", solvers::log_linear, All),
 ];
 
 /// One token at a time, chunks that do not divide the lengths, chunks that do, all at once.

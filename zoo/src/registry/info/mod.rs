@@ -5,6 +5,8 @@ mod delta;
 mod linear;
 mod miras;
 mod recurrent;
+mod rwkv;
+mod solvers;
 
 use super::MixerConfig;
 
@@ -23,7 +25,8 @@ pub struct Architecture {
     pub equations: &'static str,
 }
 
-const FAMILIES: &[&[Architecture]] = &[attention::ALL, linear::ALL, delta::ALL, recurrent::ALL, miras::ALL];
+const FAMILIES: &[&[Architecture]] =
+    &[attention::ALL, linear::ALL, delta::ALL, recurrent::ALL, miras::ALL, rwkv::ALL, solvers::ALL];
 
 /// All architectures, in the registry's order.
 pub fn architectures() -> impl Iterator<Item = &'static Architecture> {

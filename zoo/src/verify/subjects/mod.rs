@@ -5,6 +5,8 @@ mod delta;
 mod linear;
 mod miras;
 mod recurrent;
+mod rwkv;
+mod solvers;
 
 use serde_json::Value;
 
@@ -35,7 +37,16 @@ pub fn subjects(architecture: Option<&str>) -> Vec<Subject> {
 
 /// A line per row, in one file per family; every architecture of the registry has at least one.
 fn table() -> Vec<(&'static str, Value)> {
-    [attention::rows(), linear::rows(), delta::rows(), recurrent::rows(), miras::rows()].concat()
+    [
+        attention::rows(),
+        linear::rows(),
+        delta::rows(),
+        recurrent::rows(),
+        miras::rows(),
+        rwkv::rows(),
+        solvers::rows(),
+    ]
+    .concat()
 }
 
 #[cfg(test)]
