@@ -19,6 +19,7 @@ pub mod moh;
 pub mod nn;
 pub mod params;
 pub mod rnn;
+pub mod rwkv;
 pub mod ssm;
 pub mod system;
 #[cfg(test)]

@@ -13,7 +13,12 @@ const STEPS: usize = 100;
 
 /// Whether a state holds something per token.
 fn grows(state: &State) -> bool {
-    state.slots().any(|(.., growth)| growth != Growth::Fixed)
+    state.slots().any(|(.., growth)| matches!(growth, Growth::PerToken { .. }))
+}
+
+/// Whether a state holds something per doubling of the tokens.
+fn doubles(state: &State) -> bool {
+    state.slots().any(|(.., growth)| matches!(growth, Growth::PerDoubling { .. }))
 }
 
 fn check(name: &str, config: &MixerConfig, bounded: bool) {
@@ -40,7 +45,13 @@ fn check(name: &str, config: &MixerConfig, bounded: bool) {
         let error = gap(ours.clone(), theirs.clone());
         assert!(error <= 1e-5, "{name}: `{slot}` differs by {error:.1e}");
     }
-    if bounded || !grows(&state) {
+    if doubles(&state) {
+        // As many entries more as there were doublings, and no other growth.
+        let levels = |tokens: usize| f64::from(usize::BITS - tokens.leading_zeros());
+        let share = bytes[1] as f64 / bytes[0] as f64;
+        assert!(share > 1.0 && share <= levels(PREFIX) / levels(PREFIX / 8) + 1e-9, "{name}: {bytes:?}");
+        assert_eq!(state.bytes(), bytes[1], "{name}");
+    } else if bounded || !grows(&state) {
         assert!(bytes.iter().all(|&bytes| bytes == state.bytes()), "{name}: {bytes:?}, {}", state.bytes());
     } else {
         assert!(state.bytes() > bytes[1] && bytes[1] > bytes[0], "{name}");

@@ -87,22 +87,25 @@ impl CausalConv {
         if let Some(bias) = &self.bias {
             y = y + bias.val().reshape([1, 1, channels]);
         }
-        let keep = kernel - 1;
-        let tail = match lengths {
-            _ if keep == 0 => self.initial_state(b),
-            None => padded.narrow(1, t, keep),
-            Some(lengths) => {
-                let rows = t + keep;
-                let index: Vec<i64> = (lengths.0.iter().enumerate())
-                    .flat_map(|(row, &n)| (0..keep).map(move |j| (row * rows + n + j) as i64))
-                    .collect();
-                let index = TensorData::new(index, [b * keep]);
-                let index = Tensor::<1, Int>::from_data(index, &padded.device().inner());
-                padded.reshape([b * rows, channels]).select(0, index).reshape([b, keep, channels])
-            }
+        let tail = match kernel - 1 {
+            0 => self.initial_state(b),
+            keep => last_inputs(padded, keep, lengths),
         };
         (self.activation.apply(y), tail)
     }
+}
+
+/// The last `keep` inputs of `padded: [b, keep + t, channels]`, which starts with those before the call; with
+/// `lengths`, those before the padding.
+pub(crate) fn last_inputs(padded: Tensor<3>, keep: usize, lengths: Option<&Lengths>) -> Tensor<3> {
+    let [b, rows, channels] = padded.dims();
+    let Some(lengths) = lengths else { return padded.narrow(1, rows - keep, keep) };
+    let index: Vec<i64> = (lengths.0.iter().enumerate())
+        .flat_map(|(row, &n)| (0..keep).map(move |j| (row * rows + n + j) as i64))
+        .collect();
+    let index = TensorData::new(index, [b * keep]);
+    let index = Tensor::<1, Int>::from_data(index, &padded.device().inner());
+    padded.reshape([b * rows, channels]).select(0, index).reshape([b, keep, channels])
 }
 
 /// `silu(conv(x))` with the convolution's tail in the slot `name` of the state, moved on; `silu(x)` without a

@@ -110,6 +110,17 @@ fn spread_steps(q: Tensor<4>, m: usize) -> Tensor<4> {
     Tensor::cat(vec![zeros, q.unsqueeze_dim::<5>(3)], 3).reshape([b, h, t * m, n])
 }
 
+/// Tokens per chunk in which `t` tokens are run, `None` for one at a time.
+pub(crate) fn chunk_size(form: Form, t: usize) -> Option<usize> {
+    match form {
+        Form::Recurrent => None,
+        Form::Parallel => Some(t),
+        Form::Chunked { size } => Some(size.max(1).min(t)),
+        Form::Auto if t == 1 => None,
+        Form::Auto => Some(AUTO_CHUNK.min(t)),
+    }
+}
+
 /// [`run`] with one step per token and the read after it.
 fn run_plain(
     transition: Transition,
@@ -122,13 +133,7 @@ fn run_plain(
         Io::Outer { k, .. } => k.dims()[2],
         Io::Direct { u, .. } => u.dims()[2],
     };
-    let chunk = match form {
-        Form::Recurrent => None,
-        Form::Parallel => Some(t),
-        Form::Chunked { size } => Some(size.max(1).min(t)),
-        Form::Auto if t == 1 => None,
-        Form::Auto => Some(AUTO_CHUNK.min(t)),
-    };
+    let chunk = chunk_size(form, t);
     Ok(match (transition, io) {
         (Transition::Diagonal { log_a }, Io::Direct { u, c }) => {
             let h0 = memory.squeeze_dim::<3>(3);
@@ -245,7 +250,54 @@ fn chunk_states(log_total: Tensor<5>, local: Tensor<5>, s0: Tensor<4>) -> (Tenso
     (before, states.narrow(3, c, 1).reshape([b, h, n, p]))
 }
 
-/// Scalar or diagonal decay: `Y = (Q Kᵀ ∘ e^G) V + (Q ∘ e^{G₀}) S`, `S ← e^{G} S + (K ∘ e^{G - Gₛ})ᵀ V`.
+/// A memory with scalar or diagonal decay on one input, kept in chunks so that it can be read more than once:
+/// `Y = (Q Kᵀ ∘ e^G) V + (Q ∘ e^{G₀}) S`, `S ← e^{G} S + (K ∘ e^{G - Gₛ})ᵀ V`.
+pub(crate) struct Decayed {
+    decay: ChunkDecay,
+    k: Tensor<5>,
+    v: Tensor<5>,
+    states: Tensor<5>,
+    time: usize,
+    size: usize,
+}
+
+impl Decayed {
+    /// Writes `k`, `v`: `[b, h, t, n]` in chunks of `size` and gives the final memory.
+    fn new(
+        decay: ChunkDecay,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        memory: Tensor<4>,
+        size: usize,
+    ) -> (Self, Tensor<4>) {
+        let time = k.dims()[2];
+        let (k, v) = (chunks(k, size), chunks(v, size));
+        let local = (k.clone() * decay.to_end.clone()).swap_dims(3, 4).matmul(v.clone());
+        let (states, last) = chunk_states(decay.log_total.clone(), local, memory);
+        (Self { decay, k, v, states, time, size }, last)
+    }
+
+    /// The same with one decay per head, `[b, h, t]`.
+    pub(crate) fn scalar(
+        log_a: Tensor<3>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        memory: Tensor<4>,
+        size: usize,
+    ) -> (Self, Tensor<4>) {
+        Self::new(ChunkDecay::new(chunks(log_a.unsqueeze_dim(3), size)), k, v, memory, size)
+    }
+
+    /// What each token finds at its query after writing: `[b, h, t, n] -> [b, h, t, p]`.
+    pub(crate) fn read(&self, q: Tensor<4>) -> Tensor<4> {
+        let q = chunks(q, self.size);
+        let intra = self.decay.scores(q.clone(), self.k.clone()).matmul(self.v.clone());
+        let inter = (q * self.decay.from_start.clone()).matmul(self.states.clone());
+        unchunk(intra + inter, self.time)
+    }
+}
+
+/// One read of a [`Decayed`] memory.
 fn decayed(
     decay: ChunkDecay,
     q: Tensor<4>,
@@ -254,13 +306,8 @@ fn decayed(
     memory: Tensor<4>,
     size: usize,
 ) -> (Tensor<4>, Tensor<4>) {
-    let t = q.dims()[2];
-    let (q, k, v) = (chunks(q, size), chunks(k, size), chunks(v, size));
-    let local = (k.clone() * decay.to_end.clone()).swap_dims(3, 4).matmul(v.clone());
-    let (states, last) = chunk_states(decay.log_total.clone(), local, memory);
-    let intra = decay.scores(q.clone(), k).matmul(v);
-    let inter = (q * decay.from_start).matmul(states);
-    (unchunk(intra + inter, t), last)
+    let (written, last) = Decayed::new(decay, k, v, memory, size);
+    (written.read(q), last)
 }
 
 /// Diagonal plus rank one (dsf.md 3.4): `(I - A^{ab}) U = (a ∘ e^{G'}) S + A^{ak} V` gives the reads `U`.

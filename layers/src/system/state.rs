@@ -21,6 +21,11 @@ pub enum Growth {
         /// The time axis of the tensor.
         axis: usize,
     },
+    /// One entry per power of two of tokens seen along `axis`, the smallest first.
+    PerDoubling {
+        /// The axis of the powers.
+        axis: usize,
+    },
 }
 
 /// Which entries of a cache are dropped.
@@ -58,14 +63,22 @@ impl State {
 
     /// Adds or replaces a fixed-size slot.
     pub fn put(&mut self, name: &str, value: impl Into<Value>) {
-        let slot = Slot { value: value.into(), growth: Growth::Fixed };
-        self.slots.insert(name.to_string(), slot);
+        self.put_growing(name, value, Growth::Fixed);
     }
 
     /// Adds or replaces a cache with one entry per token along `axis`, the latest last.
     pub fn put_cache(&mut self, name: &str, value: impl Into<Value>, axis: usize) {
-        let slot = Slot { value: value.into(), growth: Growth::PerToken { axis } };
-        self.slots.insert(name.to_string(), slot);
+        self.put_growing(name, value, Growth::PerToken { axis });
+    }
+
+    /// Adds or replaces a memory with one entry per power of two of tokens along `axis`.
+    pub fn put_doubling(&mut self, name: &str, value: impl Into<Value>, axis: usize) {
+        self.put_growing(name, value, Growth::PerDoubling { axis });
+    }
+
+    /// Adds or replaces a slot that grows in any way.
+    pub fn put_growing(&mut self, name: &str, value: impl Into<Value>, growth: Growth) {
+        self.slots.insert(name.to_string(), Slot { value: value.into(), growth });
     }
 
     /// A slot's tensor.
@@ -175,7 +188,7 @@ impl State {
         for (name, slot) in &self.slots {
             let Growth::PerToken { axis } = slot.growth else {
                 return Err(Error::State(format!(
-                    "`{name}` is a fixed-size memory and cannot be rewound; keep a clone or use `Snapshots`"
+                    "`{name}` is a memory, not a cache, and cannot be rewound; keep a clone or use `Snapshots`"
                 )));
             };
             if slot.value.dims()[axis] < now {
@@ -242,19 +255,22 @@ impl State {
                 Ok((name.clone(), view.map_err(|e| bad(e.to_string()))?))
             })
             .collect::<Result<Vec<_>>>()?;
-        let growth: Vec<_> = self
-            .slots
-            .iter()
-            .filter_map(|(name, slot)| match slot.growth {
-                Growth::Fixed => None,
-                Growth::PerToken { axis } => Some((name.clone(), axis)),
-            })
-            .collect();
-        let metadata = [
+        let (mut caches, mut doublings) = (Vec::new(), Vec::new());
+        for (name, slot) in &self.slots {
+            match slot.growth {
+                Growth::Fixed => {}
+                Growth::PerToken { axis } => caches.push((name, axis)),
+                Growth::PerDoubling { axis } => doublings.push((name, axis)),
+            }
+        }
+        let mut metadata = vec![
             ("format".to_string(), "seqzoo-state-1".to_string()),
             ("positions".to_string(), serde_json::json!(self.positions).to_string()),
-            ("caches".to_string(), serde_json::json!(growth).to_string()),
+            ("caches".to_string(), serde_json::json!(caches).to_string()),
         ];
+        if !doublings.is_empty() {
+            metadata.push(("doublings".to_string(), serde_json::json!(doublings).to_string()));
+        }
         safetensors::serialize(views, Some(metadata.into_iter().collect())).map_err(|e| bad(e.to_string()))
     }
 
@@ -273,8 +289,12 @@ impl State {
         let field = |name: &str| meta.get(name).cloned().unwrap_or_default();
         let positions: Vec<usize> =
             serde_json::from_str(&field("positions")).map_err(|e| bad(e.to_string()))?;
-        let caches: Vec<(String, usize)> =
-            serde_json::from_str(&field("caches")).map_err(|e| bad(e.to_string()))?;
+        let axes = |name: &str| -> Result<Vec<(String, usize)>> {
+            let text = field(name);
+            let text = if text.is_empty() && name == "doublings" { "[]" } else { &text };
+            serde_json::from_str(text).map_err(|e| bad(e.to_string()))
+        };
+        let (caches, doublings) = (axes("caches")?, axes("doublings")?);
         let mut state = Self { positions, slots: BTreeMap::new() };
         for (name, view) in file.tensors() {
             let dtype = match view.dtype() {
@@ -290,13 +310,15 @@ impl State {
             }
             let data = TensorData::from_bytes_vec(view.data().to_vec(), shape, dtype);
             let value = Value::from_data(data, device)?;
-            match caches.iter().find(|(cache, _)| *cache == name) {
-                Some(&(_, axis)) if axis < value.dims().len() => {
-                    state.slots.insert(name, Slot { value, growth: Growth::PerToken { axis } });
-                }
-                Some(_) => return Err(bad(format!("`{name}` has no such cache axis"))),
-                None => state.put(&name, value),
-            }
+            let axis =
+                |list: &[(String, usize)]| list.iter().find(|(slot, _)| *slot == name).map(|&(_, axis)| axis);
+            let growth = match (axis(&caches), axis(&doublings)) {
+                (None, None) => Growth::Fixed,
+                (Some(axis), None) if axis < value.dims().len() => Growth::PerToken { axis },
+                (None, Some(axis)) if axis < value.dims().len() => Growth::PerDoubling { axis },
+                _ => return Err(bad(format!("`{name}` has no such axis to grow along"))),
+            };
+            state.put_growing(&name, value, growth);
         }
         Ok(state)
     }

@@ -46,6 +46,7 @@ fn text(args: &Args) -> Result<String> {
         let growth = match growth {
             Growth::Fixed => "fixed",
             Growth::PerToken { .. } => "grows with every token",
+            Growth::PerDoubling { .. } => "grows with every doubling of the tokens",
         };
         let _ = writeln!(out, "  {name:<12} {:?}  {growth}", value.dims());
     }

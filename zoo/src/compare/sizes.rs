@@ -62,6 +62,20 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
             json!({ "heads": HEADS, "key_dim": head_dim, "value_dim": head_dim })
         }
         "hgrn" => json!({ "width": 2 * d_model }),
+        "rwkv4" => json!({}),
+        // The authors' ranks are for wide layers: at these widths they would leave no room for the MLP.
+        "rwkv6" => {
+            let rank = d_model / 8;
+            json!({ "heads": HEADS, "head_dim": head_dim, "mix_rank": rank, "decay_rank": rank })
+        }
+        "rwkv7" => {
+            let rank = d_model / 4;
+            json!({ "heads": HEADS, "head_dim": head_dim, "decay_rank": rank, "gate_rank": rank })
+        }
+        // Two matrices per head.
+        "mesa_net" => json!({ "heads": HEADS / 2, "head_dim": head_dim }),
+        // A memory per doubling of the length: each as large as the others' only one.
+        "log_linear_attention" => json!({ "heads": HEADS, "head_dim": head_dim }),
         _ => json!({}),
     }
 }

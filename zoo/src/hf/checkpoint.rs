@@ -64,7 +64,8 @@ impl Checkpoint {
         if tensors.keys().any(|name| name.starts_with(&root)) {
             return tensors;
         }
-        let inside = |name: String| if name.starts_with("lm_head.") { name } else { format!("{root}{name}") };
+        let head = format!("{}.", self.architecture.family.head());
+        let inside = |name: String| if name.starts_with(&head) { name } else { format!("{root}{name}") };
         tensors.into_iter().map(|(name, value)| (inside(name), value)).collect()
     }
 

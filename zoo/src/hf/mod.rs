@@ -18,13 +18,14 @@ mod minimax;
 mod parts;
 mod qwen3_next;
 mod recurrent_gemma;
+mod rwkv4;
 #[cfg(test)]
 mod tests;
 mod weights;
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use seqzoo_layers::params::{self, Named};
 use seqzoo_layers::{Error as LayerError, Value};
 
@@ -60,6 +61,16 @@ trait Family: Sync {
     /// The parameters of a block's MLP, by our names.
     fn mlp(&self, _fields: &Fields, _layer: usize, from: &Weights<'_>) -> Result<Named> {
         parts::mlp(from)
+    }
+
+    /// The embedding; a norm right behind it is part of it.
+    fn embedding(&self, _fields: &Fields, from: &Weights<'_>) -> Result<Tensor<2>> {
+        from.get(&format!("{}.weight", self.names().embedding))
+    }
+
+    /// The module name of the head.
+    fn head(&self) -> &'static str {
+        "lm_head"
     }
 
     /// Buffers that follow from the configuration.
@@ -103,6 +114,7 @@ const FAMILIES: &[&dyn Family] = &[
     &minimax::MiniMax,
     &recurrent_gemma::RecurrentGemma,
     &qwen3_next::Qwen3Next,
+    &rwkv4::Rwkv4,
 ];
 
 /// The values of `model_type` that can be loaded.
@@ -162,20 +174,21 @@ impl Architecture {
         let from = Weights::new(tensors);
         let names = self.family.names();
         let mut to = Named::new();
-        to.insert("embedding".into(), from.get::<2>(&format!("{}.weight", names.embedding))?.into());
+        to.insert("embedding".into(), self.family.embedding(&self.fields, &from)?.into());
         if let Some(positions) = names.positions {
             to.insert("positions".into(), from.get::<2>(&format!("{positions}.weight"))?.into());
         }
         parts::norm(&mut to, "norm", &from, names.last_norm)?;
         if !self.config.tied {
-            parts::linear(&mut to, "head", &from, "lm_head")?;
+            parts::linear(&mut to, "head", &from, self.family.head())?;
         }
         for layer in 0..self.config.layers().count() {
             let block = self.block_parameters(layer, &from.at(names.layers).at(&layer.to_string()))?;
             to.extend(block.into_iter().map(|(name, value)| (format!("blocks.{layer}.{name}"), value)));
         }
         // A tied head is sometimes stored once more.
-        let spare = |name: &str| self.family.derived(name) || (self.config.tied && name == "lm_head.weight");
+        let head = format!("{}.weight", self.family.head());
+        let spare = |name: &str| self.family.derived(name) || (self.config.tied && name == head);
         let unused: Vec<&str> = from.unused().filter(|name| !spare(name)).take(5).collect();
         if !unused.is_empty() {
             let reason = format!("the checkpoint has tensors that this model has not: {}", unused.join(", "));

@@ -51,11 +51,15 @@ pub struct Block {
 const CONV: &str = "block_conv";
 
 impl Block {
-    /// The state before any token: the mixer's, and the convolution's tail.
+    /// The state before any token: the mixer's, and what the convolution and the MLP look back at.
     pub fn initial_state(&self, batch: usize) -> State {
         let state = self.mixer.initial_state(batch);
-        match &self.conv {
+        let state = match &self.conv {
             Some(conv) => state.with(CONV, conv.initial_state(batch)),
+            None => state,
+        };
+        match &self.mlp {
+            Some(mlp) => mlp.initial_state(state),
             None => state,
         }
     }
@@ -109,7 +113,7 @@ impl Block {
         };
         if let (Some(norm), Some(mlp)) = (&self.mlp_norm, &self.mlp) {
             let n = norm.forward(x.clone());
-            let y = mlp.forward(n.clone());
+            let y = mlp.forward(n.clone(), &mut state, mask)?;
             x = match self.residual {
                 Residual::PreNorm => x + y,
                 Residual::Normalized { mlp_alpha: a, mlp_beta: b, .. } => n * a + y * b,
@@ -123,6 +127,7 @@ impl Block {
         match &self.mlp {
             None => 0,
             Some(Mlp::Dense(mlp)) => 2 * mlp.num_params(),
+            Some(Mlp::ChannelMix(mlp)) => 2 * mlp.num_params(),
             Some(Mlp::Moe(mlp)) => {
                 let shared = mlp.shared.as_ref().map_or(0, |shared| 2 * shared.num_params());
                 mlp.flops() + shared

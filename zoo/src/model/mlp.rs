@@ -5,6 +5,8 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 use seqzoo_layers::nn::Activation;
+use seqzoo_layers::rwkv::{ChannelMix, ChannelMixConfig};
+use seqzoo_layers::system::{Mask, State};
 use seqzoo_layers::{Error, Init};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +49,14 @@ pub enum MlpConfig {
         #[serde(default)]
         shared: Option<SharedExpert>,
     },
+    /// [`ChannelMix`] of RWKV, which also reads the token before.
+    ChannelMix {
+        /// Inner width.
+        hidden: usize,
+        /// Multiply the output by a gate.
+        #[serde(default = "yes")]
+        receptance: bool,
+    },
 }
 
 fn yes() -> bool {
@@ -69,7 +79,7 @@ impl MlpConfig {
             _ => Ok(()),
         };
         match self {
-            Self::Dense { hidden, .. } => positive("hidden", *hidden)?,
+            Self::Dense { hidden, .. } | Self::ChannelMix { hidden, .. } => positive("hidden", *hidden)?,
             Self::Moe { experts, top_k, hidden, shared, .. } => {
                 positive("hidden", *hidden)?;
                 positive("experts", *experts)?;
@@ -99,6 +109,9 @@ impl MlpConfig {
                     (expert, s.gated.then(|| init.linear(d_model, 1)))
                 });
                 Mlp::Moe(Moe::new(d_model, experts, top_k, hidden, activation, norm_topk, shared, init))
+            }
+            Self::ChannelMix { hidden, receptance } => {
+                Mlp::ChannelMix(ChannelMixConfig { hidden, receptance }.init(d_model, init)?)
             }
         })
     }
@@ -152,14 +165,45 @@ pub enum Mlp {
     Dense(DenseMlp),
     /// A few of many, chosen per token.
     Moe(Moe),
+    /// One that also reads the token before.
+    ChannelMix(ChannelMix),
 }
 
+/// Slot of the last token a channel mix has read, beside the mixer's own.
+const SHIFT: &str = "mlp_shift";
+
 impl Mlp {
-    /// `x: [b, t, d] -> [b, t, d]`
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    /// Adds what it carries from call to call to a fresh state.
+    pub(super) fn initial_state(&self, state: State) -> State {
         match self {
+            Mlp::Dense(_) | Mlp::Moe(_) => state,
+            Mlp::ChannelMix(mlp) => {
+                let last = mlp.initial_state(state.batch());
+                state.with(SHIFT, last)
+            }
+        }
+    }
+
+    /// `x: [b, t, d] -> [b, t, d]`; moves on what it has in the state.
+    ///
+    /// # Errors
+    /// When the state belongs to another block.
+    pub fn forward(&self, x: Tensor<3>, state: &mut State, mask: Option<&Mask>) -> Result<Tensor<3>> {
+        Ok(match self {
             Mlp::Dense(mlp) => mlp.forward(x),
             Mlp::Moe(mlp) => mlp.forward(x),
-        }
+            Mlp::ChannelMix(mlp) => {
+                let last = state.get(SHIFT)?;
+                let (y, last) = match mask {
+                    Some(mask) => {
+                        let (y, last) = mlp.forward(mask.compact(x), last, Some(&mask.lengths()))?;
+                        (mask.spread(y), last)
+                    }
+                    None => mlp.forward(x, last, None)?,
+                };
+                state.put(SHIFT, last);
+                y
+            }
+        })
     }
 }

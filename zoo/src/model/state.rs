@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use seqzoo_layers::system::{Growth, State};
+use seqzoo_layers::system::State;
 use seqzoo_layers::{Error, Value};
 
 use crate::{Result, files};
@@ -80,11 +80,7 @@ impl ModelState {
         for (i, layer) in self.layers.iter().enumerate() {
             for (name, value, growth) in layer.slots() {
                 device = value.device();
-                let name = format!("{i}.{name}");
-                match growth {
-                    Growth::Fixed => all.put(&name, value.clone()),
-                    Growth::PerToken { axis } => all.put_cache(&name, value.clone(), axis),
-                }
+                all.put_growing(&format!("{i}.{name}"), value.clone(), growth);
             }
         }
         all.put(DEPTH, Tensor::<2>::full([batch, 1], self.layers.len() as f32, &device.inner()));
@@ -110,10 +106,7 @@ impl ModelState {
             let (layer, name) = name.split_once('.').ok_or_else(|| bad("a slot has no block number"))?;
             let layer = layer.parse().ok().and_then(|i: usize| layers.get_mut(i));
             let layer = layer.ok_or_else(|| bad("a slot belongs to no block"))?;
-            match growth {
-                Growth::Fixed => layer.put(name, value.clone()),
-                Growth::PerToken { axis } => layer.put_cache(name, value.clone(), axis),
-            }
+            layer.put_growing(name, value.clone(), growth);
         }
         Ok(Self { layers })
     }

@@ -137,6 +137,48 @@ fn padding_changes_nothing_for_real_tokens() {
     assert_close(out.logits.narrow(0, 0, 1).narrow(1, 0, 6), short.logits);
 }
 
+/// RWKV's MLP looks back one token too: its last token is part of the block's state.
+#[test]
+fn a_channel_mix_is_cut_padded_and_saved_like_a_mixer() {
+    let block = |mixer: &str, receptance| LayerConfig {
+        mixer: MixerConfig::named(mixer).unwrap(),
+        conv: None,
+        mlp: Some(MlpConfig::ChannelMix { hidden: 12, receptance }),
+        residual: Residual::PreNorm,
+    };
+    let pattern = vec![block("rwkv4", true), block("rwkv7", false)];
+    let config = LanguageModelConfig { pattern, learned_positions: None, ..hybrid() };
+    assert_eq!(LanguageModelConfig::from_json(&config.to_json().unwrap()).unwrap(), config);
+    let model = model(&config);
+    let tokens = model.tokens(&rows()).unwrap();
+    let whole = model.forward(tokens.clone(), model.initial_state(2), Form::Auto).unwrap();
+    let head = model.forward(tokens.clone().narrow(1, 0, 4), model.initial_state(2), Form::Parallel).unwrap();
+    let state = ModelState::from_bytes(&head.state.to_bytes().unwrap(), &Device::flex()).unwrap();
+    let tail = model.forward(tokens.narrow(1, 4, 5), state, Form::Recurrent).unwrap();
+    assert_close(Tensor::cat(vec![head.logits, tail.logits], 1), whole.logits);
+
+    // The first row's padding comes first: as if it were not there, also for what follows.
+    let mut padded = rows();
+    padded[0][..3].fill(0);
+    let mask = Mask::new((0..2).map(|row| (0..9).map(|t| row == 1 || t >= 3).collect()).collect()).unwrap();
+    let tokens = model.tokens(&padded).unwrap();
+    let out = model.forward_masked(tokens, model.initial_state(2), Form::Auto, &mask).unwrap();
+    let short = model.tokens(&[rows()[0][3..].to_vec()]).unwrap();
+    let alone = model.forward(short, model.initial_state(1), Form::Auto).unwrap();
+    assert_close(out.logits.narrow(0, 0, 1).narrow(1, 3, 6), alone.logits);
+    let next = model.tokens(&[vec![5, 6]]).unwrap();
+    let row = out.state.select(&[0]).unwrap();
+    let continued = model.forward(next.clone(), row, Form::Auto).unwrap();
+    assert_close(continued.logits, model.forward(next, alone.state, Form::Auto).unwrap().logits);
+    let foreign = self::model(&hybrid());
+    assert!(foreign.blocks[0].initial_state(1).find::<3>("mlp_shift").unwrap().is_none());
+    let nothing = LayerConfig {
+        mlp: Some(MlpConfig::ChannelMix { hidden: 0, receptance: true }),
+        ..config.pattern[0].clone()
+    };
+    assert!(LanguageModelConfig { pattern: vec![nothing], ..config }.validate().is_err());
+}
+
 #[test]
 fn every_parameter_of_a_hybrid_gets_a_gradient() {
     let device = Device::flex().autodiff();

@@ -104,14 +104,26 @@ registry! {
     Abc "abc" seqzoo_layers::linear::AbcConfig => seqzoo_layers::linear::Abc;
     TttLinear "ttt_linear" seqzoo_layers::miras::TttLinearConfig => seqzoo_layers::miras::Ttt;
     TttMlp "ttt_mlp" seqzoo_layers::miras::TttMlpConfig => seqzoo_layers::miras::Ttt;
+    Rwkv4 "rwkv4" seqzoo_layers::rwkv::Rwkv4Config => seqzoo_layers::rwkv::Rwkv4;
+    Rwkv6 "rwkv6" seqzoo_layers::rwkv::Rwkv6Config => seqzoo_layers::rwkv::Rwkv6;
+    Rwkv7 "rwkv7" seqzoo_layers::rwkv::Rwkv7Config => seqzoo_layers::rwkv::Rwkv7;
+    MesaNet "mesa_net" seqzoo_layers::linear::MesaNetConfig => seqzoo_layers::linear::MesaNet;
+    LogLinearAttention "log_linear_attention" seqzoo_layers::linear::LogLinearAttentionConfig => seqzoo_layers::linear::LogLinearAttention;
 }
 
 impl MixerConfig {
     /// Fills in settings that depend on the layer's place in the stack, where the user left them out.
     pub fn at_layer(mut self, layer: usize, layers: usize) -> Self {
-        if let Self::Lightning(config) = &mut self {
-            config.layer = config.layer.or(Some(layer));
-            config.layers = config.layers.or(Some(layers));
+        let place = match &mut self {
+            Self::Lightning(config) => Some((&mut config.layer, &mut config.layers)),
+            Self::Rwkv4(config) => Some((&mut config.layer, &mut config.layers)),
+            Self::Rwkv6(config) => Some((&mut config.layer, &mut config.layers)),
+            Self::Rwkv7(config) => Some((&mut config.layer, &mut config.layers)),
+            _ => None,
+        };
+        if let Some((at, of)) = place {
+            *at = at.or(Some(layer));
+            *of = of.or(Some(layers));
         }
         if let Self::Hgrn2(Hgrn2Config { lower_bound, .. }) | Self::Hgrn(HgrnConfig { lower_bound, .. }) =
             &mut self

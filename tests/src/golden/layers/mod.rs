@@ -8,6 +8,8 @@ mod operators;
 mod recurrent;
 mod softmax;
 mod test_time;
+mod rwkv;
+mod solvers;
 mod transformers;
 
 use std::path::Path;
@@ -101,6 +103,12 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("ttt_mlp", test_time::ttt_mlp, All),
     ("fla_ttt_linear", test_time::fla_ttt_linear, All),
     ("fla_titans_linear", test_time::fla_titans_linear, All),
+    ("rwkv4_time_mix", transformers::part, All),
+    ("rwkv4_channel_mix", transformers::part, One),
+    ("fla_layer_rwkv6", rwkv::rwkv6, All),
+    ("rwkv7_time_mix", rwkv::rwkv7, All),
+    ("fla_mesa_net", solvers::mesa_net, All),
+    ("fla_log_linear_attn", solvers::log_linear, All),
 ];
 
 /// One token at a time, chunks that do not divide the lengths, chunks that do, all at once.

@@ -18,6 +18,7 @@ const MODEL_TYPES: &[(&str, &str)] = &[
     ("minimax", "minimax"),
     ("recurrentgemma", "recurrent_gemma"),
     ("qwen3next", "qwen3_next"),
+    ("rwkv4", "rwkv"),
 ];
 
 /// A block, mixer or MLP, as `module_path` says.
@@ -32,12 +33,15 @@ pub(super) fn part(case: &Case, form: Form) -> Result<Outputs> {
     let part = architecture.part(path);
     let part = part.ok_or_else(|| Error::Case(format!("`{path}` is no part of a {model_type:?}")))?;
     let block = architecture.block(part, &case.weights(), case.device())?;
-    let x = case.get::<3>("in.hidden_states")?;
-    let state = block.initial_state(x.dims()[0]);
+    let x = case.get::<3>(if case.has("in.hidden") { "in.hidden" } else { "in.hidden_states" })?;
+    let mut state = block.initial_state(x.dims()[0]);
     let y = match part {
         Part::Block(_) => block.forward(x, state, form, None, false)?.0,
         Part::Mixer(_) => block.mixer.forward(x, state, form)?.0,
-        Part::Mlp(_) => block.mlp.ok_or_else(|| Error::Case("the block has no MLP".into()))?.forward(x),
+        Part::Mlp(_) => {
+            let mlp = block.mlp.ok_or_else(|| Error::Case("the block has no MLP".into()))?;
+            mlp.forward(x, &mut state, None)?
+        }
     };
     Ok(vec![("y", y.into())])
 }

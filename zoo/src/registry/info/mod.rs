@@ -5,6 +5,8 @@ mod delta;
 mod linear;
 mod miras;
 mod recurrent;
+mod rwkv;
+mod solvers;
 mod ttt;
 
 use super::MixerConfig;
@@ -37,6 +39,8 @@ const FAMILIES: &[Family] = &[
     Family { title: "Softmax attention: a cache that grows", members: attention::ALL },
     Family { title: "Linear attention: a matrix that is added to", members: linear::ALL },
     Family { title: "Delta rule: a matrix that is corrected", members: delta::ALL },
+    Family { title: "Memories that are solved for, or kept at many scales", members: solvers::ALL },
+    Family { title: "RWKV", members: rwkv::ALL },
     Family { title: "State spaces and recurrent cells", members: recurrent::ALL },
     Family { title: "Miras: a memory trained while it reads", members: miras::ALL },
     Family { title: "TTT: a memory trained mini-batch by mini-batch", members: ttt::ALL },

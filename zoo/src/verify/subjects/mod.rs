@@ -5,6 +5,8 @@ mod delta;
 mod linear;
 mod miras;
 mod recurrent;
+mod rwkv;
+mod solvers;
 mod ttt;
 
 use serde_json::Value;
@@ -36,7 +38,17 @@ pub fn subjects(architecture: Option<&str>) -> Vec<Subject> {
 
 /// A line per row, in one file per family; every architecture of the registry has at least one.
 fn table() -> Vec<(&'static str, Value)> {
-    [attention::rows(), linear::rows(), delta::rows(), recurrent::rows(), miras::rows(), ttt::rows()].concat()
+    [
+        attention::rows(),
+        linear::rows(),
+        delta::rows(),
+        recurrent::rows(),
+        miras::rows(),
+        rwkv::rows(),
+        solvers::rows(),
+        ttt::rows(),
+    ]
+    .concat()
 }
 
 #[cfg(test)]

@@ -1,0 +1,19 @@
+//! Linear memories that are read in other ways than by one product.
+
+use serde_json::{Value, json};
+
+pub(super) fn rows() -> Vec<(&'static str, Value)> {
+    vec![
+        ("default", json!({"arch": "mesa_net", "heads": 2, "head_dim": 4})),
+        (
+            "few-steps-gated",
+            json!({"arch": "mesa_net", "heads": 1, "head_dim": 6, "steps": 3, "lambda_min": 0.01,
+            "conv_kernel": 0, "output_gate": true}),
+        ),
+        ("default", json!({"arch": "log_linear_attention", "heads": 2, "head_dim": 4})),
+        (
+            "few-levels",
+            json!({"arch": "log_linear_attention", "heads": 1, "head_dim": 6, "levels": 3, "conv_kernel": 0}),
+        ),
+    ]
+}
