@@ -2,10 +2,12 @@
 //! the tensor form, the whole sequence at once, and one token at a time. Prints each time per token as a ratio to
 //! that at 1024 tokens, and writes all as JSON to the file that `SEQZOO_BENCH_JSON` names.
 //!
-//! One core: `RAYON_NUM_THREADS=1 taskset -c 0 cargo bench --bench lightning`.
+//! One core: `RAYON_NUM_THREADS=1 taskset -c 0 cargo bench --bench lightning`. On a machine that others use too, set
+//! `SEQZOO_BENCH_CPU=1`: then the time that this program's threads ran is counted (Linux), not the time that passed.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -29,6 +31,23 @@ const WAYS: [(Way, usize, usize); 5] = [
 /// Seconds per call of every sample, by pass, way and length.
 type Samples = BTreeMap<(&'static str, String, usize), Vec<f64>>;
 
+/// The time that passed, or that this program's threads ran, if that was asked for.
+fn clock() -> Duration {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    static CPU: LazyLock<bool> =
+        LazyLock::new(|| std::env::var("SEQZOO_BENCH_CPU").is_ok_and(|value| value == "1"));
+    let passed = START.elapsed();
+    if !*CPU {
+        return passed;
+    }
+    let tasks = std::fs::read_dir("/proc/self/task").expect("SEQZOO_BENCH_CPU=1 needs Linux");
+    let ran = tasks.filter_map(|task| {
+        let stat = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        stat.split_whitespace().next()?.parse().ok()
+    });
+    Duration::from_nanos(ran.sum())
+}
+
 fn lightning(criterion: &mut Criterion) {
     let device = open_device().expect("SEQZOO_BENCH_DEVICE names a device of this build");
     let mut samples = Samples::new();
@@ -47,7 +66,7 @@ fn lightning(criterion: &mut Criterion) {
                 let seconds = samples.entry((pass, way.to_string(), time)).or_default();
                 group.bench_function(BenchmarkId::new(way.to_string(), time), |bencher| {
                     bencher.iter_custom(|count| {
-                        let start = Instant::now();
+                        let start = clock();
                         for _ in 0..count {
                             match pass {
                                 "forward" => drop(black_box(sequence.forward(way).expect("it runs"))),
@@ -55,7 +74,7 @@ fn lightning(criterion: &mut Criterion) {
                             }
                             finish(&device);
                         }
-                        let elapsed = start.elapsed();
+                        let elapsed = clock() - start;
                         seconds.push(elapsed.as_secs_f64() / count as f64);
                         elapsed
                     });
@@ -94,6 +113,7 @@ fn report(samples: &Samples) {
         "bench": "lightning",
         "when": now(),
         "machine": Machine::here(&device),
+        "cpu_time": std::env::var("SEQZOO_BENCH_CPU").is_ok_and(|value| value == "1"),
         "rayon_threads": std::env::var("RAYON_NUM_THREADS").ok(),
         "sizes": {"batch": 1, "heads": HEADS, "head_dim": HEAD_DIM},
         "rows": rows.collect::<Vec<_>>(),

@@ -5,6 +5,7 @@ mod moh;
 mod operators;
 mod recurrent;
 mod transformers;
+mod transnormer;
 
 use std::path::Path;
 
@@ -72,6 +73,7 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("moh_attention", moh::attention, All),
     ("moh_llama_attention", moh::query_norm, All),
     ("moh_vit_attention", moh::vision, One),
+    ("transnormerllm_block", transnormer::block, All),
 ];
 
 /// One token at a time, chunks that do not divide the lengths, chunks that do, all at once.
