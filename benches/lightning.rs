@@ -43,7 +43,7 @@ fn clock() -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").expect("SEQZOO_BENCH_CPU=1 needs Linux");
     let ran = tasks.filter_map(|task| {
         let stat = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        stat.split_whitespace().next()?.parse().ok()
+        stat.split_whitespace().next()?.parse::<u64>().ok()
     });
     Duration::from_nanos(ran.sum())
 }
