@@ -1,6 +1,8 @@
 //! What the benchmarks share. Run them with `cargo bench -p seqzoo-bench` (add `-- gated_deltanet` for one
 //! architecture); `SEQZOO_BENCH_DEVICE` names another device than `flex`, if it is compiled in.
 
+pub mod core;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use seqzoo::registry::{AnyMixer, MixerConfig};
 use seqzoo_layers::{Error, Init, Result, device};
@@ -50,6 +52,23 @@ mod tests {
     use seqzoo_layers::system::{Form, Mixer};
 
     use super::*;
+
+    #[test]
+    fn every_way_of_the_recurrence_gives_the_same_gradients() -> Result<()> {
+        let sequence = core::Sequence::new(70, &device::open("flex")?)?;
+        let sums = |form, kernels| -> Result<Vec<f32>> {
+            let grads = sequence.forward_backward(core::Way { form, kernels })?;
+            Ok(grads.into_iter().map(|grad| grad.abs().sum().into_scalar()).collect())
+        };
+        let expected = sums(Form::Recurrent, false)?;
+        for (form, kernels) in [(Form::Auto, true), (Form::Auto, false), (Form::Parallel, false)] {
+            for (found, expected) in sums(form, kernels)?.iter().zip(&expected) {
+                assert!((found / expected - 1.0).abs() < 1e-4, "{form}: {found} is not {expected}");
+            }
+        }
+        seqzoo_layers::kernels::enable(true);
+        Ok(())
+    }
 
     #[test]
     fn every_architecture_can_be_measured() -> Result<()> {

@@ -80,6 +80,21 @@ fn wrong_usage_exits_with_two() {
     fails(&["generate", "--checkpoint", "x"], 2, &["--prompt"]);
     fails(&["train", "--arch", "gated_deltanett"], 2, &["did you mean `gated_deltanet`?"]);
     fails(&["train", "--device", "abacus"], 1, &["abacus", "flex"]);
+    fails(&["train", "--arch", "transnormer"], 2, &["--preset transnormer"]);
+    fails(&["train", "--preset", "transformer"], 2, &["transnormer"]);
+    fails(&["train", "--preset", "transnormer", "--arch", "lightning"], 2, &["--preset", "--arch"]);
+}
+
+#[test]
+fn a_whole_model_is_trained_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (corpus, out) = (corpus(dir.path()), path(dir.path(), "run"));
+    let mut args = tiny("", &out, &corpus);
+    args.splice(1..3, ["--preset", "transnormer"]);
+    succeeds(&args);
+    let config = fs::read_to_string(dir.path().join("run/checkpoint/config.json")).unwrap();
+    assert!(config.contains("srms") && config.contains("lightning"), "{config}");
+    assert!(succeeds(&["list"]).contains("transnormer"));
 }
 
 #[test]

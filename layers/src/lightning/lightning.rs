@@ -8,21 +8,27 @@
 //! ```
 //!
 //! The slope `s ≥ 0` of head `h` in layer `l` is fixed: [`slopes`]. The norm stands for the softmax's
-//! denominator and runs over the whole width, not per head.
+//! denominator and runs over the whole width, not per head. Queries and keys may carry positions: [`Lrpe`], which
+//! makes their channels `m = 2n` (else `m = n`).
+//!
+//! The recurrence is the robust form of inference: keys are never divided by `λ^t`, which would leave the range of
+//! `f32` at token 178 for `s = 0.5`.
 //!
 //! | symbol | shape |
 //! | --- | --- |
-//! | q, k, v, y | `[b, h, t, n]` |
+//! | q, k | `[b, h, t, m]` |
+//! | v, y | `[b, h, t, n]` |
 //! | s | `[h]` |
-//! | H | `[b, h, n, n]` |
+//! | H | `[b, h, m, n]` |
 
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
+use super::lrpe::{Lrpe, LrpeLayers};
 use crate::error::require;
-use crate::nn::{Activation, LayerNorm, Norm, RmsNorm, merge_heads, rms_normalize, split_heads};
+use crate::nn::{Activation, LayerNorm, Norm, RmsNorm, SrmsNorm, merge_heads, split_heads};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views};
 use crate::{Error, Init, Result};
 
@@ -170,6 +176,8 @@ pub struct LightningConfig {
     pub activation: Activation,
     /// Applied to `v`.
     pub value_activation: Activation,
+    /// Positions on `q` and `k`, after the activation.
+    pub lrpe: LrpeLayers,
     /// Factor on the output.
     pub scale: f64,
     /// Normalisation of the merged heads.
@@ -185,7 +193,8 @@ impl Default for LightningConfig {
 }
 
 impl LightningConfig {
-    /// TransNormerLLM as released: silu on `q` and `k`, norm without weight, linear gate.
+    /// TransNormerLLM as released, without the positions of its first layer: silu on `q` and `k`, norm without
+    /// weight, linear gate.
     pub fn tnl(heads: usize) -> Self {
         Self {
             heads,
@@ -195,6 +204,7 @@ impl LightningConfig {
             layers: None,
             activation: Activation::Silu,
             value_activation: Activation::Identity,
+            lrpe: LrpeLayers::None,
             scale: 1.0,
             norm: LightningNorm::Srms { eps: 1e-6 },
             gate: LightningGate::Linear,
@@ -249,8 +259,10 @@ impl LightningConfig {
                 (Some(init.linear(d_model, rank)), Some(init.linear(rank, inner)))
             }
         };
+        let lrpe = self.lrpe.has(self.layer.unwrap_or(0)).then(|| Lrpe::new(h, head_dim, init));
         let norm = match self.norm {
-            LightningNorm::None | LightningNorm::Srms { .. } => None,
+            LightningNorm::None => None,
+            LightningNorm::Srms { eps } => Some(Norm::Srms(SrmsNorm::new(eps))),
             LightningNorm::Rms { eps } => Some(Norm::Rms(RmsNorm::new(inner, eps, init))),
             LightningNorm::Layer { eps } => Some(Norm::Layer(LayerNorm::new(inner, eps, true, init))),
         };
@@ -263,6 +275,7 @@ impl LightningConfig {
             gate_proj,
             out_proj,
             norm,
+            lrpe,
             config,
             slopes,
             head_dim,
@@ -288,6 +301,8 @@ pub struct Lightning {
     pub out_proj: Linear,
     /// Over all `h n` channels
     pub norm: Option<Norm>,
+    /// Positions of queries and keys
+    pub lrpe: Option<Lrpe>,
     #[module(skip)]
     config: LightningConfig,
     #[module(skip)]
@@ -315,6 +330,13 @@ pub fn lightning_system(slopes: &[f64], q: Tensor<4>, k: Tensor<4>, v: Tensor<4>
     Ok(System::outer(Transition::Scalar { log_a: log.expand([b, h, t]) }, q, k, v))
 }
 
+impl Lightning {
+    /// Channels of a query or key, `m`.
+    fn key_dim(&self) -> usize {
+        if self.lrpe.is_some() { 2 * self.head_dim } else { self.head_dim }
+    }
+}
+
 impl LinearMixer for Lightning {
     /// Output gate, `[b, t, h n]`.
     type Aux = Option<Tensor<3>>;
@@ -325,12 +347,12 @@ impl LinearMixer for Lightning {
 
     fn initial_state(&self, batch: usize) -> State {
         let (h, n, like) = (self.config.heads, self.head_dim, self.q_proj.weight.val());
-        let zeros = Tensor::<4>::zeros([batch, h, n, n], (&like.device(), like.dtype()));
+        let zeros = Tensor::<4>::zeros([batch, h, self.key_dim(), n], (&like.device(), like.dtype()));
         State::new(batch).with(MEMORY, zeros)
     }
 
-    fn system(&self, x: Tensor<3>, _state: &mut State, _run: Run<'_>) -> Result<(System, Self::Aux)> {
-        let (h, config) = (self.config.heads, &self.config);
+    fn system(&self, x: Tensor<3>, state: &mut State, _run: Run<'_>) -> Result<(System, Self::Aux)> {
+        let (h, config, time) = (self.config.heads, &self.config, x.dims()[1]);
         let q = config.activation.apply(self.q_proj.forward(x.clone()));
         let k = config.activation.apply(self.k_proj.forward(x.clone()));
         let v = config.value_activation.apply(self.v_proj.forward(x.clone()));
@@ -347,17 +369,17 @@ impl LinearMixer for Lightning {
                 }
             }
         });
-        let [q, k, v] = [q, k, v].map(|x| split_heads(x, h));
+        let [mut q, mut k, v] = [q, k, v].map(|x| split_heads(x, h));
+        if let Some(lrpe) = &self.lrpe {
+            let phases = lrpe.phases(state.positions(), time);
+            (q, k) = (phases.apply(q), phases.apply(k));
+        }
         Ok((lightning_system(&self.slopes, q, k, v)?, gate))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {
         let y = merge_heads(y);
-        let y = match (&self.norm, self.config.norm) {
-            (Some(norm), _) => norm.forward(y),
-            (None, LightningNorm::Srms { eps }) => rms_normalize(y, eps),
-            (None, _) => y,
-        };
+        let y = if let Some(norm) = &self.norm { norm.forward(y) } else { y };
         self.out_proj.forward(if let Some(gate) = gate { y * gate } else { y })
     }
 
@@ -374,7 +396,7 @@ impl LinearMixer for Lightning {
             LightningGate::Linear | LightningGate::Sigmoid => d * h * n,
             LightningGate::LowRank { rank } => rank * (d + h * n),
         };
-        let core = h * Cost::decayed_core(n, n, time, form);
+        let core = h * Cost::decayed_core(self.key_dim(), n, time, form);
         Cost::of(self, (2 * (4 * d * h * n + gate) + core) as f64, batch, time)
     }
 }

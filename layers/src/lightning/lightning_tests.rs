@@ -139,3 +139,50 @@ fn long_sequences_stay_exact() {
         assert!(gap(last, memory.clone()) < 1e-5);
     }
 }
+
+/// Reading in parts, with rows at different positions, is reading at once: positions come from the state.
+#[test]
+fn positions_continue_where_the_state_is() {
+    let config = LightningConfig { lrpe: LrpeLayers::First, ..LightningConfig::tnl(2) };
+    let layer = config.init(8, &mut Init::new(4, &Device::flex())).unwrap();
+    assert_eq!(Mixer::initial_state(&layer, 1).get::<4>(MEMORY).unwrap().dims(), [1, 2, 8, 4]);
+    let second = LightningConfig { layer: Some(1), layers: Some(2), ..config };
+    assert!(second.init(8, &mut Init::new(4, &Device::flex())).unwrap().lrpe.is_none());
+    let x = Draw::new(5).tensor([2, 11, 8], -1.0, 1.0);
+    let start = || Mixer::initial_state(&layer, 2);
+    let (whole, _) = layer.forward(x.clone(), start(), Form::Recurrent).unwrap();
+    for form in FORMS {
+        // Row 0 reads four tokens first, row 1 seven; then both the same number again.
+        let mask = crate::system::Mask::from_lengths(&[4, 7], 7);
+        let (_, state) = layer.forward_masked(x.clone().narrow(1, 0, 7), start(), form, &mask).unwrap();
+        let row = |row: usize, from: usize| x.clone().narrow(0, row, 1).narrow(1, from, 4);
+        let rest = Tensor::cat(vec![row(0, 4), row(1, 7)], 0);
+        let (y, _) = layer.forward(rest, state, form).unwrap();
+        for (i, from) in [(0, 4), (1, 7)] {
+            let expected = whole.clone().narrow(0, i, 1).narrow(1, from, 4);
+            assert!(gap(y.clone().narrow(0, i, 1), expected) < 1e-5, "{form}, row {i}");
+        }
+    }
+}
+
+/// Steps at `s = 0.5` go on long after `λ^{-t}` has left the range of `f32`.
+#[test]
+fn steps_are_robust_where_negative_powers_overflow() {
+    assert!((0.5f32 * 178.0).exp().is_infinite());
+    let config = LightningConfig {
+        slopes: SlopeKind::Fixed { values: vec![0.5, 10.0] },
+        lrpe: LrpeLayers::All,
+        ..LightningConfig::tnl(2)
+    };
+    let layer = config.init(8, &mut Init::new(6, &Device::flex())).unwrap();
+    let x = Draw::new(7).tensor([1, 300, 8], -1.0, 1.0);
+    let start = || Mixer::initial_state(&layer, 1);
+    let (y, last) = layer.forward(x.clone(), start(), Form::Auto).unwrap();
+    let (_, mut state) = layer.forward(x.clone().narrow(1, 0, 177), start(), Form::Auto).unwrap();
+    for t in 177..300 {
+        let (step, next) = layer.step(x.clone().narrow(1, t, 1).squeeze_dim(1), state).unwrap();
+        state = next;
+        assert!(gap(step, y.clone().narrow(1, t, 1).squeeze_dim(1)) < 1e-5, "token {t}");
+    }
+    assert!(gap(state.get::<4>(MEMORY).unwrap(), last.get::<4>(MEMORY).unwrap()) < 1e-5);
+}

@@ -6,7 +6,7 @@ mod rope;
 
 pub(crate) use conv::last_inputs;
 pub use conv::{CausalConv, CausalConvConfig, short_conv};
-pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, l2_normalize, rms_normalize};
+pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, SrmsNorm, l2_normalize, rms_normalize};
 pub use rope::{Llama3Scaling, Rope, RopeConfig};
 
 use burn::tensor::{Tensor, activation};

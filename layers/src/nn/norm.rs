@@ -77,6 +77,25 @@ impl LayerNorm {
     }
 }
 
+/// `rms_normalize(x)`: no weight (TransNormerLLM's SRMSNorm, arXiv 2307.14995).
+#[derive(Module, Debug)]
+pub struct SrmsNorm {
+    #[module(skip)]
+    eps: f64,
+}
+
+impl SrmsNorm {
+    /// Adds `eps` to the mean square.
+    pub fn new(eps: f64) -> Self {
+        Self { eps }
+    }
+
+    /// Normalises the last axis.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        rms_normalize(x, self.eps)
+    }
+}
+
 /// Which normalisation a block uses.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -88,6 +107,11 @@ pub enum NormConfig {
         /// Store the weight as its distance from 1 (Gemma).
         #[serde(default)]
         unit_offset: bool,
+    },
+    /// [`SrmsNorm`]
+    Srms {
+        /// Added to the mean square.
+        eps: f64,
     },
     /// [`LayerNorm`]
     Layer {
@@ -103,21 +127,31 @@ impl Default for NormConfig {
 }
 
 impl NormConfig {
+    /// What keeps it finite at 0.
+    pub fn eps(self) -> f64 {
+        match self {
+            Self::Rms { eps, .. } | Self::Srms { eps } | Self::Layer { eps } => eps,
+        }
+    }
+
     /// Builds it for `size` channels.
     pub fn init(self, size: usize, init: &Init) -> Norm {
         match self {
             NormConfig::Rms { eps, unit_offset: false } => Norm::Rms(RmsNorm::new(size, eps, init)),
             NormConfig::Rms { eps, unit_offset: true } => Norm::Rms(RmsNorm::unit_offset(size, eps, init)),
+            NormConfig::Srms { eps } => Norm::Srms(SrmsNorm::new(eps)),
             NormConfig::Layer { eps } => Norm::Layer(LayerNorm::new(size, eps, true, init)),
         }
     }
 }
 
-/// Either normalisation.
+/// Any normalisation.
 #[derive(Module, Debug)]
 pub enum Norm {
     /// Root mean square only.
     Rms(RmsNorm),
+    /// The same without a weight.
+    Srms(SrmsNorm),
     /// Mean and variance.
     Layer(LayerNorm),
 }
@@ -127,6 +161,7 @@ impl Norm {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Norm::Rms(norm) => norm.forward(x),
+            Norm::Srms(norm) => norm.forward(x),
             Norm::Layer(norm) => norm.forward(x),
         }
     }

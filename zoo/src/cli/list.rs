@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use seqzoo::Result;
+use seqzoo::model::PRESETS;
 use seqzoo::registry::{architectures, families};
 
 #[derive(clap::Args)]
@@ -31,7 +32,11 @@ fn text() -> String {
         }
         out.push('\n');
     }
-    out.push_str("`seqzoo describe NAME` prints equations, state, parameters and cost.\n");
+    let _ = writeln!(out, "Whole models, for `seqzoo train --preset NAME`");
+    for preset in PRESETS {
+        let _ = writeln!(out, "  {:<width$}  {} (arXiv {})", preset.name, preset.title, preset.paper);
+    }
+    out.push_str("\n`seqzoo describe NAME` prints equations, state, parameters and cost.\n");
     out
 }
 

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, Subcommand};
+use seqzoo::model::{PRESETS, Preset};
 use seqzoo::registry::{MixerConfig, nearest};
 use seqzoo::{Error, Result};
 use tracing_subscriber::EnvFilter;
@@ -109,9 +110,18 @@ fn emit(text: &str) -> Result<()> {
 /// The default configuration of an architecture; a misspelt name is answered with the nearest.
 fn parse_arch(name: &str) -> Result<MixerConfig, String> {
     MixerConfig::named(name).ok_or_else(|| match nearest(name) {
+        _ if Preset::named(name).is_some() => {
+            format!("a whole model; `seqzoo train --preset {name}` trains it")
+        }
         Some(near) => format!("unknown architecture; did you mean `{near}`? (`seqzoo list` prints all)"),
         None => "unknown architecture; `seqzoo list` prints all".into(),
     })
+}
+
+/// A whole model by name.
+fn parse_preset(name: &str) -> Result<&'static Preset, String> {
+    let names: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
+    Preset::named(name).ok_or_else(|| format!("unknown model; there is {}", names.join(", ")))
 }
 
 /// Whether Ctrl-C was pressed.

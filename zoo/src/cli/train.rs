@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 use seqzoo::data::{Data, Mqar, Source, Tokenizer};
-use seqzoo::model::LanguageModelConfig;
+use seqzoo::model::{LanguageModelConfig, Preset};
 use seqzoo::registry::MixerConfig;
 use seqzoo::train::{Checkpoint, Event, Outcome, Run, TrainConfig};
 use seqzoo::{Error, Result};
@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Architecture of every layer (see `seqzoo list`).
     #[arg(long, value_parser = super::parse_arch, conflicts_with = "config")]
     arch: Option<MixerConfig>,
+    /// A whole model as its paper has it instead (see `seqzoo list`).
+    #[arg(long, value_name = "NAME", value_parser = super::parse_preset, conflicts_with_all = ["arch", "config"])]
+    preset: Option<&'static Preset>,
     /// Configuration of the whole model instead, JSON or TOML.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -80,7 +83,7 @@ pub(crate) struct Args {
     out: PathBuf,
     /// Continue the run in the folder, exactly where it stopped.
     #[arg(long, conflicts_with_all = [
-        "task", "text", "tokenizer", "vocab", "pairs", "batch", "time", "lr", "warmup", "width", "depth", "seed",
+        "preset", "task", "text", "tokenizer", "vocab", "pairs", "batch", "time", "lr", "warmup", "width", "depth", "seed",
         "eval_every", "save_every",
     ])]
     resume: bool,
@@ -154,9 +157,10 @@ fn create(args: &Args, device: &burn::tensor::Device) -> Result<Run> {
             (Source::Mqar(task), Tokenizer::Ids { vocab: args.vocab })
         }
     };
-    let config = match &args.config {
-        Some(path) => LanguageModelConfig::load(path)?,
-        None => {
+    let config = match (&args.config, args.preset) {
+        (Some(path), _) => LanguageModelConfig::load(path)?,
+        (None, Some(preset)) => preset.config(tokenizer.vocab(), args.width, args.depth),
+        (None, None) => {
             let mixer = args.arch.clone().or_else(|| MixerConfig::named("gated_deltanet"));
             let mixer = mixer.ok_or_else(|| Error::Data("name an architecture with --arch".into()))?;
             LanguageModelConfig::small(mixer, tokenizer.vocab(), args.width, args.depth)

@@ -133,7 +133,7 @@ impl LanguageModelConfig {
         require(!self.pattern.is_empty(), "pattern", "[]".into(), "must name at least one block")?;
         factor("embed_scale", self.embed_scale)?;
         factor("logit_softcap", self.logit_softcap)?;
-        let (NormConfig::Rms { eps, .. } | NormConfig::Layer { eps }) = self.norm;
+        let eps = self.norm.eps();
         require(eps.is_finite() && eps > 0.0, "norm.eps", eps.to_string(), "must be positive")?;
         let kernels = self.pattern.iter().filter_map(|layer| layer.conv.map(|conv| conv.kernel));
         kernels.into_iter().try_for_each(|kernel| size("pattern.conv.kernel", kernel))?;

@@ -69,6 +69,11 @@ impl MlpConfig {
         Self::Dense { hidden, activation: Activation::Silu, gated: true, bias: false }
     }
 
+    /// SGLU, a gated MLP without an activation (TransNormerLLM, arXiv 2307.14995): `W_down (W_gate x ∘ W_up x)`.
+    pub fn sglu(hidden: usize) -> Self {
+        Self::Dense { hidden, activation: Activation::Identity, gated: true, bias: false }
+    }
+
     /// Checks the values.
     ///
     /// # Errors

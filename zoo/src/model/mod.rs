@@ -26,6 +26,7 @@ mod config;
 mod language;
 mod mlp;
 mod moe;
+mod presets;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -35,4 +36,5 @@ pub use config::{LanguageModelConfig, LayerConfig};
 pub use language::{LanguageModel, Output};
 pub use mlp::{DenseMlp, Mlp, MlpConfig};
 pub use moe::{Moe, SharedExpert};
+pub use presets::{PRESETS, Preset};
 pub use state::ModelState;

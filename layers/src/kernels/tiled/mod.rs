@@ -3,6 +3,7 @@
 //! recomputes it, so that the graph holds the inputs and the outputs and nothing else.
 
 mod blocks;
+mod decay;
 #[cfg(test)]
 mod tests;
 

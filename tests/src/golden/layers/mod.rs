@@ -11,6 +11,7 @@ mod test_time;
 mod rwkv;
 mod solvers;
 mod transformers;
+mod transnormer;
 
 use std::path::Path;
 
@@ -109,6 +110,7 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("rwkv7_time_mix", rwkv::rwkv7, All),
     ("fla_mesa_net", solvers::mesa_net, All),
     ("fla_log_linear_attn", solvers::log_linear, All),
+    ("transnormerllm_block", transnormer::block, All),
 ];
 
 /// One token at a time, chunks that do not divide the lengths, chunks that do, all at once.

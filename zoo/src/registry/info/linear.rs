@@ -14,7 +14,7 @@ pub(super) const ALL: &[Architecture] = &[
         name: "lightning",
         title: "Lightning attention (TransNormerLLM, MiniMax-01)",
         paper: "2401.04658",
-        state: "matrix per head, [b, h, n, n]",
+        state: "matrix per head, [b, h, n, n] (twice as tall with LRPE positions)",
         equations: "H_t = λ_h H_{t-1} + k_t v_tᵀ,  y_t = H_tᵀ q_t,  λ_h = exp(-s_h) fixed",
     },
     Architecture {

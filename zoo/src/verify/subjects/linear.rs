@@ -21,6 +21,7 @@ pub(super) fn rows() -> Vec<(&'static str, Value)> {
             "normalizer": {"kind": "none"}, "scale": 1.0}),
         ),
         ("tnl", json!({"arch": "lightning", "heads": 4, "layer": 1, "layers": 4})),
+        ("lrpe", json!({"arch": "lightning", "heads": 2, "lrpe": "first", "layers": 3})),
         (
             "minimax",
             json!({"arch": "lightning", "heads": 2, "head_dim": 6, "slopes": {"kind": "minimax"},
