@@ -25,7 +25,8 @@ const SLOW_STEP: f64 = 0.01;
 fn overrides(name: &str, sizes: &ModelSizes) -> Value {
     let mut changes = own_sizes(name, sizes.d_model, sizes.state);
     // One convolution is enough: where every mixer has one before it, those inside are left out.
-    if sizes.conv > 0 && ["gated_deltanet", "mamba2", "rglru", "yaad"].contains(&name) {
+    let convolving = ["gated_deltanet", "mamba2", "rglru", "yaad", "miras", "moneta", "memora", "titans"];
+    if sizes.conv > 0 && convolving.contains(&name) {
         changes["conv_kernel"] = json!(0);
     }
     changes
@@ -41,7 +42,9 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         "linear_attention" | "lightning" => json!({ "heads": HEADS, "head_dim": head_dim }),
         "gated_deltanet" => json!({ "heads": HEADS, "head_dim": head_dim, "dt_max": SLOW_STEP }),
         // A memory of two layers would leave heads too narrow to address anything.
-        "yaad" => json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" }),
+        "yaad" | "miras" | "moneta" | "memora" | "titans" => {
+            json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" })
+        }
         "mamba2" => {
             let expand = (HEADS * head_dim) as f64 / d_model as f64;
             json!({ "expand": expand, "head_dim": head_dim, "state": head_dim })

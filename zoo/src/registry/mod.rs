@@ -81,7 +81,11 @@ registry! {
     RgLru "rglru" seqzoo_layers::rnn::RgLruConfig => seqzoo_layers::rnn::RgLru;
     Lstm "lstm" seqzoo_layers::rnn::LstmConfig => seqzoo_layers::rnn::Lstm;
     Moh "moh" seqzoo_layers::moh::MohConfig => seqzoo_layers::moh::Moh<seqzoo_layers::attention::Attention>;
-    Yaad "yaad" seqzoo_layers::miras::YaadConfig => seqzoo_layers::miras::Yaad;
+    Yaad "yaad" seqzoo_layers::miras::YaadConfig => seqzoo_layers::miras::Miras;
+    Miras "miras" seqzoo_layers::miras::MirasConfig => seqzoo_layers::miras::Miras;
+    Moneta "moneta" seqzoo_layers::miras::MonetaConfig => seqzoo_layers::miras::Miras;
+    Memora "memora" seqzoo_layers::miras::MemoraConfig => seqzoo_layers::miras::Miras;
+    Titans "titans" seqzoo_layers::miras::TitansConfig => seqzoo_layers::miras::Miras;
 }
 
 impl MixerConfig {
