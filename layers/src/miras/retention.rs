@@ -13,11 +13,12 @@
 //! ```
 //!
 //! Gradients are taken at `W_c`, the weights where the chunk began. Within a chunk a token is read with
-//! `Φ(A_t)` (or, on demand, with `W_c`: [`super::ReadAt`]), except that `ν` of `lq` is frozen at `A_c`, so that reads stay products. The map is applied to what
-//! is *carried* only at the chunk's end, and only by `f_divergence` (a chunk of `C` tokens is one step from `W_c`
-//! with the sum of their gradients) and by `elastic_net` without `dual` (which so shrinks once per chunk): with
-//! these two `C = 1` is the printed rule and a larger `C` regularises less often. For all others `C` only decides
-//! where gradients are taken. A printed `log softmax` differs from `A` by a number per row, which softmax drops.
+//! `Φ(A_t)` (or, on demand, with `W_c`: [`super::ReadAt`]), except that `ν` of `lq` is frozen at `A_c`, so that
+//! reads stay products. The map is applied to what is *carried* only at the chunk's end, and only by
+//! `f_divergence` (a chunk of `C` tokens is one step from `W_c` with the sum of their gradients) and by
+//! `elastic_net` without `dual` (which so shrinks once per chunk): with these two `C = 1` is the printed rule and a
+//! larger `C` regularises less often. For all others `C` only decides where gradients are taken. A printed
+//! `log softmax` differs from `A` by a number per row, which softmax drops.
 
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
