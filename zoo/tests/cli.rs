@@ -73,6 +73,17 @@ fn list_and_describe_tell_about_every_architecture() {
 }
 
 #[test]
+fn the_miras_table_holds_on_this_machine() {
+    let table = succeeds(&["miras-table"]);
+    for row in ["| deltanet | linear | l2 | none | gd | 1 |", "| l2 | kl | gd | 16 |"] {
+        assert!(table.contains(row), "{row}: {table}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&succeeds(&["miras-table", "--json"])).unwrap();
+    let measured = json.as_array().unwrap().iter().filter(|row| row["error"].is_number());
+    assert_eq!(measured.count(), 9);
+}
+
+#[test]
 fn wrong_usage_exits_with_two() {
     assert_eq!(seqzoo(&["--no-such-flag"]).status.code(), Some(2));
     assert_eq!(seqzoo(&["train", "--steps", "many"]).status.code(), Some(2));

@@ -1,11 +1,11 @@
 use super::*;
 use crate::delta::delta_system;
-use crate::miras::{Bias, MemoryConfig};
+use crate::miras::{Bias, GateAxis, MemoryConfig, Retention};
 use crate::system::{Form, engine};
 use crate::{Init, Value, params};
 use burn::tensor::{DType, Device};
 
-const MLP: MemoryConfig = MemoryConfig::Mlp { expansion: 2 };
+const MLP: MemoryConfig = MemoryConfig::Mlp { expansion: 2, depth: 2 };
 
 fn numbers(x: &Tensor<4>) -> Vec<f64> {
     Value::from(x.clone()).to_f64().unwrap()
@@ -22,7 +22,7 @@ fn gap(a: &[f64], b: &[f64]) -> f64 {
 fn case(config: MemoryConfig, t: usize, seed: u64) -> (Memory, Tokens, Fast) {
     let (b, h, n) = (2, 2, 4);
     let mut init = Init::new(seed, &Device::flex());
-    let mut memory = config.init("memory", h, n, &mut init).unwrap();
+    let mut memory = config.init(h, n, 0.02, &mut init);
     if let Memory::Mlp(mlp) = &mut memory {
         mlp.norm_weight = init.normal([h, n], 1.0);
         mlp.norm_bias = init.normal([h, n], 0.3);
@@ -34,14 +34,31 @@ fn case(config: MemoryConfig, t: usize, seed: u64) -> (Memory, Tokens, Fast) {
         q: unit(random([b, h, t, n])),
         k: unit(random([b, h, t, n])),
         v: random([b, h, t, n]),
-        log_alpha: random([b, h, t, 1]).abs().mul_scalar(-0.2),
-        eta: random([b, h, t, 1]).abs().mul_scalar(0.3),
+        gates: vec![Step {
+            log_alpha: random([b, h, t, 1]).abs().mul_scalar(-0.2),
+            eta: random([b, h, t, 1]).abs().mul_scalar(0.3),
+            log_mu: None,
+        }],
         delta: random([b, h, t, 1]).abs().add_scalar(0.5),
+        valid: None,
     };
     let mut weights =
         || -> Vec<_> { memory.initial(b).iter().map(|w| random(w.dims()).mul_scalar(0.4)).collect() };
-    let fast = Fast { running: weights(), anchor: weights() };
+    let fast = Fast { running: weights(), anchor: weights(), momentum: Vec::new() };
     (memory, tokens, fast)
+}
+
+/// Plain decayed descent with one gate per head.
+fn plain<'a>(memory: &'a Memory, gradient: OutputGradient<'a>) -> Rule<'a> {
+    let axes = vec![Axis::All; memory.names().len()];
+    Rule {
+        memory,
+        gradient,
+        map: Map::new(Retention::L2, &[], Vec::new()),
+        axes,
+        steps: 1,
+        read: ReadAt::Token,
+    }
 }
 
 /// erf by its Taylor series, good to 1e-13 for |x| < 4.
@@ -127,9 +144,10 @@ fn literal(
 ) -> (Vec<f64>, Vec<Vec<f64>>) {
     let [b, h, t, n] = tokens.k.dims();
     let (q, k, v) = (numbers(&tokens.q), numbers(&tokens.k), numbers(&tokens.v));
-    let gate = [&tokens.log_alpha, &tokens.eta, &tokens.delta].map(numbers);
+    let step = tokens.step(0);
+    let gate = [&step.log_alpha, &step.eta, &tokens.delta].map(numbers);
     let (gain, bias) = match memory {
-        Memory::Linear(_) => (vec![], vec![]),
+        Memory::Linear(_) | Memory::Vector(_) => (vec![], vec![]),
         Memory::Mlp(mlp) => {
             let flat = |p: &burn::module::Param<Tensor<2>>| Value::from(p.val()).to_f64().unwrap();
             (flat(&mlp.norm_weight), flat(&mlp.norm_bias))
@@ -140,7 +158,7 @@ fn literal(
     for cell in 0..b * h {
         let head = cell % h;
         let part = |x: &[f64]| if x.is_empty() { vec![] } else { x[head * n..][..n].to_vec() };
-        let hidden = if let Memory::Mlp(mlp) = memory { mlp.w1.dims()[2] } else { 0 };
+        let hidden = if let Memory::Mlp(mlp) = memory { mlp.weights[0].dims()[2] } else { 0 };
         let net = Literal { n, m: hidden, gain: part(&gain), bias: part(&bias) };
         let matrix = |w: &Tensor<4>| -> Matrix {
             let [_, _, rows, cols] = w.dims();
@@ -172,7 +190,7 @@ fn literal(
 
 #[test]
 fn both_forms_compute_the_literal_recurrence() {
-    let gradient = |r, delta| Bias::HuberNorm.gradient(r, delta);
+    let gradient = |r, v, delta| Bias::HuberNorm.gradient(r, v, delta);
     for config in [MemoryConfig::Linear, MLP] {
         for (t, chunk, phase) in [(11, 4, 0), (11, 4, 3), (7, 1, 0), (1, 4, 2), (3, 16, 5), (16, 4, 2)] {
             let (memory, tokens, mut fast) = case(config, t, 11);
@@ -181,8 +199,8 @@ fn both_forms_compute_the_literal_recurrence() {
             }
             let (y, last) = literal(&memory, &tokens, &fast, chunk, phase);
             let clock = Clock::new(&[phase, phase + chunk], chunk, None);
-            let steps = recurrent(&memory, &gradient, tokens.clone(), fast.clone(), &clock, |_| {});
-            let dual = chunk_wise(&memory, &gradient, tokens, fast, &clock, phase);
+            let steps = recurrent(&plain(&memory, &gradient), tokens.clone(), fast.clone(), &clock, |_| {});
+            let dual = chunk_wise(&plain(&memory, &gradient), tokens, fast, &clock, phase);
             for (name, (got, end)) in [("recurrent", steps), ("chunk-wise", dual)] {
                 let worst = gap(&numbers(&got), &y);
                 assert!(worst < 1e-12, "{name} {config:?} t={t} C={chunk}+{phase}: {worst}");
@@ -202,18 +220,20 @@ fn single_precision_is_kept_under_strong_decay() {
             let (memory, mut tokens, mut fast) = case(config, 37, 5);
             // A deep memory of which next to nothing is left, or that takes huge steps, amplifies rounding.
             let (decay, step) = if config == MLP { (2.0, 0.2) } else { (100.0, 1.0) };
-            tokens.log_alpha = tokens.log_alpha.mul_scalar(decay);
-            tokens.eta = tokens.eta.mul_scalar(step);
+            let gates = &mut tokens.gates[0];
+            gates.log_alpha = gates.log_alpha.clone().mul_scalar(decay);
+            gates.eta = gates.eta.clone().mul_scalar(step);
             fast.anchor = fast.running.clone();
             let clock = Clock::new(&[0, 0], 16, None);
-            let gradient = |r, delta| bias.gradient(r, delta);
-            let (exact, _) = recurrent(&memory, &gradient, tokens.clone(), fast.clone(), &clock, |_| {});
+            let gradient = |r, v, delta| bias.gradient(r, v, delta);
+            let (exact, _) =
+                recurrent(&plain(&memory, &gradient), tokens.clone(), fast.clone(), &clock, |_| {});
             let single = |x: Tensor<4>| x.cast(DType::F32);
             let (memory, tokens) = (params::cast(memory, DType::F32), tokens.map(single));
             let start: Vec<_> = fast.running.into_iter().map(single).collect();
-            let fast = Fast { running: start.clone(), anchor: start };
-            let (a, _) = recurrent(&memory, &gradient, tokens.clone(), fast.clone(), &clock, |_| {});
-            let (b, _) = chunk_wise(&memory, &gradient, tokens, fast, &clock, 0);
+            let fast = Fast { running: start.clone(), anchor: start, momentum: Vec::new() };
+            let (a, _) = recurrent(&plain(&memory, &gradient), tokens.clone(), fast.clone(), &clock, |_| {});
+            let (b, _) = chunk_wise(&plain(&memory, &gradient), tokens, fast, &clock, 0);
             let [one, dual] = [a, b].map(|y| gap(&numbers(&y), &numbers(&exact)));
             assert!(one < 1e-5 && dual < 1e-5, "{bias:?} {config:?}: {one} one by one, {dual} in chunks");
         }
@@ -223,22 +243,23 @@ fn single_precision_is_kept_under_strong_decay() {
 #[test]
 fn squared_error_without_decay_and_chunks_is_deltanet() {
     let (memory, mut tokens, fast) = case(MemoryConfig::Linear, 21, 2);
-    tokens.log_alpha = tokens.log_alpha.zeros_like();
-    let Tokens { q, k, v, log_alpha, eta, .. } = tokens.clone();
+    tokens.gates[0].log_alpha = tokens.gates[0].log_alpha.zeros_like();
+    let Tokens { q, k, v, .. } = tokens.clone();
+    let Step { log_alpha, eta, .. } = tokens.step(0).clone();
     let system = delta_system(log_alpha.squeeze_dim(3), eta.squeeze_dim(3), q, k, v);
     let start = fast.running.clone();
     let (y, h) = engine::run(system, start[0].clone().swap_dims(2, 3), Form::Recurrent).unwrap();
     let clock = Clock::new(&[0, 0], 1, None);
-    let fast = Fast { running: start.clone(), anchor: start };
-    let gradient = |r, delta| Bias::L2.gradient(r, delta);
-    let (got, end) = chunk_wise(&memory, &gradient, tokens, fast, &clock, 0);
+    let fast = Fast { running: start.clone(), anchor: start, momentum: Vec::new() };
+    let gradient = |r, v, delta| Bias::L2.gradient(r, v, delta);
+    let (got, end) = chunk_wise(&plain(&memory, &gradient), tokens, fast, &clock, 0);
     assert!(gap(&numbers(&got), &numbers(&y)) < 1e-12);
     assert!(gap(&numbers(&end.running[0]), &numbers(&h.swap_dims(2, 3))) < 1e-12);
 }
 
 #[test]
 fn a_huber_memory_stays_bounded_whatever_the_values() {
-    let gradient = |r, delta| Bias::HuberNorm.gradient(r, delta);
+    let gradient = |r, v, delta| Bias::HuberNorm.gradient(r, v, delta);
     for seed in 0..20 {
         for chunk in [1, 4, 16] {
             let (memory, mut tokens, _) = case(MemoryConfig::Linear, 64, seed);
@@ -246,12 +267,14 @@ fn a_huber_memory_stays_bounded_whatever_the_values() {
             // Every token writes in the same direction as hard as it may.
             tokens.k = tokens.k.clone().narrow(2, 0, 1).expand(tokens.k.dims());
             let (alpha, eta, delta) = (0.9, 0.5, 1.5);
-            tokens.log_alpha = tokens.log_alpha.zeros_like().add_scalar(f64::ln(alpha));
-            tokens.eta = tokens.eta.zeros_like().add_scalar(eta);
+            let gates = &mut tokens.gates[0];
+            gates.log_alpha = gates.log_alpha.zeros_like().add_scalar(f64::ln(alpha));
+            gates.eta = gates.eta.zeros_like().add_scalar(eta);
             tokens.delta = tokens.delta.zeros_like().add_scalar(delta);
             let empty = vec![Tensor::zeros([2, 2, 4, 4], (&Device::flex(), DType::F64))];
-            let fast = Fast { running: empty.clone(), anchor: empty };
-            let (_, end) = chunk_wise(&memory, &gradient, tokens, fast, &Clock::new(&[0, 0], chunk, None), 0);
+            let fast = Fast { running: empty.clone(), anchor: empty, momentum: Vec::new() };
+            let (_, end) =
+                chunk_wise(&plain(&memory, &gradient), tokens, fast, &Clock::new(&[0, 0], chunk, None), 0);
             let norm = end.running[0].clone().square().sum_dim(3).sum_dim(2).max().sqrt();
             let norm = Value::from(norm).to_f64().unwrap()[0];
             assert!(norm <= eta * delta / (1.0 - alpha) * (1.0 + 1e-9), "{norm}");
@@ -266,4 +289,96 @@ fn calls_are_cut_at_chunk_boundaries() {
     assert_eq!(pieces(2, 16, 5), [(0, 5, 1)]);
     assert_eq!(pieces(1, 4, 3), [(0, 3, 1)]);
     assert_eq!(pieces(0, 1, 3), [(0, 1, 3)]);
+}
+
+/// Gates of every axis, with momentum or without, for a memory.
+fn gated(
+    config: MemoryConfig,
+    axis: GateAxis,
+    t: usize,
+    momentum: bool,
+) -> (Memory, Tokens, Fast, Vec<Axis>) {
+    let (memory, mut tokens, mut fast) = case(config, t, 31);
+    let mut init = Init::new(41, &Device::flex());
+    let mut random = |width| init.normal([2, 2, t, width], 1.0).val().detach().cast(DType::F64).abs();
+    let mut gates = |width| Step {
+        log_alpha: random(width).mul_scalar(-0.2),
+        eta: random(width).mul_scalar(0.3),
+        log_mu: momentum.then(|| random(width).mul_scalar(-0.7)),
+    };
+    tokens.gates = match axis {
+        GateAxis::Head => vec![gates(1)],
+        GateAxis::AllD => vec![gates(4)],
+        GateAxis::Row => config.sizes(4).into_iter().map(|[rows, _]| gates(rows)).collect(),
+    };
+    if momentum {
+        fast.momentum = fast.running.iter().map(|w| w.clone().mul_scalar(0.3).flip([2])).collect();
+    }
+    (memory, tokens, fast, axis.axes(config))
+}
+
+#[test]
+fn gates_of_every_axis_momentum_and_lag_agree_in_both_forms() {
+    let deep = MemoryConfig::Mlp { expansion: 2, depth: 3 };
+    let gradient = |r, v, delta| Bias::HuberNorm.gradient(r, v, delta);
+    for config in [MemoryConfig::Vector, MemoryConfig::Linear, MLP, deep] {
+        for axis in [GateAxis::Head, GateAxis::AllD, GateAxis::Row] {
+            if config == deep && axis == GateAxis::AllD {
+                continue;
+            }
+            for (momentum, lag, phase) in
+                [(false, false, 0), (true, false, 3), (true, true, 0), (false, true, 1)]
+            {
+                let (memory, tokens, mut fast, axes) = gated(config, axis, 13, momentum);
+                if phase == 0 {
+                    fast.anchor = fast.running.clone();
+                }
+                let rule = Rule { axes, ..plain(&memory, &gradient) };
+                let clock = Clock::new(&[phase, phase], 5, None).with_lag(lag);
+                let (a, one) = recurrent(&rule, tokens.clone(), fast.clone(), &clock, |_| {});
+                let (b, dual) = chunk_wise(&rule, tokens, fast, &clock, phase);
+                let place = format!("{config:?} {axis:?} {momentum} {lag} {phase}");
+                assert!(gap(&numbers(&b), &numbers(&a)) < 1e-12, "{place}");
+                let all = |fast: Fast| [fast.running, fast.anchor, fast.momentum].concat();
+                for (one, dual) in all(one).iter().zip(&all(dual)) {
+                    assert!(gap(&numbers(dual), &numbers(one)) < 1e-12, "{place}: memory");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gate_acts_on_its_own_row_or_column() {
+    // One token from nothing: what is written is η ∘ (v kᵀ), with η by row or by column.
+    let gradient = |r, v, delta| Bias::DotProduct.gradient(r, v, delta);
+    for (axis, by_row) in [(GateAxis::Row, true), (GateAxis::AllD, false)] {
+        let (memory, tokens, mut fast, axes) = gated(MemoryConfig::Linear, axis, 1, false);
+        fast.running = fast.running.iter().map(Tensor::zeros_like).collect();
+        let rule = Rule { axes, ..plain(&memory, &gradient) };
+        let clock = Clock::new(&[0, 0], 4, None);
+        let (_, end) = chunk_wise(&rule, tokens.clone(), fast, &clock, 0);
+        let eta = tokens.step(0).eta.clone();
+        let (v, k) = (tokens.v.swap_dims(2, 3), tokens.k);
+        let expected = if by_row { v * eta.swap_dims(2, 3) * k } else { v * k * eta };
+        assert!(gap(&numbers(&end.running[0]), &numbers(&expected)) < 1e-12, "{axis:?}");
+    }
+}
+
+#[test]
+fn steps_on_one_token_add_up_to_a_larger_one() {
+    // n steps of size η on |W k - v|²/2 with |k| = 1 are one of size 1 - (1 - η)ⁿ.
+    let (memory, mut tokens, mut fast) = case(MemoryConfig::Linear, 9, 3);
+    fast.anchor = fast.running.clone();
+    tokens.k = crate::nn::l2_normalize(tokens.k, 0.0);
+    let gradient = |r, v, delta| Bias::L2.gradient(r, v, delta);
+    // Without decay, whose place among the steps matters.
+    tokens.gates[0].log_alpha = tokens.gates[0].log_alpha.zeros_like();
+    let clock = Clock::new(&[0, 0], 1, None);
+    let several = Rule { steps: 3, ..plain(&memory, &gradient) };
+    let (a, _) = recurrent(&several, tokens.clone(), fast.clone(), &clock, |_| {});
+    let rest = tokens.gates[0].eta.clone().neg().add_scalar(1.0);
+    tokens.gates[0].eta = (rest.clone() * rest.clone() * rest).neg().add_scalar(1.0);
+    let (b, _) = recurrent(&plain(&memory, &gradient), tokens, fast, &clock, |_| {});
+    assert!(gap(&numbers(&a), &numbers(&b)) < 1e-12);
 }

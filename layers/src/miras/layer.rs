@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! q, k = l2norm(rope(silu(conv(W x)))),   v = silu(conv(W_v x))
-//! gate = σ(W_up (W_down x) + b)                       one low-rank map per gate, one number per head
+//! gate = σ(W_up (W_down x) + b)                       one low-rank map per gate, w numbers per head
 //! out  = W_o (rmsnorm(M(q)) ∘ silu(W_g x))            rmsnorm per head, with a gain per head and channel
 //! ```
 
@@ -141,35 +141,45 @@ impl MirasLayer {
     }
 }
 
-/// A gate before its activation: `W_up (W_down x) + b`, one number per head.
+/// A gate before its activation: `W_up (W_down x) + b`, `w` numbers per head.
 #[derive(Module, Debug)]
 pub struct GateMap {
     /// `W_down: [d, rank]`
     pub down: Linear,
-    /// `W_up: [rank, h]`, `b: [h]`
+    /// `W_up: [rank, h w]`, `b: [h w]`
     pub up: Linear,
+    #[module(skip)]
+    heads: usize,
 }
 
 impl GateMap {
     /// A gate that starts close to `activation(bias)`.
-    pub(crate) fn new(d_model: usize, rank: usize, heads: usize, bias: f64, init: &mut Init) -> Self {
+    pub(crate) fn new(
+        d_model: usize,
+        rank: usize,
+        heads: usize,
+        width: usize,
+        bias: f64,
+        init: &mut Init,
+    ) -> Self {
         Self {
             down: init.linear(d_model, rank),
             up: Linear {
-                weight: init.normal([rank, heads], 0.02 / (rank as f64).sqrt()),
-                bias: Some(init.constant([heads], bias as f32)),
+                weight: init.normal([rank, heads * width], 0.02 / (rank as f64).sqrt()),
+                bias: Some(init.constant([heads * width], bias as f32)),
             },
+            heads,
         }
     }
 
-    /// `[b, t, d] -> [b, h, t, 1]`
+    /// `[b, t, d] -> [b, h, t, w]`
     pub(crate) fn forward(&self, x: &Tensor<3>) -> Tensor<4> {
-        self.up.forward(self.down.forward(x.clone())).swap_dims(1, 2).unsqueeze_dim(3)
+        split_heads(self.up.forward(self.down.forward(x.clone())), self.heads)
     }
 
     /// Operations per token.
     pub(crate) fn flops(&self) -> usize {
-        let ([d, rank], [_, heads]) = (self.down.weight.dims(), self.up.weight.dims());
-        2 * rank * (d + heads)
+        let ([d, rank], [_, outputs]) = (self.down.weight.dims(), self.up.weight.dims());
+        2 * rank * (d + outputs)
     }
 }

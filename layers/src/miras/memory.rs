@@ -1,21 +1,25 @@
 //! Memories: functions `M(x; W)` whose weights `W` are the state, with their inner gradients in closed form.
 //!
 //! ```text
+//! vector:  M(x) = x ∘ w                        ∇w = u ∘ k
 //! linear:  M(x) = W x                          ∇W = u kᵀ
-//! mlp:     M(x) = x + LN(W1 gelu(W2 x))        ∇W1 = dz sᵀ,  ∇W2 = da kᵀ
-//!          a = W2 k,  s = gelu(a),  z = W1 s,  ẑ = (z - mean z) ρ,  ρ = 1/sqrt(var z + ε),  w = u ∘ g
-//!          dz = ρ (w - mean(w) - ẑ mean(w ∘ ẑ)),   da = (W1ᵀ dz) ∘ gelu'(a)
+//! mlp:     M(x) = x + LN(W1 gelu(W2 … gelu(W_L x)))
+//!          a_i = W_i s_{i+1},  s_i = gelu(a_i),  s_{L+1} = k,  z = a_1         ∇W_i = d_i s_{i+1}ᵀ
+//!          ẑ = (z - mean z) ρ,  ρ = 1/sqrt(var z + ε),  w = u ∘ g
+//!          d_1 = ρ (w - mean(w) - ẑ mean(w ∘ ẑ)),   d_{i+1} = (W_iᵀ d_i) ∘ gelu'(a_{i+1})
 //! ```
 //!
-//! `u = ∂ℓ/∂M(k)` comes from the bias. Every gradient is of rank one per token, so that a chunk of tokens is
-//! kept as its factors and never as matrices; written with ordinary operations, so that training through the
-//! inner steps needs no second derivative. LN's gain `g` and bias are slow parameters, one pair per head.
+//! `u = ∂ℓ/∂M(k)` comes from the bias. Every gradient is of rank one per token (the vector is a matrix with one
+//! column, written against 1), so that a chunk of tokens is kept as its factors and never as matrices; written
+//! with ordinary operations, so that training through the inner steps needs no second derivative. LN's gain
+//! `g` and bias are slow parameters, one pair per head.
 //!
 //! | symbol | shape |
 //! | --- | --- |
-//! | k, v, u, z, dz | `[b, h, t, n]` |
-//! | a, s, da | `[b, h, t, m]`, `m = expansion · n` |
-//! | W; W1, W2 | `[b, h, n, n]`; `[b, h, n, m]`, `[b, h, m, n]` |
+//! | k, v, u, z, d_1 | `[b, h, t, n]` |
+//! | a_i, s_i, d_i (i > 1) | `[b, h, t, m]`, `m = expansion · n` |
+//! | w; W | `[b, h, n, 1]`; `[b, h, n, n]` |
+//! | W1, W_i, W_L | `[b, h, n, m]`, `[b, h, m, m]`, `[b, h, m, n]`; a single layer is `[b, h, n, n]` |
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -25,22 +29,25 @@ use crate::error::require;
 use crate::nn::rms_normalize;
 use crate::{Init, Result};
 
-/// Standard deviation of the initial weights (TTT, arXiv 2407.04620).
-const INIT_STD: f64 = 0.02;
 /// ε of the memory's layer norm.
 const NORM_EPS: f64 = 1e-6;
 
 /// The memory's architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum MemoryConfig {
+    /// One number per head and channel.
+    Vector,
     /// One matrix per head.
     Linear,
-    /// Two matrices per head, with a residual connection and a layer norm.
+    /// `depth` matrices per head, with a residual connection and a layer norm.
     Mlp {
         /// Hidden width over head width.
         #[serde(default = "four")]
         expansion: usize,
+        /// Matrices `L`.
+        #[serde(default = "two")]
+        depth: usize,
     },
 }
 
@@ -48,45 +55,65 @@ fn four() -> usize {
     4
 }
 
+fn two() -> usize {
+    2
+}
+
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self::Mlp { expansion: 4 }
+        Self::Mlp { expansion: 4, depth: 2 }
     }
 }
 
 impl MemoryConfig {
-    /// Draws the initial weights.
-    pub(crate) fn init(self, mixer: &'static str, heads: usize, n: usize, init: &mut Init) -> Result<Memory> {
-        Ok(match self {
-            Self::Linear => Memory::Linear(LinearMemory { w: init.normal([heads, n, n], INIT_STD) }),
-            Self::Mlp { expansion } => {
-                require(expansion > 0, mixer, "expansion", expansion, "must be positive")?;
-                let m = expansion * n;
-                Memory::Mlp(MlpMemory {
-                    w1: init.normal([heads, n, m], INIT_STD),
-                    w2: init.normal([heads, m, n], INIT_STD),
-                    norm_weight: init.constant([heads, n], 1.0),
-                    norm_bias: init.constant([heads, n], 0.0),
-                })
+    /// Checks the sizes.
+    pub(crate) fn validate(self, mixer: &'static str) -> Result<()> {
+        let Self::Mlp { expansion, depth } = self else { return Ok(()) };
+        require(expansion > 0, mixer, "memory.expansion", expansion, "must be positive")?;
+        let expected = "must be 1 to 8 (0 would be no memory: use `linear` or `vector` for less than an MLP)";
+        require((1..=8).contains(&depth), mixer, "memory.depth", depth, expected)
+    }
+
+    /// Rows and columns of every matrix, the last layer's first.
+    pub(crate) fn sizes(self, n: usize) -> Vec<[usize; 2]> {
+        match self {
+            Self::Vector => vec![[n, 1]],
+            Self::Linear => vec![[n, n]],
+            Self::Mlp { expansion, depth } => {
+                let width = |layer: usize| if layer == 0 || layer == depth { n } else { expansion * n };
+                (0..depth).map(|layer| [width(layer), width(layer + 1)]).collect()
             }
-        })
+        }
+    }
+
+    /// Draws the weights a memory starts from, with entries of standard deviation `std`.
+    pub(crate) fn init(self, heads: usize, n: usize, std: f64, init: &mut Init) -> Memory {
+        let draw = |[rows, cols]: [usize; 2]| init.normal([heads, rows, cols], std);
+        let mut weights: Vec<_> = self.sizes(n).into_iter().map(draw).collect();
+        match self {
+            Self::Mlp { .. } => Memory::Mlp(MlpMemory {
+                weights,
+                norm_weight: init.constant([heads, n], 1.0),
+                norm_bias: init.constant([heads, n], 0.0),
+            }),
+            Self::Vector => Memory::Vector(FlatMemory { w: weights.remove(0) }),
+            Self::Linear => Memory::Linear(FlatMemory { w: weights.remove(0) }),
+        }
     }
 }
 
-/// `W` of [`MemoryConfig::Linear`] before any token.
+/// `W` of [`MemoryConfig::Linear`] or `w` of [`MemoryConfig::Vector`] before any token.
 #[derive(Module, Debug)]
-pub struct LinearMemory {
-    /// `[h, n, n]`, output by input
+pub struct FlatMemory {
+    /// `[h, n, n]`, output by input; `[h, n, 1]`
     pub w: Param<Tensor<3>>,
 }
 
 /// Weights of [`MemoryConfig::Mlp`] before any token, and its layer norm.
 #[derive(Module, Debug)]
 pub struct MlpMemory {
-    /// `[h, n, m]`, output by hidden
-    pub w1: Param<Tensor<3>>,
-    /// `[h, m, n]`, hidden by input
-    pub w2: Param<Tensor<3>>,
+    /// `W1 … W_L`, the last layer's first, `[h, output, input]` each
+    pub weights: Vec<Param<Tensor<3>>>,
     /// `g: [h, n]`
     pub norm_weight: Param<Tensor<2>>,
     /// `[h, n]`
@@ -96,9 +123,11 @@ pub struct MlpMemory {
 /// A memory: its slow parameters, among them the weights it starts from.
 #[derive(Module, Debug)]
 pub enum Memory {
+    /// `M(x) = x ∘ w`
+    Vector(FlatMemory),
     /// `M(x) = W x`
-    Linear(LinearMemory),
-    /// `M(x) = x + LN(W1 gelu(W2 x))`
+    Linear(FlatMemory),
+    /// `M(x) = x + LN(W1 gelu(W2 …))`
     Mlp(MlpMemory),
 }
 
@@ -111,15 +140,23 @@ pub(crate) struct Factor {
     pub(crate) right: Tensor<4>,
 }
 
-/// `(residual, what the bias needs) -> u`
-pub(crate) type OutputGradient<'a> = &'a dyn Fn(Tensor<4>, Tensor<4>) -> Tensor<4>;
+/// `(residual, v, what the bias needs) -> u`
+pub(crate) type OutputGradient<'a> = &'a dyn Fn(Tensor<4>, Tensor<4>, Tensor<4>) -> Tensor<4>;
 
 impl Memory {
     /// Names of the matrices, in the order used everywhere.
-    pub(crate) fn names(&self) -> &'static [&'static str] {
+    pub(crate) fn names(&self) -> Vec<String> {
         match self {
-            Memory::Linear(_) => &["w"],
-            Memory::Mlp(_) => &["w1", "w2"],
+            Memory::Vector(_) | Memory::Linear(_) => vec!["w".into()],
+            Memory::Mlp(memory) => (1..=memory.weights.len()).map(|i| format!("w{i}")).collect(),
+        }
+    }
+
+    /// The learned starting weights, `[h, rows, cols]` each.
+    fn weights(&self) -> &[Param<Tensor<3>>] {
+        match self {
+            Memory::Vector(memory) | Memory::Linear(memory) => std::slice::from_ref(&memory.w),
+            Memory::Mlp(memory) => &memory.weights,
         }
     }
 
@@ -131,19 +168,21 @@ impl Memory {
             let flat = w.val().reshape([1, h * rows * cols]).expand([batch, h * rows * cols]);
             flat.reshape([batch, h, rows, cols])
         };
-        match self {
-            Memory::Linear(memory) => vec![expand(&memory.w)],
-            Memory::Mlp(memory) => vec![expand(&memory.w1), expand(&memory.w2)],
-        }
+        self.weights().iter().map(expand).collect()
     }
 
     /// `M(x)`, where `product(i, x)` multiplies `x` by the `i`-th matrix: so one forward serves materialised
     /// weights and weights that exist only as a start and a chunk of factors.
     pub(crate) fn read(&self, x: Tensor<4>, product: &dyn Fn(usize, Tensor<4>) -> Tensor<4>) -> Tensor<4> {
         match self {
+            Memory::Vector(_) => {
+                let w = product(0, one(&x));
+                x * w
+            }
             Memory::Linear(_) => product(0, x),
             Memory::Mlp(memory) => {
-                let s = gelu(product(1, x.clone()));
+                let last = memory.weights.len() - 1;
+                let s = (1..=last).rev().fold(x.clone(), |s, i| gelu(product(i, s)));
                 let (normal, _) = standardize(product(0, s));
                 x + normal * per_head(&memory.norm_weight) + per_head(&memory.norm_bias)
             }
@@ -166,39 +205,62 @@ impl Memory {
         gradient: OutputGradient<'_>,
     ) -> (Vec<Factor>, Tensor<4>) {
         match self {
+            Memory::Vector(_) => {
+                let r = self.read_at(weights, k.clone()) - v.clone();
+                let right = one(&k);
+                (vec![Factor { left: gradient(r.clone(), v, aux) * k, right }], r)
+            }
             Memory::Linear(_) => {
-                let r = self.read_at(weights, k.clone()) - v;
-                (vec![Factor { left: gradient(r.clone(), aux), right: k }], r)
+                let r = self.read_at(weights, k.clone()) - v.clone();
+                (vec![Factor { left: gradient(r.clone(), v, aux), right: k }], r)
             }
             Memory::Mlp(memory) => {
-                let (w1, w2) = (weights[0].clone(), weights[1].clone());
                 let gain = per_head(&memory.norm_weight);
-                let a = times_transposed(k.clone(), w2);
-                let s = gelu(a.clone());
-                let (normal, rate) = standardize(times_transposed(s.clone(), w1.clone()));
-                let r = k.clone() + normal.clone() * gain.clone() + per_head(&memory.norm_bias) - v;
-                let w = gradient(r.clone(), aux) * gain;
+                // Layer by layer from the input: what each matrix sees, and what it makes of it.
+                let (mut seen, mut made, mut s) = (Vec::new(), Vec::new(), k.clone());
+                for w in weights.iter().rev() {
+                    let a = times_transposed(s.clone(), w.clone());
+                    seen.push(s);
+                    s = if made.len() + 1 < weights.len() { gelu(a.clone()) } else { a.clone() };
+                    made.push(a);
+                }
+                let (normal, rate) = standardize(s);
+                let bias = per_head(&memory.norm_bias);
+                let r = k + normal.clone() * gain.clone() + bias - v.clone();
+                let w = gradient(r.clone(), v, aux) * gain;
                 let along = (w.clone() * normal.clone()).mean_dim(3);
-                let dz = (w.clone() - w.mean_dim(3) - normal * along) * rate;
-                let da = times(dz.clone(), w1) * gelu_slope(a);
-                (vec![Factor { left: dz, right: s }, Factor { left: da, right: k }], r)
+                let mut d = (w.clone() - w.mean_dim(3) - normal * along) * rate;
+                let mut factors = Vec::with_capacity(weights.len());
+                made.pop();
+                for (w, right) in weights.iter().zip(seen.into_iter().rev()) {
+                    let below = made.pop().map(|a| times(d.clone(), w.clone()) * gelu_slope(a));
+                    factors.push(Factor { left: d.clone(), right });
+                    d = below.unwrap_or(d);
+                }
+                (factors, r)
             }
         }
     }
 
     /// Operations per head and token: one inner gradient, one decayed write, one read; in chunks of `chunk`
     /// tokens, or token by token.
-    pub(crate) fn flops(&self, n: usize, chunk: Option<usize>) -> usize {
-        match (self, chunk) {
-            (Memory::Linear(_), None) => 7 * n * n,
-            (Memory::Linear(_), Some(c)) => 6 * n * n + 4 * c * n,
-            (Memory::Mlp(memory), None) => 16 * n * memory.w1.dims()[2],
-            (Memory::Mlp(memory), Some(c)) => {
-                let m = memory.w1.dims()[2];
-                14 * n * m + 4 * c * (n + m)
+    pub(crate) fn flops(&self, chunk: Option<usize>) -> usize {
+        let deep = matches!(self, Memory::Mlp(_));
+        let per_matrix = |w: &Param<Tensor<3>>| {
+            let [_, rows, cols] = w.dims();
+            match chunk {
+                None => (if deep { 8 } else { 7 }) * rows * cols,
+                Some(c) => (if deep { 7 } else { 6 }) * rows * cols + 2 * c * (rows + cols),
             }
-        }
+        };
+        self.weights().iter().map(per_matrix).sum()
     }
+}
+
+/// Ones `[b, h, t, 1]`: what a vector's gradients are written against.
+fn one(x: &Tensor<4>) -> Tensor<4> {
+    let [b, h, t, _] = x.dims();
+    Tensor::ones([b, h, t, 1], (&x.device().inner(), x.dtype()))
 }
 
 /// `(z - mean) ρ` and `ρ = 1/sqrt(var + ε)` over the last axis.
@@ -266,10 +328,23 @@ mod tests {
     #[test]
     fn inner_gradients_are_the_autodiff_gradients_of_the_inner_loss() {
         let device = Device::flex();
-        for config in [MemoryConfig::Linear, MemoryConfig::Mlp { expansion: 4 }] {
-            for bias in [Bias::L2, Bias::HuberNorm, Bias::HuberCoordinate, Bias::HuberMixture { nu: 3.0 }] {
+        let deep = |depth| MemoryConfig::Mlp { expansion: 3, depth };
+        let memories = [MemoryConfig::Vector, MemoryConfig::Linear, deep(1), deep(2), deep(3), deep(4)];
+        let biases = [
+            Bias::L2,
+            Bias::DotProduct,
+            Bias::Lp { p: 3.0, nu: None, clip: 10.0 },
+            Bias::Lp { p: 1.5, nu: None, clip: 10.0 },
+            Bias::ValueShift,
+            Bias::ValueLess { nu: 3.0 },
+            Bias::HuberNorm,
+            Bias::HuberCoordinate,
+            Bias::HuberMixture { nu: 3.0 },
+        ];
+        for config in memories {
+            for bias in biases {
                 let mut init = Init::new(7, &device);
-                let mut memory = config.init("memory", 2, 5, &mut init).unwrap();
+                let mut memory = config.init(2, 5, 0.02, &mut init);
                 if let Memory::Mlp(mlp) = &mut memory {
                     mlp.norm_weight = init.normal([2, 5], 1.0);
                     mlp.norm_bias = init.normal([2, 5], 1.0);
@@ -284,9 +359,9 @@ mod tests {
                 let weights: Vec<_> =
                     sizes.into_iter().map(|dims| random(dims, 0.5).autodiff().require_grad()).collect();
 
-                let gradient = |r, delta| bias.gradient(r, delta);
+                let gradient = |r, v, delta| bias.gradient(r, v, delta);
                 let (factors, _) = memory.gradients(&weights, k.clone(), v.clone(), delta.clone(), &gradient);
-                let loss = bias.loss(memory.read_at(&weights, k) - v, delta).sum();
+                let loss = bias.loss(memory.read_at(&weights, k) - v.clone(), v, delta).sum();
                 let grads = loss.backward();
                 for (weight, factor) in weights.iter().zip(factors) {
                     let closed = outer_sum(factor.left, factor.right).inner();

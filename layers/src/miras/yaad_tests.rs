@@ -1,11 +1,14 @@
 use super::*;
+use crate::miras::inner::{Clock, Fast, Rule, Tokens, recurrent};
+use crate::miras::memory::OutputGradient;
+use crate::miras::{Learner, Memory, MemoryConfig, Miras, MlpMemory};
 use crate::params::{self, Named};
-use crate::system::Mask;
-use crate::{Value, miras::MlpMemory};
-use burn::tensor::{DType, Device};
+use crate::system::{Form, Mask, Mixer, Run, State};
+use crate::{Error, Init, Value};
+use burn::tensor::{DType, Device, Tensor};
 
-fn small(memory: MemoryConfig, chunk: usize) -> YaadConfig {
-    YaadConfig {
+fn small(memory: MemoryConfig, chunk: usize) -> MirasConfig {
+    MirasConfig {
         heads: 2,
         head_dim: 4,
         memory,
@@ -15,23 +18,30 @@ fn small(memory: MemoryConfig, chunk: usize) -> YaadConfig {
         // (The deep memory amplifies rounding when its steps are too large to learn anything.)
         eta_base: Some(if memory == MemoryConfig::Linear { 0.5 } else { 0.1 }),
         delta_start: Some(1.0),
-        ..YaadConfig::default()
+        ..YaadConfig::default().0
     }
 }
 
-const MLP: MemoryConfig = MemoryConfig::Mlp { expansion: 2 };
+const MLP: MemoryConfig = MemoryConfig::Mlp { expansion: 2, depth: 2 };
 
-fn layer(config: &YaadConfig, device: &Device) -> Yaad {
+fn layer(config: &MirasConfig, device: &Device) -> Miras {
     let mut init = Init::new(4, device);
-    let mut layer = config.init(6, &mut init).unwrap();
+    let mut layer = YaadConfig(config.clone()).init(6, &mut init).unwrap();
     // Weights of a size at which the memory is far from linear.
     match &mut layer.memory {
-        Memory::Linear(memory) => memory.w = init.normal([2, 4, 4], 0.4),
-        Memory::Mlp(MlpMemory { w1, w2, .. }) => {
-            (*w1, *w2) = (init.normal([2, 4, 8], 0.4), init.normal([2, 8, 4], 0.6));
+        Learner::Descent(Memory::Linear(memory)) => memory.w = init.normal([2, 4, 4], 0.4),
+        Learner::Descent(Memory::Mlp(MlpMemory { weights, .. })) => {
+            *weights = vec![init.normal([2, 4, 8], 0.4), init.normal([2, 8, 4], 0.6)];
         }
+        other => panic!("{other:?}"),
     }
     layer
+}
+
+/// The memory of a layer that learns by descent, and its rule.
+fn rule<'a>(layer: &'a Miras, gradient: OutputGradient<'a>) -> (&'a Memory, Rule<'a>) {
+    let Learner::Descent(memory) = &layer.memory else { panic!("no descent") };
+    (memory, layer.rule(memory, gradient))
 }
 
 fn input(b: usize, t: usize, device: &Device) -> Tensor<3> {
@@ -115,7 +125,7 @@ fn padding_is_as_good_as_absent_and_rows_may_then_differ_in_phase() {
 }
 
 /// A number that depends on outputs and final state, with its inputs as named tensors.
-fn objective(layer: &Yaad, values: &Named, form: Form) -> Tensor<1> {
+fn objective(layer: &Miras, values: &Named, form: Form) -> Tensor<1> {
     let pick = |prefix: &str| -> Named {
         let own = values.iter().filter_map(|(k, v)| Some((k.strip_prefix(prefix)?.into(), v.clone())));
         own.collect()
@@ -147,7 +157,7 @@ fn gradients_match_central_differences() {
         (linear, Bias::L2, Form::Auto),
     ];
     for (memory, bias, form) in cases {
-        let config = YaadConfig { bias, ..small(memory, 3) };
+        let config = MirasConfig { bias, ..small(memory, 3) };
         let layer = params::cast(layer(&config, &device), DType::F64);
         let leaf = |v: Value| v.detach().cast(DType::F64).detach().require_grad();
         let mut values = Named::new();
@@ -214,7 +224,7 @@ fn the_learned_start_is_trained() {
 fn views_describe_the_memory() {
     let device = Device::flex();
     for (bias, chunk) in [(Bias::HuberNorm, 4), (Bias::HuberNorm, 1), (Bias::L2, 4)] {
-        let layer = layer(&YaadConfig { bias, ..small(MemoryConfig::Linear, chunk) }, &device);
+        let layer = layer(&MirasConfig { bias, ..small(MemoryConfig::Linear, chunk) }, &device);
         let x = input(1, 10, &device);
         let (_, mut state) = layer.forward(x.clone(), layer.initial_state(1), Form::Auto).unwrap();
         // From an empty memory, in the middle of a chunk, the outputs are the implied attention times v.
@@ -225,10 +235,11 @@ fn views_describe_the_memory() {
         }
         let views = layer.views(x.clone(), state.clone()).unwrap();
         let clock = Clock::new(state.positions(), chunk, None);
-        let fast = layer.fast(&state).unwrap();
-        let tokens = layer.tokens(&x, &mut state, Run::default()).unwrap();
-        let gradient = |r, delta| bias.gradient(r, delta);
-        let (y, end) = recurrent(&layer.memory, &gradient, tokens.clone(), fast, &clock, |_| {});
+        let gradient = |r, v, delta| bias.gradient(r, v, delta);
+        let (memory, rule) = rule(&layer, &gradient);
+        let fast: Fast = layer.fast(memory, &state).unwrap();
+        let tokens: Tokens = layer.tokens(&x, &mut state, Run::default()).unwrap();
+        let (y, end) = recurrent(&rule, tokens.clone(), fast, &clock, |_| {});
         assert!(gap(views.attention.clone().unwrap().matmul(tokens.v.clone()), y) < 1e-5);
 
         let norms = views.memory_norm.unwrap();
@@ -237,9 +248,10 @@ fn views_describe_the_memory() {
         assert!(gap(norms.narrow(2, 9, 1), last) < 1e-5);
         // The first loss is that of an empty memory.
         let first = |x: Tensor<4>| x.narrow(2, 0, 1);
-        let loss = bias.loss(first(tokens.v).neg(), first(tokens.delta));
+        let v = first(tokens.v);
+        let loss = bias.loss(v.clone().neg(), v, first(tokens.delta));
         assert!(gap(views.memory_loss.unwrap().narrow(2, 0, 1), loss) < 1e-5);
-        assert_eq!(views.gates.len(), if bias == Bias::L2 { 2 } else { 3 });
+        assert_eq!(views.gates.len(), if bias == Bias::L2 { 3 } else { 4 });
         assert_eq!(views.spectrum.unwrap().re.dims(), [1, 2, 10, 1]);
     }
     let deep = layer(&small(MLP, 4), &device);
@@ -254,12 +266,12 @@ fn presets_start_at_their_gates_and_round_trip() {
     for config in [YaadConfig::stable(), YaadConfig::paper()] {
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<YaadConfig>(&text).unwrap(), config);
-        let layer = config.init(24, &mut Init::new(0, &device)).unwrap();
+        let layer = config.clone().init(24, &mut Init::new(0, &device)).unwrap();
         let zeros = Tensor::<3>::zeros([1, 1, 24], &device);
         let tokens = layer.tokens(&zeros, &mut layer.initial_state(1), Run::default()).unwrap();
         let mean = |x: Tensor<4>| Value::from(x.mean()).to_f64().unwrap()[0];
-        assert!((mean(tokens.log_alpha.exp()) - 0.99).abs() < 1e-5);
-        assert!((mean(tokens.eta) - 0.05 / 32.0).abs() < 1e-7);
+        assert!((mean(tokens.step(0).log_alpha.clone().exp()) - 0.99).abs() < 1e-5);
+        assert!((mean(tokens.step(0).eta.clone()) - 0.05 / 32.0).abs() < 1e-7);
         assert!((mean(tokens.delta) - 6.02).abs() < 0.01);
     }
 }
@@ -267,22 +279,23 @@ fn presets_start_at_their_gates_and_round_trip() {
 #[test]
 fn impossible_configurations_are_refused() {
     let device = Device::flex();
-    let base = YaadConfig::default;
+    let base = || YaadConfig::default().0;
     let bad = [
-        YaadConfig { heads: 0, ..base() },
-        YaadConfig { head_dim: 0, ..base() },
-        YaadConfig { head_dim: 3, ..base() },
-        YaadConfig { chunk: 0, ..base() },
-        YaadConfig { gate_rank: 0, ..base() },
-        YaadConfig { memory: MemoryConfig::Mlp { expansion: 0 }, ..base() },
-        YaadConfig { bias: Bias::HuberMixture { nu: 0.0 }, ..base() },
-        YaadConfig { eta_base: Some(f64::NAN), ..base() },
-        YaadConfig { delta_start: Some(0.0), ..base() },
-        YaadConfig { norm_eps: 0.0, ..base() },
+        MirasConfig { heads: 0, ..base() },
+        MirasConfig { head_dim: 0, ..base() },
+        MirasConfig { head_dim: 3, ..base() },
+        MirasConfig { chunk: 0, ..base() },
+        MirasConfig { gate_rank: 0, ..base() },
+        MirasConfig { memory: MemoryConfig::Mlp { expansion: 0, depth: 2 }, ..base() },
+        MirasConfig { bias: Bias::HuberMixture { nu: 0.0 }, ..base() },
+        MirasConfig { eta_base: Some(f64::NAN), ..base() },
+        MirasConfig { delta_start: Some(0.0), ..base() },
+        MirasConfig { norm_eps: 0.0, ..base() },
     ];
     for config in bad {
-        let error = config.init(8, &mut Init::new(0, &device)).unwrap_err();
+        let error = YaadConfig(config).init(8, &mut Init::new(0, &device)).unwrap_err();
         assert!(matches!(error, Error::Config { .. }), "{error}");
     }
-    assert!(serde_json::from_str::<YaadConfig>(r#"{"gate_axis": "row"}"#).is_err());
+    let error = serde_json::from_str::<YaadConfig>(r#"{"gate_axis": "row"}"#).unwrap_err();
+    assert!(error.to_string().contains("unknown field `gate_axis`"), "{error}");
 }

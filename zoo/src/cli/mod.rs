@@ -4,6 +4,7 @@ mod compare;
 mod describe;
 mod generate;
 mod list;
+mod miras_table;
 mod progress;
 mod train;
 mod verify;
@@ -42,6 +43,8 @@ enum Command {
     Train(Box<train::Args>),
     /// Continue a prompt with a trained model.
     Generate(Box<generate::Args>),
+    /// Print known models as points of the Miras builder, and how far it is from their own recurrences.
+    MirasTable(miras_table::Args),
     /// Check every promise of the interface on this machine.
     Verify(verify::VerifyArgs),
 }
@@ -65,6 +68,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Describe(args)) => describe::run(&args),
         Some(Command::Train(args)) => train::run(&args),
         Some(Command::Generate(args)) => generate::run(&args),
+        Some(Command::MirasTable(args)) => miras_table::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
     };
     match catch_unwind(AssertUnwindSafe(run)) {

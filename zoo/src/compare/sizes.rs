@@ -45,7 +45,9 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         "momentum_deltanet" => json!({ "heads": HEADS, "head_dim": head_dim / 2, "expand_v": 2.0 }),
         "longhorn" => json!({ "expand": 2.0, "state": state / (2 * d_model) }),
         // A memory of two layers would leave heads too narrow to address anything.
-        "yaad" => json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" }),
+        "yaad" | "miras" | "moneta" | "memora" | "titans" => {
+            json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" })
+        }
         "ttt_linear" => json!({ "heads": HEADS, "head_dim": head_dim }),
         // Two matrices where the others have one: half the heads, no wider inside.
         "ttt_mlp" => {

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use seqzoo_layers::linear::{Hgrn2Config, HgrnConfig};
 use seqzoo_layers::system::{Cost, Form, Mixer, Run, State, Views};
-use seqzoo_layers::{Init, Result};
+use seqzoo_layers::{Init, Result, attention, delta, lightning, linear, miras, moh, rnn, rwkv, ssm};
 use serde::{Deserialize, Serialize};
 
 pub use info::{Architecture, Family, architecture, architectures, families, nearest};
@@ -74,41 +74,50 @@ macro_rules! registry {
 }
 
 registry! {
-    Attention "attention" seqzoo_layers::attention::AttentionConfig => seqzoo_layers::attention::Attention;
-    LinearAttention "linear_attention" seqzoo_layers::linear::LinearAttentionConfig => seqzoo_layers::linear::LinearAttention;
-    Lightning "lightning" seqzoo_layers::lightning::LightningConfig => seqzoo_layers::lightning::Lightning;
-    DeltaNet "deltanet" seqzoo_layers::delta::DeltaNetConfig => seqzoo_layers::delta::DeltaNet;
-    GatedDeltaNet "gated_deltanet" seqzoo_layers::delta::GatedDeltaNetConfig => seqzoo_layers::delta::GatedDeltaNet;
-    DeltaProduct "deltaproduct" seqzoo_layers::delta::DeltaProductConfig => seqzoo_layers::delta::DeltaProduct;
-    Kda "kda" seqzoo_layers::delta::KdaConfig => seqzoo_layers::delta::Kda;
-    Comba "comba" seqzoo_layers::delta::CombaConfig => seqzoo_layers::delta::Comba;
-    Dplr "dplr" seqzoo_layers::delta::DplrConfig => seqzoo_layers::delta::Dplr;
-    Longhorn "longhorn" seqzoo_layers::delta::LonghornConfig => seqzoo_layers::delta::Longhorn;
-    MomentumDeltaNet "momentum_deltanet" seqzoo_layers::delta::MomentumDeltaNetConfig => seqzoo_layers::delta::MomentumDeltaNet;
-    Mamba2 "mamba2" seqzoo_layers::ssm::Mamba2Config => seqzoo_layers::ssm::Mamba2;
-    RgLru "rglru" seqzoo_layers::rnn::RgLruConfig => seqzoo_layers::rnn::RgLru;
-    Lstm "lstm" seqzoo_layers::rnn::LstmConfig => seqzoo_layers::rnn::Lstm;
-    Moh "moh" seqzoo_layers::moh::MohConfig => seqzoo_layers::moh::Moh<seqzoo_layers::attention::Attention>;
-    Yaad "yaad" seqzoo_layers::miras::YaadConfig => seqzoo_layers::miras::Yaad;
-    NormalizedAttention "normalized_attention" seqzoo_layers::linear::NormalizedAttentionConfig => seqzoo_layers::linear::NormalizedAttention;
-    RetNet "retnet" seqzoo_layers::linear::RetNetConfig => seqzoo_layers::linear::RetNet;
-    Gla "gla" seqzoo_layers::linear::GlaConfig => seqzoo_layers::linear::Gla;
-    SimpleGla "simple_gla" seqzoo_layers::linear::SimpleGlaConfig => seqzoo_layers::linear::SimpleGla;
-    Hgrn2 "hgrn2" seqzoo_layers::linear::Hgrn2Config => seqzoo_layers::linear::Hgrn2;
-    Hgrn "hgrn" seqzoo_layers::linear::HgrnConfig => seqzoo_layers::linear::Hgrn;
-    ForgettingAttention "forgetting_attention" seqzoo_layers::attention::ForgettingAttentionConfig => seqzoo_layers::attention::ForgettingAttention;
-    PathAttention "path_attention" seqzoo_layers::attention::PathAttentionConfig => seqzoo_layers::attention::PathAttention;
-    Mla "mla" seqzoo_layers::attention::MlaConfig => seqzoo_layers::attention::Mla;
-    Flow "flow" seqzoo_layers::linear::FlowConfig => seqzoo_layers::linear::Flow;
-    Gsa "gsa" seqzoo_layers::linear::GsaConfig => seqzoo_layers::linear::Gsa;
-    Abc "abc" seqzoo_layers::linear::AbcConfig => seqzoo_layers::linear::Abc;
-    TttLinear "ttt_linear" seqzoo_layers::miras::TttLinearConfig => seqzoo_layers::miras::Ttt;
-    TttMlp "ttt_mlp" seqzoo_layers::miras::TttMlpConfig => seqzoo_layers::miras::Ttt;
-    Rwkv4 "rwkv4" seqzoo_layers::rwkv::Rwkv4Config => seqzoo_layers::rwkv::Rwkv4;
-    Rwkv6 "rwkv6" seqzoo_layers::rwkv::Rwkv6Config => seqzoo_layers::rwkv::Rwkv6;
-    Rwkv7 "rwkv7" seqzoo_layers::rwkv::Rwkv7Config => seqzoo_layers::rwkv::Rwkv7;
-    MesaNet "mesa_net" seqzoo_layers::linear::MesaNetConfig => seqzoo_layers::linear::MesaNet;
-    LogLinearAttention "log_linear_attention" seqzoo_layers::linear::LogLinearAttentionConfig => seqzoo_layers::linear::LogLinearAttention;
+    Attention "attention" attention::AttentionConfig => attention::Attention;
+    ForgettingAttention "forgetting_attention" attention::ForgettingAttentionConfig => attention::ForgettingAttention;
+    PathAttention "path_attention" attention::PathAttentionConfig => attention::PathAttention;
+    Mla "mla" attention::MlaConfig => attention::Mla;
+    Moh "moh" moh::MohConfig => moh::Moh<attention::Attention>;
+
+    LinearAttention "linear_attention" linear::LinearAttentionConfig => linear::LinearAttention;
+    NormalizedAttention "normalized_attention" linear::NormalizedAttentionConfig => linear::NormalizedAttention;
+    Flow "flow" linear::FlowConfig => linear::Flow;
+    Lightning "lightning" lightning::LightningConfig => lightning::Lightning;
+    RetNet "retnet" linear::RetNetConfig => linear::RetNet;
+    SimpleGla "simple_gla" linear::SimpleGlaConfig => linear::SimpleGla;
+    Gla "gla" linear::GlaConfig => linear::Gla;
+    Hgrn2 "hgrn2" linear::Hgrn2Config => linear::Hgrn2;
+    Hgrn "hgrn" linear::HgrnConfig => linear::Hgrn;
+    Gsa "gsa" linear::GsaConfig => linear::Gsa;
+    Abc "abc" linear::AbcConfig => linear::Abc;
+    MesaNet "mesa_net" linear::MesaNetConfig => linear::MesaNet;
+    LogLinearAttention "log_linear_attention" linear::LogLinearAttentionConfig => linear::LogLinearAttention;
+
+    DeltaNet "deltanet" delta::DeltaNetConfig => delta::DeltaNet;
+    GatedDeltaNet "gated_deltanet" delta::GatedDeltaNetConfig => delta::GatedDeltaNet;
+    DeltaProduct "deltaproduct" delta::DeltaProductConfig => delta::DeltaProduct;
+    Kda "kda" delta::KdaConfig => delta::Kda;
+    Comba "comba" delta::CombaConfig => delta::Comba;
+    Dplr "dplr" delta::DplrConfig => delta::Dplr;
+    Longhorn "longhorn" delta::LonghornConfig => delta::Longhorn;
+    MomentumDeltaNet "momentum_deltanet" delta::MomentumDeltaNetConfig => delta::MomentumDeltaNet;
+
+    Rwkv4 "rwkv4" rwkv::Rwkv4Config => rwkv::Rwkv4;
+    Rwkv6 "rwkv6" rwkv::Rwkv6Config => rwkv::Rwkv6;
+    Rwkv7 "rwkv7" rwkv::Rwkv7Config => rwkv::Rwkv7;
+
+    Mamba2 "mamba2" ssm::Mamba2Config => ssm::Mamba2;
+    RgLru "rglru" rnn::RgLruConfig => rnn::RgLru;
+    Lstm "lstm" rnn::LstmConfig => rnn::Lstm;
+
+    Miras "miras" miras::MirasConfig => miras::Miras;
+    Moneta "moneta" miras::MonetaConfig => miras::Miras;
+    Yaad "yaad" miras::YaadConfig => miras::Miras;
+    Memora "memora" miras::MemoraConfig => miras::Miras;
+    Titans "titans" miras::TitansConfig => miras::Miras;
+    TttLinear "ttt_linear" miras::TttLinearConfig => miras::Ttt;
+    TttMlp "ttt_mlp" miras::TttMlpConfig => miras::Ttt;
 }
 
 impl MixerConfig {
