@@ -2,6 +2,8 @@
 //! a driver is there; `cargo xtask test` sets it. It goes through WGSL shaders (`wgpu`): SwiftShader does not
 //! support what Burn's SPIR-V matrix products need and returns wrong numbers for them.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use seqzoo::verify::{Options, Report, subjects, verify};
 use seqzoo_layers::device;
 
@@ -11,8 +13,19 @@ fn matrix(device: &str, options: Options) {
         return;
     }
     let device = device::open(device).expect("the device is compiled in");
-    let reports: Vec<Report> =
-        subjects(None).iter().map(|subject| verify(subject, &device, options)).collect();
+    // Rows take turns on all cores: a device in software is slow.
+    let rows = subjects(None);
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let take = || rows.get(next.fetch_add(1, Ordering::Relaxed));
+        std::iter::from_fn(take).map(|subject| verify(subject, &device, options)).collect::<Vec<_>>()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let reports: Vec<Report> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("no row panics")).collect()
+    });
+    assert_eq!(reports.len(), rows.len());
     let broken: Vec<_> = (reports.iter())
         .flat_map(|report| report.checks.iter().map(move |check| (&report.subject, check)))
         .filter(|(_, check)| !check.passed())

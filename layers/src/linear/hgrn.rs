@@ -72,7 +72,7 @@ impl HgrnConfig {
         let n = self.width.unwrap_or(d_model);
         require(n > 0, NAME, "width", n, "must be positive")?;
         let lower_bound = check_bound(self.lower_bound.unwrap_or(0.0), NAME)?;
-        let (NormConfig::Rms { eps, .. } | NormConfig::Layer { eps }) = self.norm;
+        let eps = self.norm.eps();
         require(eps > 0.0, NAME, "norm.eps", eps, "must be positive")?;
         let inner = if self.complex { 2 * n } else { n };
         let mut conv =

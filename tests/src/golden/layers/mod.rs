@@ -1,15 +1,15 @@
 //! Cases of one operator, layer or block: which of our layers computes which architecture.
 
 mod attention;
-mod linear;
 mod delta;
+mod linear;
 mod moh;
 mod operators;
 mod recurrent;
-mod softmax;
-mod test_time;
 mod rwkv;
+mod softmax;
 mod solvers;
+mod test_time;
 mod transformers;
 mod transnormer;
 
