@@ -10,7 +10,7 @@
 //! | Taylor | `[1, x n^{-1/4}, x xᵀ / √(2n)]`, so `φ(q)·φ(k) = 1 + s + s²/2`, `s = q·k/√n` (2402.18668) | `1 + n + n(n+1)/2` |
 //! | ReBased | `z zᵀ / √n`, `z = γ ∘ norm(x) + β`, so `φ(q)·φ(k) = s²` (2402.10644) | `n(n+1)/2` |
 //! | Hedgehog | `softmax[2(Wx+b), -2(Wx+b)]` (2402.04347) | `2n` |
-//! | FAVOR+ | `m^{-1/2} (exp(w_j·x̃ - |x̃|²/2) + 1e-4)`, `x̃ = n^{-1/4} x`, orthogonal random `w_j` (2009.14794) | `n ln n` |
+//! | FAVOR+ | `m^{-1/2} (exp(w_j·x̃ - ‖x̃‖²/2) + 1e-4)`, `x̃ = n^{-1/4} x`, orthogonal random `w_j` (2009.14794) | `n ln n` |
 //! | cosFormer | `relu(x) ∘ [sin θ_i, cos θ_i]`, `θ_i = π i / 2M` at position `i` (2202.08791) | `2n` |
 //!
 //! Products `x xᵀ` are symmetric: each pair of channels is kept once, times √2.
@@ -141,7 +141,7 @@ impl FeatureMap {
         let linear = match self {
             Self::T2r { .. } => Some(init.linear(n, m)),
             Self::Hedgehog { .. } => {
-                let identity = (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 }).collect();
+                let identity = (0..n * n).map(|i| if i.is_multiple_of(n + 1) { 1.0 } else { 0.0 }).collect();
                 let (weight, bias) = (init.param([n, n], identity), init.constant([n], 0.0));
                 Some(Linear { weight, bias: Some(bias) })
             }
@@ -296,7 +296,7 @@ pub fn taylor_features(x: Tensor<4>) -> Tensor<4> {
 /// What is subtracted from FAVOR+'s exponents, a constant for the gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FavorShift {
-    /// Nothing; exponents above 30 count as 30. They are at most `|w_j|²/2`, and near that only for an `x̃` close
+    /// Nothing; exponents above 30 count as 30. They are at most `‖w_j‖²/2`, and near that only for an `x̃` close
     /// to `w_j`.
     None,
     /// The largest `w_j·x̃` of each token: for queries, whose scale the division by the sum undoes.
@@ -305,7 +305,7 @@ pub enum FavorShift {
     Head,
 }
 
-/// `m^{-1/2} (exp(w_j·x̃ - |x̃|²/2 - c) + 1e-4)`, `x̃ = n^{-1/4} x`: `[b, h, t, n] -> [b, h, t, m]` for the
+/// `m^{-1/2} (exp(w_j·x̃ - ‖x̃‖²/2 - c) + 1e-4)`, `x̃ = n^{-1/4} x`: `[b, h, t, n] -> [b, h, t, m]` for the
 /// rows `w_j` of `projection: [m, n]`.
 pub fn favor_features(x: Tensor<4>, projection: Tensor<2>, shift: FavorShift) -> Tensor<4> {
     let [m, n] = projection.dims();

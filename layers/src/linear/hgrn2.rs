@@ -176,8 +176,10 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::linear::GlaConfig;
     use crate::system::{MEMORY, Mixer};
-    use crate::testing::{Draw, numbers};
+    use crate::testing::{Draw, gap, numbers};
+    use crate::{Value, params};
 
     fn layer(config: &Hgrn2Config) -> Hgrn2 {
         config.init(8, &mut Init::new(1, &Device::flex())).unwrap()
@@ -201,6 +203,43 @@ mod tests {
         let crate::system::Io::Outer { k, .. } = system.io else { panic!("a matrix memory") };
         let sum = numbers(log_a.exp() + k);
         assert!(sum.iter().all(|sum| (sum - 1.0).abs() < 1e-6));
+    }
+
+    /// GLA whose key is tied to its gate: `k = sigmoid(-z)` where `α = sigmoid(z)`. Of one head, since HGRN2
+    /// normalises all heads together.
+    #[test]
+    fn it_is_gla_with_the_key_tied_to_the_gate() {
+        let device = Device::flex();
+        let config = Hgrn2Config { heads: 1, query_activation: Activation::Sigmoid, ..Default::default() };
+        let hgrn2 = layer(&config);
+        let config = GlaConfig {
+            heads: 1,
+            key_dim: Some(8),
+            feature_map: Activation::Sigmoid,
+            gate_rank: 8,
+            gate_temperature: 1.0,
+            output_gate: None,
+            ..Default::default()
+        };
+        let gla = config.init(8, &mut Init::new(2, &device)).unwrap();
+        let forget = hgrn2.f_proj.weight.val();
+        let named: [(&str, Value); 8] = [
+            ("qkv.q_proj.weight", hgrn2.q_proj.weight.val().into()),
+            ("qkv.k_proj.weight", forget.clone().neg().into()),
+            ("qkv.v_proj.weight", hgrn2.i_proj.weight.val().into()),
+            ("decay_down.weight", Tensor::<2>::eye(8, &device).into()),
+            ("decay_up.weight", forget.into()),
+            ("decay_up.bias", Tensor::<1>::zeros([8], &device).into()),
+            ("readout.norm.weight", hgrn2.norm.weight.val().into()),
+            ("readout.out_proj.weight", hgrn2.out_proj.weight.val().into()),
+        ];
+        let named = named.map(|(name, value)| (name.to_string(), value)).into();
+        let gla = params::assign(gla, named).unwrap();
+        let x = Draw::new(5).tensor::<3>([2, 13, 8], -2.0, 2.0);
+        let (a, a_end) = hgrn2.forward(x.clone(), Mixer::initial_state(&hgrn2, 2), Form::Auto).unwrap();
+        let (b, b_end) = gla.forward(x, Mixer::initial_state(&gla, 2), Form::Recurrent).unwrap();
+        assert!(gap(a, b) < 1e-5);
+        assert!(gap::<4>(a_end.get(MEMORY).unwrap(), b_end.get(MEMORY).unwrap()) < 1e-5);
     }
 
     #[test]

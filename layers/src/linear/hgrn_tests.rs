@@ -41,12 +41,12 @@ fn the_turning_frame_is_the_complex_recurrence() {
     let mut expected = vec![0.0; 9 * 6];
     let mut h = [(0.0, 0.0); 3];
     for t in 0..9 {
-        for n in 0..3 {
-            let (f, (re, im), (sin, cos)) = (f[t * 3 + n], h[n], theta[n].sin_cos());
+        for (n, h) in h.iter_mut().enumerate() {
+            let (f, (re, im), (sin, cos)) = (f[t * 3 + n], *h, theta[n].sin_cos());
             let turned = (re * cos - im * sin, im * cos + re * sin);
             let write = |c: f64| (1.0 - f) * c;
-            h[n] = (f * turned.0 + write(c[t * 6 + n]), f * turned.1 + write(c[t * 6 + 3 + n]));
-            (expected[t * 6 + n], expected[t * 6 + 3 + n]) = h[n];
+            *h = (f * turned.0 + write(c[t * 6 + n]), f * turned.1 + write(c[t * 6 + 3 + n]));
+            (expected[t * 6 + n], expected[t * 6 + 3 + n]) = *h;
         }
     }
     let h = Tensor::<3>::from_data(TensorData::new(expected, [1, 9, 6]), &Device::flex());

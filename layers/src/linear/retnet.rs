@@ -253,7 +253,12 @@ fn roots(decays: &[f64], starts: &[usize], v: &Tensor<4>) -> Tensor<4> {
     let [_, h, t, _] = v.dims();
     let uniform = starts.iter().all(|&start| start == starts[0]);
     let starts = if uniform { &starts[..1] } else { starts };
-    let root = |log: f64, position: usize| ((log * (position + 1) as f64).exp_m1() / log.exp_m1()).sqrt();
+    let root = |log: f64, position: usize| {
+        let tokens = (position + 1) as f64;
+        // The decay of a head beyond the thousandth is 1 in double precision.
+        let mass = if log == 0.0 { tokens } else { (log * tokens).exp_m1() / log.exp_m1() };
+        mass.sqrt()
+    };
     let values: Vec<f64> = starts
         .iter()
         .flat_map(|&start| {

@@ -76,6 +76,12 @@ fn dividing_the_scores_changes_nothing_but_the_epsilon() {
 fn row_masses_follow_from_the_position() {
     let v = Tensor::<4>::zeros([2, 2, 3, 1], &Device::flex());
     let found = numbers(roots(&retention_decays(2), &[0, 5], &v));
+    assert!(
+        numbers(roots(&[0.0, 0.0], &[3], &v))
+            .iter()
+            .zip([4.0_f64, 5.0, 6.0])
+            .all(|(a, b)| (a - b.sqrt()).abs() < 1e-6)
+    );
     let mut at = found.into_iter();
     for start in [0, 5] {
         for gamma in [31.0_f64 / 32.0, 63.0 / 64.0] {
