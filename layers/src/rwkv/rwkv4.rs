@@ -150,8 +150,9 @@ impl Mixer for Rwkv4 {
     fn initial_state(&self, batch: usize) -> State {
         let decay = self.decay.val();
         let last = no_token(batch, self.d_model, &decay);
-        let none = Averages::none([batch, 1, decay.dims()[0]], &last);
-        State::new(batch).with(SHIFT, last).with(LOG, none.log).with(MEAN, none.mean)
+        let (shape, options) = ([batch, 1, decay.dims()[0]], (&decay.device(), decay.dtype()));
+        let log = Tensor::<3>::full(shape, NEGATIVE, options);
+        State::new(batch).with(SHIFT, last).with(LOG, log).with(MEAN, Tensor::<3>::zeros(shape, options))
     }
 
     /// One token after the other, or in blocks: a chunk's tokens step together with those of all other chunks.
