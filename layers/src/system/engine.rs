@@ -111,6 +111,7 @@ fn spread_steps(q: Tensor<4>, m: usize) -> Tensor<4> {
 }
 
 /// [`run`] with one step per token and the read after it.
+#[cfg_attr(not(feature = "flex"), allow(unused_variables, reason = "there are kernels for Flex only"))]
 fn run_plain(
     transition: Transition,
     io: Io,
