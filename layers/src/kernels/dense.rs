@@ -235,6 +235,7 @@ fn tiles<E: Real, const FUSED: bool, const WIDE: usize>(job: Job<'_, E>) {
 }
 
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the tile stays in registers")]
 fn plain_tile<E: Real, const FUSED: bool, const WIDE: usize>(
     a: &Matrix<E>,
     b: &Matrix<E>,
@@ -260,6 +261,7 @@ fn plain_tile<E: Real, const FUSED: bool, const WIDE: usize>(
 }
 
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the tile stays in registers")]
 fn turned_tile<E: Real, const FUSED: bool, const WIDE: usize>(
     a: &Matrix<E>,
     b: &Matrix<E>,

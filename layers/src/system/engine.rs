@@ -122,6 +122,7 @@ pub(crate) fn chunk_size(form: Form, t: usize) -> Option<usize> {
 }
 
 /// [`run`] with one step per token and the read after it.
+#[cfg_attr(not(feature = "flex"), allow(unused_variables, reason = "there are kernels for Flex only"))]
 fn run_plain(
     transition: Transition,
     io: Io,

@@ -45,7 +45,7 @@ pub(crate) fn run(
 ) -> (Tensor<4>, Tensor<4>) {
     let [b, h, t, n] = k.dims();
     let log_a = log_a.unwrap_or_else(|| Tensor::zeros([1, 1, 1], (&k.device().inner(), k.dtype())));
-    let log_a = log_a.expand([b, h, t]);
+    let log_a = log_a.cast(k.dtype()).expand([b, h, t]);
     let [q, k, v, memory] = [q, k, v, memory].map(Tensor::into_dispatch);
     let block = block.min(LARGEST_BLOCK);
     let out = <Dispatch as Tiled>::tiled(q, k, v, log_a.into_dispatch(), memory, block);
