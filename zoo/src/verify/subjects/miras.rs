@@ -31,10 +31,15 @@ fn builder() -> Vec<(&'static str, Value)> {
             "gates": "row", "chunk": 4, "gate_rank": 4}),
         ),
         (
-            "mlp-all_d-exact_link",
-            json!({"arch": "miras", "heads": 2, "head_dim": 4, "memory": {"mlp": {"expansion": 2}},
-            "gates": "all_d", "bias": {"value_less": {}}, "retention": {"lq": {"q": 3,
-            "map": {"exact_link": {"scale": 1}}}}, "chunk": 4, "gate_rank": 4}),
+            "mlp-all_d",
+            json!({"arch": "miras", "heads": 2, "head_dim": 8, "memory": {"mlp": {"expansion": 2}},
+            "gates": "all_d", "bias": {"value_less": {"nu": 1}}, "eta_base": 0.001, "chunk": 4,
+            "gate_rank": 4}),
+        ),
+        (
+            "linear-exact_link",
+            json!({"arch": "miras", "heads": 2, "head_dim": 4, "memory": "linear", "bias": {"lp": {"p": 1.5}},
+            "retention": {"lq": {"q": 3, "map": {"exact_link": {"scale": 1}}}}, "chunk": 4, "gate_rank": 4}),
         ),
         (
             "linear-all_d-momentum",
@@ -96,7 +101,7 @@ fn members() -> Vec<(&'static str, Value)> {
             json!({"arch": "memora", "heads": 2, "head_dim": 4, "memory": "linear", "gates": "row",
             "chunk": 5, "eta_base": 0.5, "gate_rank": 4}),
         ),
-        ("mlp", json!({"arch": "titans", "heads": 2, "head_dim": 4, "chunk": 4, "gate_rank": 4})),
+        ("mlp", json!({"arch": "titans", "heads": 2, "head_dim": 8, "chunk": 4, "gate_rank": 4})),
         (
             "linear-row",
             json!({"arch": "titans", "heads": 2, "head_dim": 4, "memory": "linear", "gates": "row",
