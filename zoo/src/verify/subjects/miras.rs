@@ -8,7 +8,7 @@ pub(super) fn rows() -> Vec<(&'static str, Value)> {
 
 fn yaad() -> Vec<(&'static str, Value)> {
     vec![
-        ("mlp", json!({"arch": "yaad", "heads": 2, "head_dim": 4, "chunk": 4, "gate_rank": 4})),
+        ("mlp", json!({"arch": "yaad", "heads": 2, "head_dim": 8, "chunk": 4, "gate_rank": 4})),
         (
             "linear",
             json!({"arch": "yaad", "heads": 2, "head_dim": 4, "memory": "linear", "chunk": 5,
