@@ -99,7 +99,7 @@ fn members() -> Vec<(&'static str, Value)> {
         (
             "linear-row",
             json!({"arch": "memora", "heads": 2, "head_dim": 4, "memory": "linear", "gates": "row",
-            "chunk": 5, "eta_base": 0.5, "gate_rank": 4}),
+            "chunk": 5, "eta_base": 4.0, "gate_rank": 4}),
         ),
         ("mlp", json!({"arch": "titans", "heads": 2, "head_dim": 8, "chunk": 4, "gate_rank": 4})),
         (
