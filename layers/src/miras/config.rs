@@ -59,7 +59,7 @@ pub struct MirasConfig {
     /// Rank of the maps from a token to its gates.
     pub gate_rank: usize,
     /// Largest learning rate; `None` for 1 (vector, exact algorithms), `1/head_dim` (linear), `0.1/head_dim`
-    /// (MLP).
+    /// (MLP), each times `1 - start` with momentum.
     pub eta_base: Option<f64>,
     /// Threshold δ before training; `None` for the typical length of a residual then (a tenth of it for
     /// `value_shift`).
@@ -182,11 +182,13 @@ impl MirasConfig {
 
     fn default_eta(&self) -> f64 {
         let n = self.head_dim as f64;
-        match (self.algorithm, self.memory) {
+        let step = match (self.algorithm, self.memory) {
             (Algorithm::Implicit | Algorithm::ConjugateGradient { .. }, _) | (_, MemoryConfig::Vector) => 1.0,
             (_, MemoryConfig::Linear) => 1.0 / n,
             (_, MemoryConfig::Mlp { .. }) => 0.1 / n,
-        }
+        };
+        // A momentum repeats every step 1/(1 - μ) times.
+        step * (1.0 - self.algorithm.momentum().unwrap_or(0.0))
     }
 
     /// `value`: root mean square of a value's entries.

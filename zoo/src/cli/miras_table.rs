@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let same = rows.iter().all(|(_, error)| error.is_none_or(|error| error <= TOLERANCE));
     let mut out = String::new();
     if args.json {
-        let rows: Vec<_> = rows.iter().map(|(preset, error)| {
+        let rows = rows.iter().map(|(preset, error)| {
             let [memory, bias, retention, algorithm] = preset.choices();
             json!({
                 "name": preset.name, "paper": preset.paper, "update": preset.update, "memory": memory,

@@ -8,7 +8,7 @@ pub(super) fn rows() -> Vec<(&'static str, Value)> {
 
 fn yaad() -> Vec<(&'static str, Value)> {
     vec![
-        ("mlp", json!({"arch": "yaad", "heads": 2, "head_dim": 4, "chunk": 4, "gate_rank": 4})),
+        ("mlp", json!({"arch": "yaad", "heads": 2, "head_dim": 8, "chunk": 4, "gate_rank": 4})),
         (
             "linear",
             json!({"arch": "yaad", "heads": 2, "head_dim": 4, "memory": "linear", "chunk": 5,
@@ -31,10 +31,15 @@ fn builder() -> Vec<(&'static str, Value)> {
             "gates": "row", "chunk": 4, "gate_rank": 4}),
         ),
         (
-            "mlp-all_d-exact_link",
-            json!({"arch": "miras", "heads": 2, "head_dim": 4, "memory": {"mlp": {"expansion": 2}},
-            "gates": "all_d", "bias": {"value_less": {}}, "retention": {"lq": {"q": 3,
-            "map": {"exact_link": {"scale": 1}}}}, "chunk": 4, "gate_rank": 4}),
+            "mlp-all_d",
+            json!({"arch": "miras", "heads": 2, "head_dim": 8, "memory": {"mlp": {"expansion": 2}},
+            "gates": "all_d", "bias": {"value_less": {"nu": 1}}, "eta_base": 0.001, "chunk": 4,
+            "gate_rank": 4}),
+        ),
+        (
+            "linear-exact_link",
+            json!({"arch": "miras", "heads": 2, "head_dim": 4, "memory": "linear", "bias": {"lp": {"p": 1.5}},
+            "retention": {"lq": {"q": 3, "map": {"exact_link": {"scale": 1}}}}, "chunk": 4, "gate_rank": 4}),
         ),
         (
             "linear-all_d-momentum",
@@ -94,9 +99,9 @@ fn members() -> Vec<(&'static str, Value)> {
         (
             "linear-row",
             json!({"arch": "memora", "heads": 2, "head_dim": 4, "memory": "linear", "gates": "row",
-            "chunk": 5, "eta_base": 0.5, "gate_rank": 4}),
+            "chunk": 5, "eta_base": 4.0, "gate_rank": 4}),
         ),
-        ("mlp", json!({"arch": "titans", "heads": 2, "head_dim": 4, "chunk": 4, "gate_rank": 4})),
+        ("mlp", json!({"arch": "titans", "heads": 2, "head_dim": 8, "chunk": 4, "gate_rank": 4})),
         (
             "linear-row",
             json!({"arch": "titans", "heads": 2, "head_dim": 4, "memory": "linear", "gates": "row",
