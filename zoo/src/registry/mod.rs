@@ -84,6 +84,7 @@ registry! {
     Yaad "yaad" seqzoo_layers::miras::YaadConfig => seqzoo_layers::miras::Yaad;
     TttLinear "ttt_linear" seqzoo_layers::miras::TttLinearConfig => seqzoo_layers::miras::Ttt;
     TttMlp "ttt_mlp" seqzoo_layers::miras::TttMlpConfig => seqzoo_layers::miras::Ttt;
+    NeuralMemory "titans_neural_memory" seqzoo_layers::miras::NeuralMemoryConfig => seqzoo_layers::miras::NeuralMemory;
 }
 
 impl MixerConfig {

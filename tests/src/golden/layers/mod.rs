@@ -77,6 +77,7 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("ttt_mlp", test_time::ttt_mlp, All),
     ("fla_ttt_linear", test_time::fla_ttt_linear, All),
     ("fla_titans_linear", test_time::fla_titans_linear, All),
+    ("titans_neural_memory", test_time::neural_memory, All),
 ];
 
 /// One token at a time, chunks that do not divide the lengths, chunks that do, all at once.
