@@ -22,7 +22,7 @@ pub(super) fn rows() -> Vec<(&'static str, Value)> {
             "mini_batch": 3, "rope": null, "gate": true}),
         ),
         ("default", json!({"arch": "titans_neural_memory", "heads": 2, "head_dim": 4})),
-        // Wide enough for the memory's norm: over four channels it magnifies rounding without bound.
+        // Wide enough for the norm: over four channels its gradient can magnify rounding beyond the tolerances.
         (
             "chunked-refreshed",
             json!({"arch": "titans_neural_memory", "heads": 2, "head_dim": 8, "chunk": 3, "refresh": 6,
