@@ -19,6 +19,8 @@ mod memory;
 #[allow(clippy::module_inception, reason = "one file per architecture, named after it")]
 mod miras;
 mod moneta;
+mod neural_memory;
+mod neural_model;
 mod preset;
 mod presets;
 mod retention;
@@ -38,6 +40,8 @@ pub use memora::MemoraConfig;
 pub use memory::{FlatMemory, Memory, MemoryConfig, MlpMemory};
 pub use miras::{Learner, Miras};
 pub use moneta::MonetaConfig;
+pub use neural_memory::{NeuralMemory, NeuralMemoryConfig};
+pub use neural_model::NeuralModel;
 pub use presets::{Preset, Twin, presets};
 pub use retention::{Divergence, LqMap, Retention};
 pub use titans::TitansConfig;

@@ -138,14 +138,19 @@ impl TttFast {
             self.sum = None;
         } else if boundary.iter().any(|&row| row) {
             let Some(like) = self.start.first() else { return };
-            let flags: Vec<f32> = boundary.iter().map(|&row| f32::from(row)).collect();
-            let data = TensorData::new(flags, [boundary.len(), 1, 1, 1]);
-            let new = Tensor::<4>::from_data(data, (&like.device().inner(), like.dtype()));
+            let new = row_flags(boundary, like);
             self.start = self.now(&(scale.clone() * new.clone()));
             let old = new.neg().add_scalar(1.0);
             self.sum = self.sum.take().map(|sum| sum.into_iter().map(|g| g * old.clone()).collect());
         }
     }
+}
+
+/// 1 in the marked rows, else 0: `[b, 1, 1, 1]`.
+pub(super) fn row_flags(rows: &[bool], like: &Tensor<4>) -> Tensor<4> {
+    let flags: Vec<f32> = rows.iter().map(|&row| f32::from(row)).collect();
+    let data = TensorData::new(flags, [rows.len(), 1, 1, 1]);
+    Tensor::from_data(data, (&like.device().inner(), like.dtype()))
 }
 
 /// `(x, 1)`: the entry that the bias multiplies.

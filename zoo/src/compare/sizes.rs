@@ -53,6 +53,9 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         "ttt_mlp" => {
             json!({ "heads": HEADS / 2, "head_dim": head_dim, "memory": { "expansion": 1 } })
         }
+        "titans_neural_memory" => {
+            json!({ "heads": HEADS / 2, "head_dim": head_dim, "expansion": 1 })
+        }
         "mamba2" => {
             let expand = (HEADS * head_dim) as f64 / d_model as f64;
             json!({ "expand": expand, "head_dim": head_dim, "state": head_dim })

@@ -118,6 +118,7 @@ registry! {
     Titans "titans" miras::TitansConfig => miras::Miras;
     TttLinear "ttt_linear" miras::TttLinearConfig => miras::Ttt;
     TttMlp "ttt_mlp" miras::TttMlpConfig => miras::Ttt;
+    NeuralMemory "titans_neural_memory" miras::NeuralMemoryConfig => miras::NeuralMemory;
 }
 
 impl MixerConfig {

@@ -111,6 +111,7 @@ const ADAPTERS: &[(&str, Run, Forms)] = &[
     ("fla_mesa_net", solvers::mesa_net, All),
     ("fla_log_linear_attn", solvers::log_linear, All),
     ("transnormerllm_block", transnormer::block, All),
+    ("titans_neural_memory", test_time::neural_memory, All),
 ];
 
 /// One token at a time, chunks that do not divide the lengths, chunks that do, all at once.

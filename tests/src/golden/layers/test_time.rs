@@ -2,7 +2,9 @@
 
 use burn::tensor::Tensor;
 use seqzoo_layers::Init;
-use seqzoo_layers::miras::{HiddenLayer, OneMap, TttConfig, TttFast, TttKind, TttMemory, TttTokens};
+use seqzoo_layers::miras::{
+    HiddenLayer, NeuralMemoryConfig, OneMap, TttConfig, TttFast, TttKind, TttMemory, TttTokens,
+};
 use seqzoo_layers::nn::{RopeConfig, rms_normalize};
 use seqzoo_layers::params::{self, Named};
 use seqzoo_layers::system::{Form, Mixer, System, Transition, engine};
@@ -126,6 +128,51 @@ pub(super) fn fla_titans_linear(case: &Case, form: Form) -> Result<Outputs> {
     let y = Tensor::cat(out, 2);
     let y = y.clone() + standardize(y).0 * gain + bias;
     Ok(vec![("y", y.into()), ("final_state", both.narrow(2, 0, n).into())])
+}
+
+/// titans-pytorch's layer. `w.memory_model.*` is the memory before it was copied to every head.
+pub(super) fn neural_memory(case: &Case, form: Form) -> Result<Outputs> {
+    let (n, factor) = (case.size("dim_head")?, case.number("expansion_factor").unwrap_or(4.0));
+    let config = NeuralMemoryConfig {
+        heads: case.size("heads")?,
+        head_dim: n,
+        expansion: factor as usize,
+        chunk: case.size("chunk_size")?,
+        max_lr: 1.0,
+        // torch's: the smallest number that changes 1
+        norm_eps: f64::from(f32::EPSILON),
+        ..Default::default()
+    };
+    let mut named = Named::new();
+    for norm in ["store_norm.weight", "retrieve_norm.weight"] {
+        named.insert(norm.into(), case.get::<1>(&format!("w.{norm}"))?.into());
+    }
+    for (ours, theirs) in [
+        ("q_proj", "to_queries"),
+        ("k_proj", "to_keys"),
+        ("v_proj", "to_values"),
+        ("step_proj", "to_adaptive_step.0"),
+        ("forget_proj", "to_decay_factor.0"),
+        ("momentum_proj", "to_momentum.0"),
+        ("gate_proj", "retrieve_gate.0"),
+        ("out_proj", "combine_heads"),
+    ] {
+        let [weight, bias] = ["weight", "bias"].map(|field| format!("w.{theirs}.{field}"));
+        if case.has(&weight) {
+            named.insert(format!("{ours}.weight"), case.linear(&weight)?);
+        }
+        if case.has(&bias) {
+            named.insert(format!("{ours}.bias"), case.get::<1>(&bias)?.into());
+        }
+    }
+    named.insert("memory.gain".into(), case.get::<2>("w.memory_model_parameters.0")?.into());
+    named.insert("memory.w1".into(), case.get::<3>("w.memory_model_parameters.1")?.into());
+    named.insert("memory.w2".into(), case.get::<3>("w.memory_model_parameters.2")?.into());
+    let layer = config.init(case.size("dim")?, &mut Init::new(0, case.device()))?;
+    let layer = params::assign(layer, named)?;
+    let x = case.get::<3>("in.x")?;
+    let state = layer.initial_state(x.dims()[0]);
+    Ok(vec![("y", layer.forward(x, state, form)?.0.into())])
 }
 
 /// `(z - mean) / deviation` and the deviation, over the last axis.

@@ -19,4 +19,13 @@ pub(super) const ALL: &[Architecture] = &[
                 the sums of gradients since",
         equations: "as ttt_linear with f(x) = x + LN(gelu(x W1 + b1) W2 + b2)",
     },
+    Architecture {
+        name: "titans_neural_memory",
+        title: "Titans neural memory, as in titans-pytorch (deep memory with momentum, a step per chunk)",
+        paper: "2501.00663",
+        state: "weights of a two-layer memory per head, [b, h, n, m], [b, h, m, n] and [b, h, 1, n], and their \
+                momentum; inside a chunk also its gradient",
+        equations: "S_c = μ_c S_{c-1} - Σ_t η_t ∇mean(M(k_t; W_a) - v_t)²,  W_c = (1 - α_c) W_{c-1} + S_c,  \
+                    y_t = M(q_t; W_c)",
+    },
 ];

@@ -21,5 +21,16 @@ pub(super) fn rows() -> Vec<(&'static str, Value)> {
             json!({"arch": "ttt_mlp", "heads": 2, "head_dim": 4, "memory": {"expansion": 1},
             "mini_batch": 3, "rope": null, "gate": true}),
         ),
+        ("default", json!({"arch": "titans_neural_memory", "heads": 2, "head_dim": 4})),
+        // Wide enough for the norm: over four channels its gradient can magnify rounding beyond the tolerances.
+        (
+            "chunked-refreshed",
+            json!({"arch": "titans_neural_memory", "heads": 2, "head_dim": 8, "chunk": 3, "refresh": 6,
+            "expansion": 1, "max_lr": 0.02}),
+        ),
+        (
+            "one-head",
+            json!({"arch": "titans_neural_memory", "heads": 1, "head_dim": 16, "chunk": 4, "momentum_bias": 1.0}),
+        ),
     ]
 }
