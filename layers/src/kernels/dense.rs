@@ -1,5 +1,6 @@
 //! Products of small matrices, on plain slices. Every product adds up a register tile of a few rows and columns,
-//! in a loop that the compiler turns into vector instructions.
+//! in a loop that the compiler turns into vector instructions. Loops are plain ones and small functions marked `inline`:
+//! without link-time optimization (`lto = "off"`) closures and adapters of iterators stay calls, and take thrice as long.
 
 use std::ops::{Add, AddAssign, Mul, MulAssign};
 
@@ -30,10 +31,12 @@ pub(crate) trait Real:
 macro_rules! real {
     ($real:ty, $wide:literal, $narrow:literal) => {
         impl Real for $real {
+            #[inline(always)]
             fn of(x: f64) -> Self {
                 x as $real
             }
 
+            #[inline(always)]
             fn to_f64(self) -> f64 {
                 f64::from(self)
             }
@@ -111,47 +114,63 @@ impl<E: Real> Matrix<E> {
     }
 
     /// A row's numbers.
+    #[inline]
     pub(crate) fn row(&self, row: usize) -> &[E] {
         &self.numbers[row * self.stride..][..self.columns]
     }
 
     /// All rows.
+    #[inline]
     pub(crate) fn rows(&self) -> impl Iterator<Item = &[E]> {
         self.numbers.chunks_exact(self.stride).take(self.rows).map(|row| &row[..self.columns])
     }
 
     /// All rows.
+    #[inline]
     pub(crate) fn rows_mut(&mut self) -> impl Iterator<Item = &mut [E]> {
         let columns = self.columns;
         self.numbers.chunks_exact_mut(self.stride).take(self.rows).map(move |row| &mut row[..columns])
     }
 
     /// Multiplies every row by its own factor.
+    #[inline]
     pub(crate) fn scale_rows(&mut self, factors: &[E]) {
         for (row, &factor) in self.rows_mut().zip(factors) {
-            row.iter_mut().for_each(|x| *x *= factor);
+            for x in row {
+                *x *= factor;
+            }
         }
     }
 
     /// Multiplies everything.
+    #[inline]
     pub(crate) fn scale(&mut self, factor: E) {
-        self.rows_mut().flatten().for_each(|x| *x *= factor);
+        for row in self.rows_mut() {
+            for x in row {
+                *x *= factor;
+            }
+        }
     }
 
     /// Adds a matrix of the same size.
+    #[inline]
     pub(crate) fn add(&mut self, other: &Self) {
         for (row, other) in self.rows_mut().zip(other.rows()) {
-            row.iter_mut().zip(other).for_each(|(x, &y)| *x += y);
+            for (x, &y) in row.iter_mut().zip(other) {
+                *x += y;
+            }
         }
     }
 
     /// Copies a matrix of the same size and stride.
+    #[inline]
     pub(crate) fn copy_from(&mut self, other: &Self) {
         self.resize(other.rows, other.columns);
         self.rows_mut().zip(other.rows()).for_each(|(row, other)| row.copy_from_slice(other));
     }
 
     /// Becomes the transpose of `other`.
+    #[inline]
     pub(crate) fn set_transpose(&mut self, other: &Self) {
         self.resize(other.columns, other.rows);
         let stride = self.stride;
@@ -167,44 +186,53 @@ impl<E: Real> Matrix<E> {
     }
 
     /// `self = a b`
+    #[inline]
     pub(crate) fn set_product(&mut self, a: &Self, b: &Self, part: Part) {
         self.resize(a.rows, b.columns);
         E::product(Job { c: self, a, turned: false, b, part, add: false });
     }
 
     /// `self += a b`
+    #[inline]
     pub(crate) fn add_product(&mut self, a: &Self, b: &Self, part: Part) {
         E::product(Job { c: self, a, turned: false, b, part, add: true });
     }
 
     /// `self = aᵀ b`
+    #[inline]
     pub(crate) fn set_turned_product(&mut self, a: &Self, b: &Self, part: Part) {
         self.resize(a.columns, b.columns);
         E::product(Job { c: self, a, turned: true, b, part, add: false });
     }
 
     /// `self += aᵀ b`
+    #[inline]
     pub(crate) fn add_turned_product(&mut self, a: &Self, b: &Self, part: Part) {
         E::product(Job { c: self, a, turned: true, b, part, add: true });
     }
 }
 
 /// `Σ x y`, added up in `f64`.
+#[inline]
 pub(crate) fn dot<E: Real>(x: &[E], y: &[E]) -> f64 {
     // Four sums at a time: one would wait for itself.
     let mut sums = [0.0; 4];
     let (x, x_rest) = x.as_chunks::<4>();
     let (y, y_rest) = y.as_chunks::<4>();
     for (x, y) in x.iter().zip(y) {
-        for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
-            *sum += x.to_f64() * y.to_f64();
+        for i in 0..4 {
+            sums[i] += x[i].to_f64() * y[i].to_f64();
         }
     }
-    let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| x.to_f64() * y.to_f64()).sum();
-    sums.iter().sum::<f64>() + rest
+    let mut sum = sums[0] + sums[1] + sums[2] + sums[3];
+    for (x, y) in x_rest.iter().zip(y_rest) {
+        sum += x.to_f64() * y.to_f64();
+    }
+    sum
 }
 
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the tile stays in registers")]
 fn tiles<E: Real, const FUSED: bool, const WIDE: usize>(job: Job<'_, E>) {
     let Job { c, a, turned, b, part, add } = job;
     let depth = if turned { a.rows } else { a.columns };
@@ -224,10 +252,12 @@ fn tiles<E: Real, const FUSED: bool, const WIDE: usize>(job: Job<'_, E>) {
             } else {
                 plain_tile::<E, FUSED, WIDE>(a, b, row, column, from, to)
             };
-            let out = c.numbers.chunks_exact_mut(c.stride).skip(row);
-            for (out, tile) in out.zip(tile) {
-                for (out, sum) in out[column..][..WIDE].iter_mut().zip(tile) {
-                    *out = if add { *out + sum } else { sum };
+            for i in 0..TALL {
+                let out: &mut [E; WIDE] = c.numbers[(row + i) * c.stride + column..]
+                    .first_chunk_mut()
+                    .expect("rows are padded to whole tiles");
+                for j in 0..WIDE {
+                    out[j] = if add { out[j] + tile[i][j] } else { tile[i][j] };
                 }
             }
         }
@@ -245,11 +275,13 @@ fn plain_tile<E: Real, const FUSED: bool, const WIDE: usize>(
     to: usize,
 ) -> [[E; WIDE]; TALL] {
     let mut tile = [[E::default(); WIDE]; TALL];
-    let left: [&[E]; TALL] =
-        std::array::from_fn(|i| &a.numbers[(row + i) * a.stride + from..(row + i) * a.stride + to]);
-    let right = b.numbers[from * b.stride..to * b.stride].chunks_exact(b.stride);
-    for (k, right) in right.enumerate() {
-        let right: &[E; WIDE] = right[column..].first_chunk().expect("rows are padded to whole tiles");
+    let mut left: [&[E]; TALL] = [&[]; TALL];
+    for i in 0..TALL {
+        left[i] = &a.numbers[(row + i) * a.stride..][..to];
+    }
+    for k in from..to {
+        let right: &[E; WIDE] =
+            b.numbers[k * b.stride + column..].first_chunk().expect("rows are padded to whole tiles");
         for i in 0..TALL {
             let x = left[i][k];
             for j in 0..WIDE {
@@ -271,11 +303,11 @@ fn turned_tile<E: Real, const FUSED: bool, const WIDE: usize>(
     to: usize,
 ) -> [[E; WIDE]; TALL] {
     let mut tile = [[E::default(); WIDE]; TALL];
-    let left = a.numbers[from * a.stride..to * a.stride].chunks_exact(a.stride);
-    let right = b.numbers[from * b.stride..to * b.stride].chunks_exact(b.stride);
-    for (left, right) in left.zip(right) {
-        let left: &[E; TALL] = left[row..].first_chunk().expect("rows are padded to whole tiles");
-        let right: &[E; WIDE] = right[column..].first_chunk().expect("rows are padded to whole tiles");
+    for k in from..to {
+        let left: &[E; TALL] =
+            a.numbers[k * a.stride + row..].first_chunk().expect("rows are padded to whole tiles");
+        let right: &[E; WIDE] =
+            b.numbers[k * b.stride + column..].first_chunk().expect("rows are padded to whole tiles");
         for i in 0..TALL {
             for j in 0..WIDE {
                 let sum = tile[i][j];

@@ -42,9 +42,13 @@ impl<E: Real> Decay<E> {
         for (out, log) in self.between.rows_mut().zip(&self.log) {
             let a = log.exp();
             total *= a;
-            self.row.iter_mut().for_each(|x| *x *= a);
+            for x in &mut self.row {
+                *x *= a;
+            }
             self.row.push(1.0);
-            out.iter_mut().zip(&self.row).for_each(|(out, &x)| *out = E::of(x));
+            for (out, &x) in out.iter_mut().zip(&self.row) {
+                *out = E::of(x);
+            }
             self.from_start.push(E::of(total));
         }
         self.to_end.clear();
@@ -53,9 +57,12 @@ impl<E: Real> Decay<E> {
     }
 
     /// Multiplies the lower triangle of scores, and clears what would look ahead.
+    #[inline]
     pub(super) fn apply(&self, scores: &mut Matrix<E>) {
         for (i, (row, factors)) in scores.rows_mut().zip(self.between.rows()).enumerate() {
-            row[..=i].iter_mut().zip(factors).for_each(|(x, &factor)| *x *= factor);
+            for (x, &factor) in row[..=i].iter_mut().zip(factors) {
+                *x *= factor;
+            }
             row[i + 1..].fill(E::default());
         }
     }
