@@ -97,6 +97,11 @@ impl Default for MirasConfig {
     }
 }
 
+/// `0.5`, `16`, `1e-5`
+fn number_text(x: f64) -> String {
+    if x != 0.0 && x.abs() < 1e-3 { format!("{x:e}") } else { x.to_string() }
+}
+
 /// A choice as its name in configurations and its values: `lp(p = 3, clip = 10)`.
 pub(crate) fn label<T: Serialize>(choice: &T) -> String {
     use serde_json::Value;
@@ -108,7 +113,7 @@ pub(crate) fn label<T: Serialize>(choice: &T) -> String {
                     let values = values.iter().filter(|(_, value)| !value.is_null());
                     let text = |value: &Value| match value {
                         Value::Object(_) | Value::String(_) => label(value),
-                        Value::Number(number) => number.as_f64().map_or(String::new(), |x| x.to_string()),
+                        Value::Number(number) => number.as_f64().map_or(String::new(), number_text),
                         other => other.to_string(),
                     };
                     let list: Vec<_> =

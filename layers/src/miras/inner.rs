@@ -189,10 +189,10 @@ pub(crate) struct Seen<'a> {
     pub(crate) residual: Tensor<4>,
     /// The last step's gradient
     pub(crate) factors: &'a [Factor],
-    /// The weights before the token
-    pub(crate) before: Vec<Tensor<4>>,
-    /// The weights after it
-    pub(crate) after: &'a [Tensor<4>],
+    /// The memory before the token
+    pub(crate) before: &'a Fast,
+    /// The memory after it
+    pub(crate) after: &'a Fast,
 }
 
 /// The reference: every `A_t` is formed. Shows each token to `observe`.
@@ -204,7 +204,7 @@ pub(crate) fn recurrent(
     mut observe: impl FnMut(Seen<'_>),
 ) -> (Tensor<4>, Fast) {
     let mut out = Vec::with_capacity(tokens.len());
-    let mut before = fast.weights(&rule.map);
+    let mut before = fast.clone();
     for (t, token) in tokens.unbind().into_iter().enumerate() {
         let mut last = None;
         for step in 0..rule.steps {
@@ -219,14 +219,14 @@ pub(crate) fn recurrent(
             }
             last = Some((factors, residual));
         }
-        let after = fast.weights(&rule.map);
+        let after = fast.clone();
         clock.refresh(&rule.map, &mut fast, t + 1);
         out.push(match rule.read {
-            ReadAt::Token => rule.memory.read_at(&after, token.q.clone()),
+            ReadAt::Token => rule.memory.read_at(&after.weights(&rule.map), token.q.clone()),
             ReadAt::Boundary => rule.memory.read_at(&rule.map.at_anchor(&fast.anchor), token.q.clone()),
         });
         if let Some((factors, residual)) = last {
-            observe(Seen { token, residual, factors: &factors, before, after: &after });
+            observe(Seen { token, residual, factors: &factors, before: &before, after: &after });
         }
         before = after;
     }

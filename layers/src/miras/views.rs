@@ -113,11 +113,12 @@ impl Miras {
         let bias = self.config.bias;
         let gradient = |r, v, delta| bias.gradient(r, v, delta);
         let (mut trace, mut weights) = (Trace::default(), Some(Vec::new()));
-        recurrent(&self.rule(memory, &gradient), tokens, fast, clock, |seen| {
+        let rule = self.rule(memory, &gradient);
+        recurrent(&rule, tokens, fast, clock, |seen| {
             let Tokens { k, v, delta, .. } = seen.token;
-            let residual = memory.read_at(&seen.before, k) - v.clone();
+            let residual = memory.read_at(&seen.before.weights(&rule.map), k) - v.clone();
             trace.losses.push(bias.loss(residual, v, delta.clone()));
-            trace.norms.extend(root_of_sum(seen.after.iter().map(squares)));
+            trace.norms.extend(root_of_sum(seen.after.weights(&rule.map).iter().map(squares)));
             trace.surprises.extend(root_of_sum(seen.factors.iter().map(rank_one_squares)));
             weights = weights.take().zip(bias.weight(seen.residual, delta)).map(|(mut all, weight)| {
                 all.push(weight);

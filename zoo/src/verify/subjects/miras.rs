@@ -54,8 +54,8 @@ fn builder() -> Vec<(&'static str, Value)> {
         (
             "linear-chi_square",
             json!({"arch": "miras", "heads": 2, "head_dim": 4, "memory": "linear",
-            "retention": {"f_divergence": {"divergence": "chi_square"}}, "eta_base": 0.5, "chunk": 4,
-            "gate_rank": 4}),
+            "retention": {"f_divergence": {"divergence": "chi_square"}}, "read": "boundary", "eta_base": 0.5,
+            "chunk": 4, "gate_rank": 4}),
         ),
         (
             "vector-bregman",
