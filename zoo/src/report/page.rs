@@ -2,13 +2,11 @@
 
 use std::fmt::Write;
 
+use super::document::document;
 use super::svg::{self, escape};
 use super::words::{bytes, count, duration, percent};
 use super::{charts, findings, heatmap, style_of, summary};
 use crate::compare::{Entry, MapKind, ModelSizes, Results, Status, Training};
-
-const STYLE: &str = include_str!("style.css");
-const SCRIPT: &str = include_str!("script.js");
 
 /// The page.
 pub fn render(results: &Results) -> String {
@@ -17,14 +15,7 @@ pub fn render(results: &Results) -> String {
         1 => format!("{}, measured", findings::short(&results.entries[0])),
         n => format!("{} ways to remember a sequence", words_for(n)),
     };
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <meta name=\"color-scheme\" content=\"light dark\"><title>{0} · seqzoo</title>\
-         <style>{STYLE}{1}</style></head><body><main>",
-        escape(&title),
-        highlight_rules(results)
-    );
+    let mut out = String::new();
     let _ = write!(
         out,
         "<header><p class=\"eyebrow\">seqzoo compare</p><h1>{}</h1><p class=\"lead\">{}</p>{}</header>",
@@ -86,13 +77,13 @@ pub fn render(results: &Results) -> String {
     );
     maps(&mut out, results);
     how(&mut out, results);
-    let _ = writeln!(
+    let _ = write!(
         out,
         "<footer>Written by seqzoo {}. Timings vary from run to run and machine to machine; every other number \
-         follows from the seed.</footer></main><script>{SCRIPT}</script></body></html>",
+         follows from the seed.</footer>",
         escape(&results.version)
     );
-    out
+    document(&title, &highlight_rules(results), &out)
 }
 
 fn words_for(n: usize) -> String {
