@@ -1,7 +1,7 @@
 //! The figures of the report: which numbers go on which axes.
 
 use super::figure::{axis, figure, lengths_axis, powers_of_two, ys};
-use super::page::slug;
+use super::legend::slug;
 use super::svg::{Axis, LineChart, Scale, Series};
 use super::words::{bytes, count, digits, length, milliseconds, percent};
 use super::{findings, style_of};

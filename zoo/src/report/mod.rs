@@ -6,6 +6,7 @@ mod document;
 pub mod figure;
 mod findings;
 mod heatmap;
+pub mod legend;
 mod page;
 mod summary;
 pub mod svg;

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::document::document;
-use super::svg::{self, escape};
+use super::legend::{Key, legend, rules, swatch};
+use super::svg::escape;
 use super::words::{bytes, count, duration, percent};
 use super::{charts, findings, heatmap, style_of, summary};
 use crate::compare::{Entry, MapKind, ModelSizes, Results, Status, Training};
@@ -32,18 +33,7 @@ pub fn render(results: &Results) -> String {
         }
         out.push_str("</ul>");
     }
-    out.push_str("<fieldset class=\"keys\"><legend>Architectures: untick to hide</legend>");
-    for entry in &results.entries {
-        let _ = write!(
-            out,
-            "<label class=\"key {0}\"><input type=\"checkbox\" checked id=\"show-{1}\">{2}{3}</label>",
-            class(results, entry),
-            slug(&entry.name),
-            swatch(results, &entry.name),
-            escape(&findings::short(entry))
-        );
-    }
-    out.push_str("</fieldset>");
+    out.push_str(&legend(&keys(results)));
     table(&mut out, results);
     let recall = &results.recall;
     section(
@@ -83,7 +73,7 @@ pub fn render(results: &Results) -> String {
          follows from the seed.</footer>",
         escape(&results.version)
     );
-    document(&title, &highlight_rules(results), &out)
+    document(&title, &rules(&keys(results)), &out)
 }
 
 fn words_for(n: usize) -> String {
@@ -112,36 +102,14 @@ fn notice(results: &Results) -> String {
     format!("<p class=\"notice\">{note}</p>")
 }
 
-/// Letters, digits, `_` and `-` only: usable in class names and ids.
-pub(super) fn slug(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).collect()
-}
-
-fn class(results: &Results, entry: &Entry) -> String {
-    format!("s{} a-{}", style_of(results, &entry.name), slug(&entry.name))
-}
-
-/// Hiding and highlighting by the legend, without a script.
-fn highlight_rules(results: &Results) -> String {
-    let mut out = String::new();
-    for entry in &results.entries {
-        let slug = slug(&entry.name);
-        let _ = write!(
-            out,
-            "body:has(#show-{slug}:not(:checked)) .chart .a-{slug}{{display:none}}\
-             body:has(.key.a-{slug}:hover,#show-{slug}:focus-visible) .chart .s:not(.a-{slug}){{opacity:.13}}"
-        );
-    }
-    out
-}
-
-fn swatch(results: &Results, name: &str) -> String {
-    let style = style_of(results, name);
-    format!(
-        "<svg class=\"swatch s{style}\" viewBox=\"0 0 24 14\" aria-hidden=\"true\"><path d=\"M1 7H23\"/>\
-         <path class=\"mark\" d=\"{}\"/></svg>",
-        svg::marker(style, 12.0, 7.0)
-    )
+/// One key per architecture.
+fn keys(results: &Results) -> Vec<Key> {
+    let key = |e: &Entry| Key {
+        name: e.name.clone(),
+        label: findings::short(e),
+        style: style_of(results, &e.name),
+    };
+    results.entries.iter().map(key).collect()
 }
 
 fn section(out: &mut String, title: &str, intro: &str, figures: &[String]) {
@@ -168,7 +136,7 @@ fn table(out: &mut String, results: &Results) {
         let _ = write!(
             out,
             "<tr><th scope=\"row\"><div>{}<span>{}<small>{}</small></span></div></th>",
-            swatch(results, &entry.name),
+            swatch(style_of(results, &entry.name)),
             escape(&findings::short(entry)),
             escape(&entry.state)
         );
@@ -204,7 +172,7 @@ fn maps(out: &mut String, results: &Results) {
         let _ = write!(
             out,
             "<figure class=\"card\"><h3>{}{}</h3><div class=\"pair\">",
-            swatch(results, &entry.name),
+            swatch(style_of(results, &entry.name)),
             escape(&name)
         );
         for map in &entry.maps {
