@@ -11,7 +11,7 @@ use crate::point::{MACHINE, Point, Sizes, Task};
 pub enum Preset {
     /// At most three minutes on two idle cores.
     Quick,
-    /// Every form, length and batch.
+    /// Every form, more lengths and batches: about twenty minutes for the nine.
     Full,
     /// Everything once, on one thread: for quantities that are counted and not timed.
     Counted,
@@ -28,6 +28,8 @@ pub struct Effort {
     pub least: usize,
     /// and at most so many.
     pub most: usize,
+    /// Factor by which each is stretched: 1, or more to see whether `compare` notices.
+    pub stretch: f64,
 }
 
 /// What the user asked for.
@@ -85,7 +87,7 @@ impl Preset {
     fn shape(self) -> Shape {
         let quick = Shape {
             rounds: 3,
-            effort: Effort { seconds: 0.1, least: 3, most: 64 },
+            effort: Effort { seconds: 0.1, least: 3, most: 64, stretch: 1.0 },
             lengths: &[128, 512, 1024, 2048, 4096],
             train: &[128, 512, 2048],
             constant_tokens: 2048,
@@ -100,22 +102,22 @@ impl Preset {
         match self {
             Preset::Quick => quick,
             Preset::Full => Shape {
-                rounds: 5,
-                effort: Effort { seconds: 0.25, least: 3, most: 100 },
-                lengths: &[128, 256, 512, 1024, 2048, 4096, 8192, 16_384],
+                rounds: 3,
+                effort: Effort { seconds: 0.2, least: 3, most: 100, stretch: 1.0 },
+                lengths: &[128, 256, 512, 1024, 2048, 4096, 8192],
                 train: &[128, 256, 512, 1024, 2048, 4096],
                 constant_tokens: 4096,
                 train_single: true,
                 prefill_constant: true,
-                positions: &[128, 512, 2048, 8192, 16_384],
+                positions: &[128, 512, 2048, 8192],
                 batches: &[2, 4, 8, 16, 32, 64],
                 batch_time: 128,
                 forms: OTHER_FORMS,
-                form_limit: 2048,
+                form_limit: 1024,
             },
             Preset::Counted => Shape {
                 rounds: 1,
-                effort: Effort { seconds: 0.0, least: 1, most: 1 },
+                effort: Effort { seconds: 0.0, least: 1, most: 1, stretch: 1.0 },
                 lengths: &[128, 1024],
                 train: &[128],
                 constant_tokens: 256,
@@ -127,7 +129,7 @@ impl Preset {
             },
             Preset::Tiny => Shape {
                 rounds: 2,
-                effort: Effort { seconds: 0.0, least: 2, most: 4 },
+                effort: Effort { seconds: 0.0, least: 2, most: 4, stretch: 1.0 },
                 lengths: &[8, 16, 32],
                 train: &[8],
                 constant_tokens: 16,

@@ -39,6 +39,9 @@ pub(super) struct SweepArgs {
     /// Threads of a measurement [default: as many as the machine has].
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
+    /// Stretch every repetition of a subject by a factor, to see whether `compare` notices.
+    #[arg(long, value_name = "SUBJECT=FACTOR", hide = true, value_parser = plant)]
+    plant: Option<(String, f64)>,
 }
 
 #[derive(clap::Args)]
@@ -62,6 +65,16 @@ fn positive(text: &str) -> Result<usize, String> {
 
 fn positive_seconds(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|&s: &f64| s.is_finite() && s > 0.0).ok_or_else(|| "a number above 0".into())
+}
+
+fn plant(text: &str) -> Result<(String, f64), String> {
+    let parts = text.split_once('=').and_then(|(subject, factor)| Some((subject, factor.parse().ok()?)));
+    let (subject, factor) = parts.ok_or("as in `lstm=1.2`")?;
+    if (1.0..10.0).contains(&factor) {
+        Ok((subject.into(), factor))
+    } else {
+        Err("a factor from 1 to 10".into())
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
@@ -124,7 +137,8 @@ impl SweepArgs {
             threads,
         };
         let owed = sweep::owed(&plan, &known);
-        let mut live = Live { plan: &plan, limits, store, bar: bar(owed), records: known.clone() };
+        let (plant, records) = (self.plant.clone(), known.clone());
+        let mut live = Live { plan: &plan, limits, store, bar: bar(owed), records, plant };
         let ended = sweep::run(&plan, &known, &mut live)?;
         live.bar.finish_and_clear();
         if ended == Ended::Stopped {
@@ -156,12 +170,17 @@ struct Live<'a> {
     store: Store,
     bar: ProgressBar,
     records: Vec<Record>,
+    plant: Option<(String, f64)>,
 }
 
 impl Driver for Live<'_> {
     fn measure(&mut self, point: &Point, round: usize) -> Result<Option<Outcome>> {
         self.bar.set_message(format!("round {} of {}: {point}", round + 1, self.plan.rounds));
-        self.limits.measure(point, self.plan.sizes, self.plan.effort, &super::interrupted)
+        let mut effort = self.plan.effort;
+        if let Some((_, factor)) = self.plant.as_ref().filter(|(subject, _)| *subject == point.subject) {
+            effort.stretch = *factor;
+        }
+        self.limits.measure(point, self.plan.sizes, effort, &super::interrupted)
     }
 
     fn keep(&mut self, record: Record) -> Result<()> {

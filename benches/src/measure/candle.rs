@@ -4,12 +4,11 @@ use std::cell::RefCell;
 use std::hint::black_box;
 use std::rc::Rc;
 
-use burn::tensor::Device as BurnDevice;
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor};
 use candle_nn::rnn::LSTMState;
-use candle_nn::{Linear, Module, RNN, VarBuilder, VarMap, linear_no_bias, lstm, ops, rotary_emb};
+use candle_nn::{Linear, Module, RNN, VarBuilder, linear_no_bias, lstm, ops, rotary_emb};
 
-use super::{Work, counterpart_cost};
+use super::{Work, counterpart_cost, open};
 use crate::point::{Point, Sizes, Task};
 use crate::{Error, Result};
 
@@ -26,7 +25,7 @@ pub(super) fn work(point: &Point, sizes: Sizes) -> Result<Work> {
     if !matches!(point.device.as_str(), "flex" | "ndarray") {
         return Err(Error::Measure("candle is measured on the CPU only".into()));
     }
-    let cost = counterpart_cost(point, sizes, &BurnDevice::default());
+    let cost = counterpart_cost(point, sizes, &open(point)?);
     let (prepare, repeat) = match point.subject.as_str() {
         "candle/lstm" => lstm_work(point, sizes.d_model).map_err(error)?,
         "candle/attention" => attention_work(point, sizes.d_model).map_err(error)?,
@@ -44,16 +43,14 @@ fn input(batch: usize, time: usize, width: usize) -> CandleResult<Tensor> {
     Tensor::from_vec(values, (batch, time, width), &Device::Cpu)
 }
 
-fn weights() -> (VarMap, VarBuilder<'static>) {
-    let map = VarMap::new();
-    let builder = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
-    (map, builder)
+/// Zeros, which are no variables: nothing is recorded for gradients, and the time does not depend on numbers.
+fn weights() -> VarBuilder<'static> {
+    VarBuilder::zeros(DType::F32, &Device::Cpu)
 }
 
 fn lstm_work(point: &Point, width: usize) -> CandleResult<Parts> {
     let Point { batch, time, task, .. } = *point;
-    let (_map, builder) = weights();
-    let layer = Rc::new(lstm(width, width, Default::default(), builder)?);
+    let layer = Rc::new(lstm(width, width, Default::default(), weights())?);
     let (x, token) = (input(batch, time, width)?, input(batch, 1, width)?.squeeze(1)?);
     let bytes = 2 * 4 * (batch * width) as u64;
     let start: Rc<RefCell<Option<LSTMState>>> = Rc::default();
@@ -122,7 +119,7 @@ impl Attention {
 
 fn attention_work(point: &Point, width: usize) -> CandleResult<Parts> {
     let Point { batch, time, task, .. } = *point;
-    let (_map, builder) = weights();
+    let builder = weights();
     let map = |name: &str| linear_no_bias(width, width, builder.pp(name));
     let layer = Rc::new(Attention { q: map("q")?, k: map("k")?, v: map("v")?, out: map("out")?, width });
     let (x, token) = (input(batch, time, width)?, input(batch, 1, width)?);

@@ -67,6 +67,10 @@ pub fn measure(point: &Point, sizes: Sizes, effort: Effort) -> Result<Measuremen
     {
         let start = Instant::now();
         repeat()?;
+        let planned = start.elapsed().mul_f64(effort.stretch.max(1.0));
+        while start.elapsed() < planned {
+            std::hint::spin_loop();
+        }
         seconds.push(start.elapsed().as_secs_f64());
     }
     let counted = Counted {
@@ -138,7 +142,7 @@ mod tests {
 
     #[test]
     fn every_task_gives_numbers() {
-        let effort = Effort { seconds: 0.0, least: 2, most: 3 };
+        let effort = Effort { seconds: 0.0, least: 2, most: 3, stretch: 1.0 };
         let sizes = Sizes { d_model: 16, state: 64 };
         for (subject, task) in [
             ("linear_attention", Task::Prefill),
@@ -184,7 +188,7 @@ mod tests {
             batch: 1,
             time: 1,
         };
-        let effort = Effort { seconds: 0.0, least: 1, most: 1 };
+        let effort = Effort { seconds: 0.0, least: 1, most: 1, stretch: 1.0 };
         let error = measure(&point, Sizes::default(), effort).unwrap_err().to_string();
         assert!(error.contains("abacus"), "{error}");
         let typo = Point { subject: "gated_deltnet".into(), ..point };

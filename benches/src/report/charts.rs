@@ -234,7 +234,7 @@ pub(super) fn batches(data: &Data) -> String {
 }
 
 fn over_bytes(id: &'static str, title: &str, description: &str, y: &str, series: Vec<Series>) -> String {
-    let scale = Scale::log(ys(&series).collect::<Vec<_>>().into_iter());
+    let scale = Scale::log(ys(&series));
     figure(LineChart {
         id,
         title: title.into(),
@@ -296,9 +296,7 @@ pub(super) fn roofline(data: &Data) -> String {
         name: "ceiling".into(),
         points: [low, knee, high].map(|x| (x, roof(x))).to_vec(),
     });
-    let x = Scale::log_tight(
-        all.iter().flat_map(|s| s.points.iter().map(|p| p.0)).collect::<Vec<_>>().into_iter(),
-    );
+    let x = Scale::log_tight(all.iter().flat_map(|s| s.points.iter().map(|p| p.0)));
     figure(LineChart {
         id: "roofline",
         title: "How near to the machine's ceiling".into(),
@@ -365,8 +363,8 @@ fn front(
         best = best.min(p.1);
         better
     });
-    let scale = Scale::linear(ys(&all).collect::<Vec<_>>().into_iter());
-    let x = Scale::log(all.iter().flat_map(|s| s.points.iter().map(|p| p.0)).collect::<Vec<_>>().into_iter());
+    let scale = Scale::linear(ys(&all));
+    let x = Scale::log(all.iter().flat_map(|s| s.points.iter().map(|p| p.0)));
     let (style, class, name) = (data.lines.len() % STYLES, "front".into(), "front".into());
     all.push(Series { style, class, name, points: places });
     figure(LineChart {

@@ -138,11 +138,12 @@ impl Data {
         fit(&points)
     }
 
-    /// Whether the state of a line grows with the text; `None` before two lengths are known.
+    /// Whether the state of a line grows with the text; `None` where its size is not known at two lengths.
     fn grows(&self, line: &Line) -> Option<bool> {
         let points = self.single(line, Task::Prefill);
         let (first, last) = (points.first()?, points.last()?);
-        (first.point.time < last.point.time).then_some(last.counted.state_bytes > first.counted.state_bytes)
+        (first.point.time < last.point.time && last.counted.state_bytes > 0)
+            .then_some(last.counted.state_bytes > first.counted.state_bytes)
     }
 
     fn ceilings(&self, device: &str) -> Option<Ceilings> {
