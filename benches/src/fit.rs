@@ -6,6 +6,8 @@ use crate::stats::{Draw, draw, interval, median, resampled_median};
 const RESAMPLES: usize = 200;
 /// The exponents that are looked at.
 const EXPONENTS: (f64, f64) = (0.0, 4.0);
+/// Width of the interval above which an exponent says nothing.
+const CERTAIN: f64 = 1.0;
 /// Growth below which no exponent can be told from noise: it is 0.
 const FLAT: f64 = 1.1;
 /// Steps of the coarse search, and of each finer one around its best.
@@ -27,6 +29,11 @@ pub struct Fit {
 }
 
 impl Fit {
+    /// Whether the exponent is known well enough to be worth telling.
+    pub fn certain(&self) -> bool {
+        self.interval.1 - self.interval.0 <= CERTAIN
+    }
+
     /// Seconds at a length.
     pub fn at(&self, length: f64) -> f64 {
         self.a + self.b * length.powf(self.c)
@@ -148,8 +155,18 @@ mod tests {
         for c in [1.0, 2.0] {
             let fit = fit(&curve(|t| 1e-4 + 1e-7 * t.powf(c), 0.05)).unwrap();
             assert!(fit.interval.0 - 0.02 <= c && c <= fit.interval.1 + 0.02, "{c}: {fit:?}");
-            assert!(fit.interval.1 - fit.interval.0 < 0.3, "{fit:?}");
+            assert!(fit.certain() && fit.interval.1 - fit.interval.0 < 0.3, "{fit:?}");
         }
+    }
+
+    #[test]
+    fn noise_alone_has_no_certain_exponent() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        let mut round = || (0..3).map(|_| 1e-3 * (1.0 + rng.random::<f64>())).collect::<Vec<f64>>();
+        let lengths: Vec<AtLength> =
+            [128.0, 512.0, 2048.0].map(|t| (t, (0..3).map(|_| round()).collect())).to_vec();
+        let fit = fit(&lengths).unwrap();
+        assert!(!fit.certain(), "{fit:?}");
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Preset {
             },
             Preset::Counted => Shape {
                 rounds: 1,
-                effort: Effort { seconds: 0.0, least: 1, most: 1, stretch: 1.0 },
+                effort: Effort { seconds: 0.0, least: 3, most: 3, stretch: 1.0 },
                 lengths: &[128, 1024],
                 train: &[128],
                 constant_tokens: 256,

@@ -130,6 +130,7 @@ pub struct Counted {
     pub params: u64,
     /// Bytes of the state after one repetition.
     pub state_bytes: u64,
-    /// Bytes asked of the allocator in one repetition: on a single thread the same every time; 0 where unknown.
+    /// Bytes asked of the allocator, in the repetition that asked least: on a single thread the same in every run; 0
+    /// where unknown.
     pub allocated_bytes: u64,
 }

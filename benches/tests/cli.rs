@@ -219,7 +219,7 @@ fn wrong_usage_is_told() {
     fails(&["run", "--lengths", "0"], 2, &["--lengths", "above 0"]);
     fails(&["run", "--forms", "sideways"], 2, &["recurrent"]);
     fails(&["run", "--preset", "endless"], 2, &["quick", "full"]);
-    fails(&["run", "--time-limit", "-1"], 2, &["--time-limit"]);
+    fails(&["run", "--time-limit", "0"], 2, &["--time-limit"]);
     fails(&["compare", "a.jsonl"], 2, &["NEW"]);
     fails(&["compare", "a.jsonl", "b.jsonl", "--tolerance", "x"], 2, &["--tolerance"]);
     fails(&["report", "--markdown", "--out", "x.html"], 2, &["--markdown", "--out"]);

@@ -57,9 +57,15 @@ pub fn measure(point: &Point, sizes: Sizes, effort: Effort) -> Result<Measuremen
     repeat()?;
     let first_seconds = started.elapsed().as_secs_f64();
 
-    let before = heap::allocated();
+    // The least of all repetitions: threads make their buffers whenever they first come to work.
+    let mut allocated_bytes = u64::MAX;
+    let mut repeat = || {
+        let before = heap::allocated();
+        let state_bytes = repeat()?;
+        allocated_bytes = allocated_bytes.min(heap::allocated() - before);
+        Ok::<u64, Error>(state_bytes)
+    };
     let state_bytes = repeat()?;
-    let allocated_bytes = heap::allocated() - before;
     let mut seconds = Vec::with_capacity(effort.most);
     let started = Instant::now();
     while seconds.len() < effort.most

@@ -5,6 +5,7 @@ use seqzoo::report::svg::{Axis, LineChart, STYLES, Scale, Series};
 use seqzoo::report::words::{bytes, count, digits, duration, length, milliseconds, percent};
 
 use super::{Data, Line, tables};
+use crate::fit::Fit;
 use crate::point::Task;
 use crate::summary::Summary;
 
@@ -93,7 +94,7 @@ fn exponents(data: &Data, task: Task) -> String {
     let range = |grown: bool| {
         let all: Vec<f64> = (data.lines.iter())
             .filter(|line| data.grows(line) == Some(grown))
-            .filter_map(|line| data.law(line, task).map(|fit| fit.c))
+            .filter_map(|line| data.law(line, task).filter(Fit::certain).map(|fit| fit.c))
             .collect();
         let (low, high) =
             (all.iter().copied().fold(f64::NAN, f64::min), all.iter().copied().fold(f64::NAN, f64::max));
@@ -105,7 +106,7 @@ fn exponents(data: &Data, task: Task) -> String {
             format!("Fitted exponents: {grown} where the state is a cache, {fixed} where it is fixed.")
         }
         (Some(range), None) | (None, Some(range)) => format!("Fitted exponents: {range}."),
-        (None, None) => "Too few lengths for an exponent.".into(),
+        (None, None) => "No exponent can be told from these lengths.".into(),
     }
 }
 

@@ -8,6 +8,7 @@ use seqzoo::report::svg::escape;
 use seqzoo::report::words::{count, digits, length, percent};
 
 use super::{Data, Line, charts, predictions, tables};
+use crate::fit::Fit;
 use crate::point::Task;
 
 const TITLE: &str = "How sequence models scale on this machine";
@@ -111,8 +112,9 @@ fn section(out: &mut String, title: &str, intro: &str, figures: &[String]) {
 /// What stands at the top: only what the numbers say.
 fn findings(data: &Data) -> Vec<Finding> {
     let grown = |wanted| data.lines.iter().filter(move |line| data.grows(line) == Some(wanted));
+    let law = |line: &Line| data.law(line, Task::Prefill).filter(Fit::certain);
     let mut out = Vec::new();
-    let exponent = grown(true).find_map(|line| Some((line, data.law(line, Task::Prefill)?)));
+    let exponent = grown(true).find_map(|line| law(line).map(|fit| (line, fit)));
     if let Some((line, fit)) = exponent {
         let slope = format!("{:.2} between the last two lengths", fit.slope);
         out.push((
@@ -120,8 +122,7 @@ fn findings(data: &Data) -> Vec<Finding> {
             format!("is how the time of {} grows while reading ({slope}).", line.key.label),
         ));
     }
-    let fixed: Vec<f64> =
-        grown(false).filter_map(|line| data.law(line, Task::Prefill).map(|f| f.c)).collect();
+    let fixed: Vec<f64> = grown(false).filter_map(|line| law(line).map(|fit| fit.c)).collect();
     if !fixed.is_empty() {
         let (low, high) =
             (fixed.iter().copied().fold(f64::NAN, f64::min), fixed.iter().copied().fold(f64::NAN, f64::max));

@@ -5,7 +5,7 @@ use seqzoo_layers::system::Form;
 
 use super::table::Table;
 use super::{Data, Line, predictions};
-use crate::fit::crossover;
+use crate::fit::{Fit, crossover};
 use crate::point::{MACHINE, Point, Task};
 use crate::summary::Summary;
 use crate::{ratios, stats};
@@ -34,7 +34,7 @@ fn ms(seconds: f64) -> String {
 /// Exponents with their intervals.
 pub(super) fn scaling(data: &Data) -> Table {
     let note = "Seconds = a + b T^c for one sequence, fitted by relative error; the interval is the middle 95 % over \
-                resamples. The slope is that between the last two lengths.";
+                resamples, and where it is wider than 1 nothing is known (–). The slope is that between the last two lengths.";
     let head = ["architecture", "task", "c", "interval", "slope", "a", "lengths"];
     let mut table = Table::new("How time grows with length", note, &head);
     for task in [Task::Prefill, Task::Train, Task::Decode] {
@@ -45,7 +45,7 @@ pub(super) fn scaling(data: &Data) -> Table {
             table.rows.push(vec![
                 line.key.label.clone(),
                 task.to_string(),
-                format!("{:.2}", fit.c),
+                if fit.certain() { format!("{:.2}", fit.c) } else { "–".into() },
                 format!("{:.2} – {:.2}", fit.interval.0, fit.interval.1),
                 format!("{:.2}", fit.slope),
                 ms(fit.a),
@@ -91,7 +91,8 @@ pub(super) fn crossing(data: &Data, rising: &Line, other: &Line, task: Task) -> 
     if first.1 > at(&b, first.0)? && last.1 > at(&b, last.0)? {
         return Some(format!("below {}", length(first.0)));
     }
-    let (rising, other) = (data.law(rising, task)?, data.law(other, task)?);
+    let certain = |line| data.law(line, task).filter(Fit::certain);
+    let (rising, other) = (certain(rising)?, certain(other)?);
     let mut x = last.0;
     while x <= FURTHEST {
         if rising.at(x) > other.at(x) {
