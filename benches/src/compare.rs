@@ -92,9 +92,12 @@ impl Comparison {
     }
 }
 
+/// A point before and after.
+type Pair<'a> = (&'a Summary, &'a Summary);
+
 /// Compares all points of `old` that `new` has too.
 pub fn compare(old: &[Summary], new: &[Summary], strictness: Strictness) -> Comparison {
-    let mut pairs: Vec<(&Summary, &Summary)> = Vec::new();
+    let mut pairs: Vec<Pair<'_>> = Vec::new();
     let mut out = Comparison::default();
     for before in old.iter().filter(|s| s.point.subject != MACHINE) {
         match new.iter().find(|s| s.point == before.point) {
@@ -115,7 +118,7 @@ pub fn compare(old: &[Summary], new: &[Summary], strictness: Strictness) -> Comp
     out.points = (pairs.iter())
         .map(|pair| ratio(pair.0.point.to_string(), &[*pair], pairs.len(), strictness))
         .collect();
-    let mut groups: Vec<((String, Task), Vec<(&Summary, &Summary)>)> = Vec::new();
+    let mut groups: Vec<((String, Task), Vec<Pair<'_>>)> = Vec::new();
     for pair in pairs {
         let key = (pair.0.point.subject.clone(), pair.0.point.task);
         match groups.iter_mut().find(|(known, _)| *known == key) {

@@ -109,8 +109,8 @@ fn line(points: &[(f64, f64)], c: f64) -> (f64, f64, f64) {
     if error.is_finite() { (error, a, b / longest.powf(c)) } else { (f64::INFINITY, 0.0, 0.0) }
 }
 
-/// The length at which two curves of medians cross, between measured points in logarithms: `slow` is above `fast`
-/// from there on. `None` where they do not cross.
+/// The length from which `rising` lies above `other`, between measured points in logarithms. `None` where they do not
+/// cross.
 pub fn crossover(rising: &[(f64, f64)], other: &[(f64, f64)]) -> Option<f64> {
     let gaps: Vec<(f64, f64)> = (rising.iter())
         .filter_map(|&(t, y)| other.iter().find(|o| o.0 == t).map(|o| (t.ln(), (y / o.1).ln())))

@@ -26,10 +26,10 @@ pub fn median(samples: &[f64]) -> f64 {
     quantile(samples, 0.5)
 }
 
-/// Middle values of rounds, for a drawing of rounds.
+/// The rounds of a resample, by index.
 pub type Draw = Vec<usize>;
 
-/// Which rounds a resample consists of.
+/// As many rounds as there are, with repetition.
 pub fn draw(rounds: usize, rng: &mut ChaCha8Rng) -> Draw {
     (0..rounds).map(|_| rng.random_range(0..rounds.max(1))).collect()
 }

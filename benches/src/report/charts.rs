@@ -212,7 +212,7 @@ pub(super) fn first_token(data: &Data) -> String {
 pub(super) fn batches(data: &Data) -> String {
     let all = |line: &Line| data.points(line, Task::Prefill, |_| true);
     let mut counts: std::collections::BTreeMap<usize, usize> = Default::default();
-    for s in data.lines.iter().flat_map(|line| all(line)) {
+    for s in data.lines.iter().flat_map(all) {
         *counts.entry(s.point.time).or_default() += 1;
     }
     let time = counts.into_iter().max_by_key(|&(_, n)| n).map_or(0, |(time, _)| time);
