@@ -12,6 +12,7 @@
 //! ```text
 //! state passing    compute(T / N) + ⌈log₂ N⌉ (latency + 2 S / link)     S: bytes of the state; decay and state move
 //! ring attention   N max(compute(T) / N², latency + KV(T / N) / link)   keys and values go round (arXiv 2310.01889)
+//! in turns         compute(T) + (N - 1) (latency + S / link)            a state that is not read linearly waits its turn
 //! data parallel    compute(T) + 2 (N - 1) (latency + params / N / link) gradients, once per step
 //! ```
 
@@ -20,7 +21,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use seqzoo_layers::Init;
-use seqzoo_layers::system::{Cost, Form, Mixer};
+use seqzoo_layers::system::{Cost, Form, MEMORY, Mixer};
 
 use crate::measure::{build, paper_cost};
 use crate::point::{Point, Sizes, Task};
@@ -123,6 +124,11 @@ impl Hardware {
         cost.flops / self.flops + cost.bytes * self.bytes_per_number / COUNTED / self.bandwidth
     }
 
+    /// Whether the weights and the state of a cost fit in memory.
+    pub fn holds(&self, cost: Cost) -> bool {
+        cost.params as f64 * self.bytes_per_number + self.bytes(cost.state_bytes) <= self.memory
+    }
+
     /// Bytes of a number of counted bytes.
     pub fn bytes(&self, counted: usize) -> f64 {
         counted as f64 * self.bytes_per_number / COUNTED
@@ -157,6 +163,12 @@ impl Sketch {
         }
     }
 
+    /// Whether the mixer is linear in its state, so that parts of a sequence can be read before the state at their
+    /// start is known.
+    pub fn is_linear(&self) -> bool {
+        self.layer.initial_state(1).slots().any(|(name, ..)| name == MEMORY)
+    }
+
     /// Whether the state grows with the text.
     pub fn grows(&self) -> bool {
         let state = |time| self.layer.cost(1, time, Form::Auto).state_bytes;
@@ -181,6 +193,9 @@ pub fn sequence_parallel(
         let keys = hardware.bytes(sketch.cost(Task::Prefill, part).state_bytes);
         let step = if devices > 1 { message(keys) } else { 0.0 };
         n * f64::max(all / (n * n), step)
+    } else if !sketch.is_linear() {
+        let cost = sketch.cost(Task::Prefill, time);
+        hardware.seconds(cost) + (n - 1.0) * message(hardware.bytes(cost.state_bytes))
     } else {
         let cost = sketch.cost(Task::Prefill, part);
         let rounds = n.log2().ceil();
@@ -227,11 +242,12 @@ mod tests {
         assert_eq!(decode(&linear, 1 << 20), decode(&linear, 1 << 10));
         let link = hardware.link.unwrap();
         let parallel = |sketch: &Sketch, n| sequence_parallel(hardware, link, sketch, 1 << 20, n);
-        // One device needs no messages.
-        for sketch in [&softmax, &linear] {
+        let lstm = Sketch::new("lstm").unwrap();
+        for sketch in [&softmax, &linear, &lstm] {
+            // One device needs no messages, and only a linear state or a cache gains by more.
             let alone = hardware.seconds(sketch.cost(Task::Prefill, 1 << 20));
             assert!((parallel(sketch, 1) / alone - 1.0).abs() < 1e-9);
-            assert!(parallel(sketch, 8) < alone / 6.0);
+            assert_eq!(parallel(sketch, 8) < alone / 6.0, sketch.name != "lstm");
         }
         assert!(
             data_parallel(hardware, link, &linear, 4096, 64)

@@ -67,7 +67,10 @@ fn alone(hardware: &Hardware, sketches: &[(&Line, Sketch)]) -> Table {
     let mut table = Table::new(&title, note, &head);
     let [short, middle, long] = LENGTHS;
     for (line, sketch) in sketches {
-        let of = |task, time| seconds(hardware.seconds(sketch.cost(task, time)));
+        let of = |task, time| {
+            let cost = sketch.cost(task, time);
+            if hardware.holds(cost) { seconds(hardware.seconds(cost)) } else { "no room".into() }
+        };
         let at = sketch.cost(Task::Prefill, middle);
         let free = hardware.memory - at.params as f64 * hardware.bytes_per_number;
         let rows = (free / hardware.bytes(at.state_bytes.max(1))).max(0.0).floor();
@@ -89,8 +92,8 @@ fn many(hardware: &Hardware, sketches: &[(&Line, Sketch)]) -> Option<Table> {
     let link = hardware.link?;
     let note = format!(
         "{} with links of {} GB/s and {} µs, on paper. A sequence of 1M tokens in parts: a cache goes round the ring \
-         (arXiv 2310.01889), a state of fixed size is handed on in ⌈log₂ N⌉ rounds, which asks for a recurrence that is \
-         linear in its state. The last column: a training step of {TRAINED} tokens per device with gradients summed over 64.",
+         (arXiv 2310.01889), a state in which the recurrence is linear is handed on in ⌈log₂ N⌉ rounds, any other in turns. \
+         The last column: a training step of {TRAINED} tokens per device with gradients summed over 64.",
         hardware.name,
         digits(link.bandwidth / 1e9),
         digits(1e6 * link.latency)
@@ -128,7 +131,8 @@ pub(super) fn chart(data: &Data) -> String {
         title: format!("1M tokens on many {}", hardware.name),
         description:
             "On paper: a ring stops gaining once its messages take longer than its shrinking share of work; \
-                      a handed-on state costs a few messages whatever the length."
+                      a state that is handed on costs a few messages whatever the length, and nothing is gained where each part \
+                      has to wait for the state before it."
                 .into(),
         x: lengths_axis("devices", &DEVICES),
         y: axis("seconds", Scale::log(ys(&series)), digits),
