@@ -31,6 +31,11 @@ fn ms(seconds: f64) -> String {
     milliseconds(1e3 * seconds)
 }
 
+/// Two decimals, and no minus before zeros.
+fn hundredths(value: f64) -> String {
+    format!("{:.2}", (100.0 * value).round() / 100.0 + 0.0)
+}
+
 /// Exponents with their intervals.
 pub(super) fn scaling(data: &Data) -> Table {
     let note = "Seconds = a + b T^c for one sequence, fitted by relative error; the interval is the middle 95 % over \
@@ -47,7 +52,7 @@ pub(super) fn scaling(data: &Data) -> Table {
                 task.to_string(),
                 if fit.certain() { format!("{:.2}", fit.c) } else { "–".into() },
                 format!("{:.2} – {:.2}", fit.interval.0, fit.interval.1),
-                format!("{:.2}", fit.slope),
+                hundredths(fit.slope),
                 ms(fit.a),
                 format!("{} – {}", ends(0), ends(points.len() - 1)),
             ]);
