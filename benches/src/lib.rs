@@ -1,11 +1,38 @@
-//! What the benchmarks share. Run them with `cargo bench -p seqzoo-bench` (add `-- gated_deltanet` for one
-//! architecture); `SEQZOO_BENCH_DEVICE` names another device than `flex`, if it is compiled in.
+//! The scaling and latency suite: which architecture at which length, batch, state and hardware, measured on the
+//! user's own machine. `seqzoo-bench run` sweeps, `report` draws, `compare` finds regressions, `peers` measures other
+//! libraries in the same run.
+//!
+//! A sweep ([`plan`], [`sweep`]) measures every [`point`] in a process of its own ([`child`], [`measure`]) and appends
+//! each outcome to a file of JSON lines ([`record`], [`store`]), which [`summary`], [`fit`], [`compare`], [`ratios`] and
+//! [`report`] read.
+//!
+//! The criterion benchmarks (`cargo bench -p seqzoo-bench`; add `-- gated_deltanet` for one architecture) share the
+//! functions below; `SEQZOO_BENCH_DEVICE` names another device than `flex`, if it is compiled in.
 
+pub mod child;
+pub mod compare;
 pub mod core;
+mod error;
+pub mod fit;
+pub mod hardware;
+pub mod heap;
+pub mod measure;
+pub mod peers;
+pub mod plan;
+pub mod point;
+pub mod ratios;
+pub mod record;
+pub mod report;
+pub mod stats;
+pub mod store;
+pub mod summary;
+pub mod sweep;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use seqzoo::registry::{AnyMixer, MixerConfig};
-use seqzoo_layers::{Error, Init, Result, device};
+use seqzoo_layers::{Error as LayerError, Init, Result as LayerResult, device};
+
+pub use error::{Error, Result};
 
 /// Width of every layer under test.
 pub const WIDTH: usize = 128;
@@ -14,7 +41,7 @@ pub const WIDTH: usize = 128;
 ///
 /// # Errors
 /// For a name that is unknown or not compiled in.
-pub fn open_device() -> Result<Device> {
+pub fn open_device() -> LayerResult<Device> {
     let name = std::env::var("SEQZOO_BENCH_DEVICE");
     device::open(name.as_deref().unwrap_or("flex"))
 }
@@ -23,10 +50,10 @@ pub fn open_device() -> Result<Device> {
 ///
 /// # Errors
 /// When a default configuration does not fit [`WIDTH`].
-pub fn layers(device: &Device) -> Result<Vec<(&'static str, AnyMixer)>> {
+pub fn layers(device: &Device) -> LayerResult<Vec<(&'static str, AnyMixer)>> {
     let config = |name: &'static str| {
         MixerConfig::named(name)
-            .ok_or_else(|| Error::config("registry", "name", name, "must have a default configuration"))
+            .ok_or_else(|| LayerError::config("registry", "name", name, "must have a default configuration"))
     };
     (MixerConfig::NAMES.iter())
         .map(|name| Ok((*name, config(name)?.init(WIDTH, &mut Init::new(0, device))?)))
@@ -54,9 +81,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_way_of_the_recurrence_gives_the_same_gradients() -> Result<()> {
+    fn every_way_of_the_recurrence_gives_the_same_gradients() -> LayerResult<()> {
         let sequence = core::Sequence::new(70, &device::open("flex")?)?;
-        let sums = |form, kernels| -> Result<Vec<f32>> {
+        let sums = |form, kernels| -> LayerResult<Vec<f32>> {
             let grads = sequence.forward_backward(core::Way { form, kernels })?;
             Ok(grads.into_iter().map(|grad| grad.abs().sum().into_scalar()).collect())
         };
@@ -71,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn every_architecture_can_be_measured() -> Result<()> {
+    fn every_architecture_can_be_measured() -> LayerResult<()> {
         let device = device::open("flex")?;
         let layers = layers(&device)?;
         assert_eq!(layers.len(), MixerConfig::NAMES.len());

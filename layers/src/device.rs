@@ -28,6 +28,11 @@ pub fn available() -> Vec<&'static str> {
     names
 }
 
+/// The device that is used where none is named: the first that is compiled in.
+pub fn default_name() -> &'static str {
+    available().first().copied().unwrap_or("flex")
+}
+
 /// Opens a device by name: `flex` (CPU), `ndarray` (CPU), `wgpu` (any graphics API, WGSL shaders), `vulkan`
 /// (SPIR-V shaders), `webgpu` or `cuda`.
 ///

@@ -14,7 +14,10 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Puts a file in the place of another, which stays as it was if anything fails.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let new = path.with_added_extension("new");
     let written = write_synced(&new, bytes).and_then(|()| fs::rename(&new, path));
     written.map_err(|e| {

@@ -4,7 +4,7 @@
 pub mod compare;
 pub mod data;
 mod error;
-mod files;
+pub mod files;
 pub mod generate;
 pub mod hf;
 pub mod model;

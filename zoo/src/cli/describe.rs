@@ -4,11 +4,10 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use burn::module::Module;
-use burn::tensor::Device;
 use seqzoo::registry::{MixerConfig, architecture};
 use seqzoo::{Error, Result};
-use seqzoo_layers::Init;
 use seqzoo_layers::system::{Form, Growth, Mixer};
+use seqzoo_layers::{Init, device};
 
 use super::{si, thousands};
 
@@ -31,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn text(args: &Args) -> Result<String> {
-    let layer = args.arch.init(args.width, &mut Init::new(0, &Device::default()))?;
+    let layer = args.arch.init(args.width, &mut Init::new(0, &device::open(device::default_name())?))?;
     let mut out = String::new();
     // Writing to a string cannot fail.
     if let Some(a) = architecture(args.arch.name()) {

@@ -14,7 +14,7 @@ const TOLERANCE: f64 = 1e-5;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Device to measure on
-    #[arg(long, default_value = device::available().first().copied().unwrap_or("flex"))]
+    #[arg(long, default_value = device::default_name())]
     device: String,
     /// Print JSON instead of a Markdown table
     #[arg(long)]

@@ -13,7 +13,7 @@ pub(crate) struct VerifyArgs {
     /// Architecture to check; all when left out
     arch: Option<String>,
     /// Device to check on
-    #[arg(long, default_value = device::available().first().copied().unwrap_or("flex"))]
+    #[arg(long, default_value = device::default_name())]
     device: String,
     /// Tokens of the test sequences
     #[arg(long, default_value_t = Options::default().time as u16, value_parser = clap::value_parser!(u16).range(8..=512))]

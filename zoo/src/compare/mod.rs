@@ -25,6 +25,7 @@ use crate::{Error, Result};
 pub use machine::{Machine, now};
 pub use plan::{Options, Plan, REPRESENTATIVES};
 pub use results::*;
+pub use sizes::mixer;
 
 /// Watches a comparison and may stop it.
 pub trait Observer {

@@ -89,7 +89,7 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
 ///
 /// # Errors
 /// When the name is not in the registry.
-pub(super) fn mixer(name: &str, sizes: &ModelSizes) -> Result<MixerConfig> {
+pub fn mixer(name: &str, sizes: &ModelSizes) -> Result<MixerConfig> {
     let default = MixerConfig::named(name)
         .ok_or_else(|| Error::UnknownMixer { name: name.into(), nearest: crate::registry::nearest(name) })?;
     let bad =

@@ -76,14 +76,17 @@ impl ModelState {
         let batch = self.batch();
         let mut all = State::new(batch);
         all.advance(self.positions());
-        let mut device = Device::default();
+        let mut device = None;
         for (i, layer) in self.layers.iter().enumerate() {
             for (name, value, growth) in layer.slots() {
-                device = value.device();
+                device = Some(value.device());
                 all.put_growing(&format!("{i}.{name}"), value.clone(), growth);
             }
         }
-        all.put(DEPTH, Tensor::<2>::full([batch, 1], self.layers.len() as f32, &device.inner()));
+        all.put(
+            DEPTH,
+            Tensor::<2>::full([batch, 1], self.layers.len() as f32, &device.unwrap_or_default().inner()),
+        );
         Ok(all.to_bytes()?)
     }
 

@@ -1,9 +1,8 @@
 //! The figures of the report: which numbers go on which axes.
 
-use std::fmt::Write;
-
-use super::page::slug;
-use super::svg::{Axis, LineChart, Scale, Series, escape};
+use super::figure::{axis, figure, lengths_axis, powers_of_two, ys};
+use super::legend::slug;
+use super::svg::{Axis, LineChart, Scale, Series};
 use super::words::{bytes, count, digits, length, milliseconds, percent};
 use super::{findings, style_of};
 use crate::compare::{CurvePoint, Entry, Results, Speed};
@@ -58,24 +57,6 @@ fn thin(curve: &[CurvePoint]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-fn axis(label: &str, scale: Scale, show: impl Fn(f64) -> String) -> Axis {
-    let ticks = scale.ticks().into_iter().map(|v| (v, show(v))).collect();
-    Axis { label: label.into(), scale, ticks }
-}
-
-fn log2_axis(label: &str, marks: &[usize]) -> Axis {
-    let scale = Scale::log_tight(marks.iter().map(|&m| m as f64));
-    Axis { label: label.into(), scale, ticks: marks.iter().map(|&m| (m as f64, length(m as f64))).collect() }
-}
-
-fn xs(series: &[Series]) -> impl Iterator<Item = f64> {
-    series.iter().flat_map(|s| s.points.iter().map(|p| p.0))
-}
-
-fn ys(series: &[Series]) -> impl Iterator<Item = f64> {
-    series.iter().flat_map(|s| s.points.iter().map(|p| p.1))
-}
-
 /// Recall against the number of pairs.
 pub(super) fn recall(results: &Results) -> String {
     let series = series(results, |e| {
@@ -87,7 +68,7 @@ pub(super) fn recall(results: &Results) -> String {
         id: "recall",
         title: "Recall against the number of pairs".into(),
         description: findings::recall(results),
-        x: log2_axis("key-value pairs to remember", &results.recall.pairs),
+        x: lengths_axis("key-value pairs to remember", &results.recall.pairs),
         y: axis("queries answered right", Scale::Linear { low: 0.0, high: 1.0 }, percent0),
         series,
         references: vec![(chance, format!("guessing: {}", percent(chance)))],
@@ -157,7 +138,7 @@ pub(super) fn decode(results: &Results) -> String {
         id: "decode",
         title: "Time per written token".into(),
         description: findings::decode(results),
-        x: log2_axis("tokens read before", &results.lengths),
+        x: lengths_axis("tokens read before", &results.lengths),
         y: axis("milliseconds per token", Scale::log(ys(&series)), digits),
         series,
         references: vec![],
@@ -173,7 +154,7 @@ pub(super) fn prefill(results: &Results) -> String {
         id: "prefill",
         title: "Reading speed".into(),
         description: findings::prefill(results),
-        x: log2_axis("tokens read", &results.lengths),
+        x: lengths_axis("tokens read", &results.lengths),
         y: axis("tokens per second", Scale::log(ys(&series)), count),
         series,
         references: vec![],
@@ -191,71 +172,11 @@ pub(super) fn memory(results: &Results) -> String {
         id: "memory",
         title: "Memory carried from token to token".into(),
         description: findings::memory(results),
-        x: log2_axis("tokens read", &results.lengths),
+        x: lengths_axis("tokens read", &results.lengths),
         y: Axis { label: "bytes of state".into(), scale, ticks: powers_of_two(scale) },
         series,
         references: vec![],
         show_x: tokens,
         show_y: bytes,
     })
-}
-
-/// Ticks at every fourth or sixteenth power of two inside the scale.
-fn powers_of_two(scale: Scale) -> Vec<(f64, String)> {
-    let all: Vec<f64> =
-        (0..50).map(|p| f64::powi(2.0, p)).filter(|&v| (0.0..=1.0).contains(&scale.place(v))).collect();
-    let every = all.len().div_ceil(6).max(1);
-    let aligned = |v: f64| (v.log2().round() as usize).is_multiple_of(every);
-    all.into_iter().filter(|&v| aligned(v)).map(|v| (v, bytes(v))).collect()
-}
-
-/// A chart with its sentence and its table.
-fn figure(chart: LineChart) -> String {
-    if chart.series.is_empty() {
-        return format!(
-            "<figure class=\"card\"><h3>{}</h3><p class=\"empty\">Not measured yet.</p></figure>",
-            escape(&chart.title)
-        );
-    }
-    format!(
-        "<figure class=\"card\"><h3>{}</h3><figcaption>{}</figcaption>{}{}</figure>",
-        escape(&chart.title),
-        escape(&chart.description),
-        chart.svg(),
-        table(&chart)
-    )
-}
-
-/// The chart's numbers: architectures down, at most eight values of the horizontal axis across.
-fn table(chart: &LineChart) -> String {
-    let mut columns: Vec<f64> = xs(&chart.series).collect();
-    columns.sort_by(f64::total_cmp);
-    columns.dedup();
-    let every = columns.len().div_ceil(8).max(1);
-    let last = columns.len().saturating_sub(1);
-    let columns: Vec<f64> = columns
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| (last - i).is_multiple_of(every))
-        .map(|(_, &x)| x)
-        .collect();
-    let mut out = format!(
-        "<details><summary>Numbers</summary><div class=\"scroll\" tabindex=\"0\"><table><caption>{}</caption><thead><tr><th \
-         scope=\"col\">architecture</th>",
-        escape(&chart.y.label)
-    );
-    for x in &columns {
-        let _ = write!(out, "<th scope=\"col\">{}</th>", escape(&(chart.show_x)(*x)));
-    }
-    out.push_str("</tr></thead><tbody>");
-    for series in &chart.series {
-        let _ = write!(out, "<tr><th scope=\"row\">{}</th>", escape(&series.name));
-        for x in &columns {
-            let value = series.points.iter().find(|p| p.0 == *x).map(|p| (chart.show_y)(p.1));
-            let _ = write!(out, "<td>{}</td>", escape(value.as_deref().unwrap_or("–")));
-        }
-        out.push_str("</tr>");
-    }
-    out.push_str("</tbody></table></div></details>");
-    out
 }

@@ -2,18 +2,22 @@
 //! JavaScript, in light and dark, on a phone.
 
 mod charts;
+mod document;
+pub mod figure;
 mod findings;
 mod heatmap;
+pub mod legend;
 mod page;
 mod summary;
-mod svg;
-pub(crate) mod words;
+pub mod svg;
+pub mod words;
 
 use std::path::Path;
 
 use crate::compare::Results;
 use crate::{Result, files};
 
+pub use document::document;
 pub use page::render;
 pub use summary::table;
 

@@ -2,13 +2,12 @@
 
 use std::fmt::Write;
 
-use super::svg::{self, escape};
+use super::document::document;
+use super::legend::{Key, legend, rules, swatch};
+use super::svg::escape;
 use super::words::{bytes, count, duration, percent};
 use super::{charts, findings, heatmap, style_of, summary};
 use crate::compare::{Entry, MapKind, ModelSizes, Results, Status, Training};
-
-const STYLE: &str = include_str!("style.css");
-const SCRIPT: &str = include_str!("script.js");
 
 /// The page.
 pub fn render(results: &Results) -> String {
@@ -17,14 +16,7 @@ pub fn render(results: &Results) -> String {
         1 => format!("{}, measured", findings::short(&results.entries[0])),
         n => format!("{} ways to remember a sequence", words_for(n)),
     };
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <meta name=\"color-scheme\" content=\"light dark\"><title>{0} · seqzoo</title>\
-         <style>{STYLE}{1}</style></head><body><main>",
-        escape(&title),
-        highlight_rules(results)
-    );
+    let mut out = String::new();
     let _ = write!(
         out,
         "<header><p class=\"eyebrow\">seqzoo compare</p><h1>{}</h1><p class=\"lead\">{}</p>{}</header>",
@@ -41,18 +33,7 @@ pub fn render(results: &Results) -> String {
         }
         out.push_str("</ul>");
     }
-    out.push_str("<fieldset class=\"keys\"><legend>Architectures: untick to hide</legend>");
-    for entry in &results.entries {
-        let _ = write!(
-            out,
-            "<label class=\"key {0}\"><input type=\"checkbox\" checked id=\"show-{1}\">{2}{3}</label>",
-            class(results, entry),
-            slug(&entry.name),
-            swatch(results, &entry.name),
-            escape(&findings::short(entry))
-        );
-    }
-    out.push_str("</fieldset>");
+    out.push_str(&legend(&keys(results)));
     table(&mut out, results);
     let recall = &results.recall;
     section(
@@ -86,13 +67,13 @@ pub fn render(results: &Results) -> String {
     );
     maps(&mut out, results);
     how(&mut out, results);
-    let _ = writeln!(
+    let _ = write!(
         out,
         "<footer>Written by seqzoo {}. Timings vary from run to run and machine to machine; every other number \
-         follows from the seed.</footer></main><script>{SCRIPT}</script></body></html>",
+         follows from the seed.</footer>",
         escape(&results.version)
     );
-    out
+    document(&title, &rules(&keys(results)), &out)
 }
 
 fn words_for(n: usize) -> String {
@@ -121,36 +102,14 @@ fn notice(results: &Results) -> String {
     format!("<p class=\"notice\">{note}</p>")
 }
 
-/// Letters, digits, `_` and `-` only: usable in class names and ids.
-pub(super) fn slug(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).collect()
-}
-
-fn class(results: &Results, entry: &Entry) -> String {
-    format!("s{} a-{}", style_of(results, &entry.name), slug(&entry.name))
-}
-
-/// Hiding and highlighting by the legend, without a script.
-fn highlight_rules(results: &Results) -> String {
-    let mut out = String::new();
-    for entry in &results.entries {
-        let slug = slug(&entry.name);
-        let _ = write!(
-            out,
-            "body:has(#show-{slug}:not(:checked)) .chart .a-{slug}{{display:none}}\
-             body:has(.key.a-{slug}:hover,#show-{slug}:focus-visible) .chart .s:not(.a-{slug}){{opacity:.13}}"
-        );
-    }
-    out
-}
-
-fn swatch(results: &Results, name: &str) -> String {
-    let style = style_of(results, name);
-    format!(
-        "<svg class=\"swatch s{style}\" viewBox=\"0 0 24 14\" aria-hidden=\"true\"><path d=\"M1 7H23\"/>\
-         <path class=\"mark\" d=\"{}\"/></svg>",
-        svg::marker(style, 12.0, 7.0)
-    )
+/// One key per architecture.
+fn keys(results: &Results) -> Vec<Key> {
+    let key = |e: &Entry| Key {
+        name: e.name.clone(),
+        label: findings::short(e),
+        style: style_of(results, &e.name),
+    };
+    results.entries.iter().map(key).collect()
 }
 
 fn section(out: &mut String, title: &str, intro: &str, figures: &[String]) {
@@ -177,7 +136,7 @@ fn table(out: &mut String, results: &Results) {
         let _ = write!(
             out,
             "<tr><th scope=\"row\"><div>{}<span>{}<small>{}</small></span></div></th>",
-            swatch(results, &entry.name),
+            swatch(style_of(results, &entry.name)),
             escape(&findings::short(entry)),
             escape(&entry.state)
         );
@@ -213,7 +172,7 @@ fn maps(out: &mut String, results: &Results) {
         let _ = write!(
             out,
             "<figure class=\"card\"><h3>{}{}</h3><div class=\"pair\">",
-            swatch(results, &entry.name),
+            swatch(style_of(results, &entry.name)),
             escape(&name)
         );
         for map in &entry.maps {

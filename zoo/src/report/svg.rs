@@ -1,11 +1,12 @@
 //! Line charts as inline SVG: scales with nice ticks, lines, markers, labels at the ends of lines.
 //!
-//! Colours and fonts come from the page's style sheet: a series of style `k` has the classes `s` and `sk`.
+//! Colours and fonts come from the style sheet of [`super::document()`]: a series of style `k` has the classes `s`
+//! and `sk`.
 
 use std::fmt::Write;
 
 /// Width of every chart in its own units; the page scales it to the screen.
-pub(super) const WIDTH: f64 = 560.0;
+pub const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 360.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 44.0;
@@ -13,10 +14,10 @@ const LEFT: f64 = 80.0;
 /// Space between two labels at the ends of lines.
 const LABEL_STEP: f64 = 14.5;
 /// Number of colours and marker shapes in the style sheet.
-pub(super) const STYLES: usize = 10;
+pub const STYLES: usize = 10;
 
 /// Escapes text for HTML and SVG, also inside attributes.
-pub(super) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -33,7 +34,7 @@ pub(super) fn escape(text: &str) -> String {
 
 /// Maps values to the unit interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Scale {
+pub enum Scale {
     /// Equal differences are equally far apart.
     Linear {
         /// Value at 0.
@@ -52,7 +53,7 @@ pub(super) enum Scale {
 
 impl Scale {
     /// A linear scale around the values, ending on round numbers.
-    pub(super) fn linear(values: impl Iterator<Item = f64>) -> Self {
+    pub fn linear(values: impl Iterator<Item = f64>) -> Self {
         let (low, high) = range(values).unwrap_or((0.0, 1.0));
         let (low, high) = if high > low { (low, high) } else { (low - 0.5, high + 0.5) };
         let step = nice_step((high - low) / 5.0);
@@ -60,14 +61,14 @@ impl Scale {
     }
 
     /// A logarithmic scale around the positive values, with a little air.
-    pub(super) fn log(values: impl Iterator<Item = f64>) -> Self {
+    pub fn log(values: impl Iterator<Item = f64>) -> Self {
         let (low, high) = range(values.filter(|&v| v > 0.0)).unwrap_or((1.0, 10.0));
         let air = (high / low).powf(0.06).max(1.6);
         Scale::Log { low: low / air, high: high * air }
     }
 
     /// A logarithmic scale exactly around the positive values.
-    pub(super) fn log_tight(values: impl Iterator<Item = f64>) -> Self {
+    pub fn log_tight(values: impl Iterator<Item = f64>) -> Self {
         match range(values.filter(|&v| v > 0.0)) {
             Some((low, high)) if high > low => Scale::Log { low, high },
             Some((low, _)) => Scale::Log { low: low / 2.0, high: low * 2.0 },
@@ -76,7 +77,7 @@ impl Scale {
     }
 
     /// Where a value lies, 0 to 1 inside the scale.
-    pub(super) fn place(self, value: f64) -> f64 {
+    pub fn place(self, value: f64) -> f64 {
         match self {
             Scale::Linear { low, high } => (value - low) / (high - low),
             Scale::Log { low, high } => (value / low).ln() / (high / low).ln(),
@@ -84,7 +85,7 @@ impl Scale {
     }
 
     /// Round values inside the scale.
-    pub(super) fn ticks(self) -> Vec<f64> {
+    pub fn ticks(self) -> Vec<f64> {
         match self {
             Scale::Linear { low, high } => {
                 let step = nice_step((high - low) / 5.0);
@@ -120,7 +121,7 @@ fn nice_step(rough: f64) -> f64 {
 }
 
 /// One axis.
-pub(super) struct Axis {
+pub struct Axis {
     /// What it shows, with its unit.
     pub label: String,
     /// Its scale.
@@ -130,7 +131,7 @@ pub(super) struct Axis {
 }
 
 /// One line.
-pub(super) struct Series {
+pub struct Series {
     /// Index into the style sheet's colours and marker shapes.
     pub style: usize,
     /// Class by which the legend finds it.
@@ -142,7 +143,7 @@ pub(super) struct Series {
 }
 
 /// A chart of lines.
-pub(super) struct LineChart {
+pub struct LineChart {
     /// Unique in the page.
     pub id: &'static str,
     /// Title, read by screen readers.
@@ -165,7 +166,7 @@ pub(super) struct LineChart {
 
 impl LineChart {
     /// The `<svg>` element in its frame.
-    pub(super) fn svg(&self) -> String {
+    pub fn svg(&self) -> String {
         let longest = self.series.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
         let right = WIDTH - 22.0 - 6.3 * longest as f64;
         let (top, bottom) = (TOP, HEIGHT - BOTTOM);
@@ -320,7 +321,7 @@ fn spread(wanted: &[f64], step: f64, low: f64, high: f64) -> Vec<f64> {
 }
 
 /// A marker shape centred on a point.
-pub(super) fn marker(style: usize, x: f64, y: f64) -> String {
+pub fn marker(style: usize, x: f64, y: f64) -> String {
     let polygon = |corners: &[(f64, f64)]| {
         let mut path = String::new();
         for (i, (dx, dy)) in corners.iter().enumerate() {

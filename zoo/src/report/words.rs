@@ -1,18 +1,18 @@
 //! Numbers as people write them.
 
 /// `128`, `1k`, `8k`: lengths are powers of two.
-pub(crate) fn length(value: f64) -> String {
+pub fn length(value: f64) -> String {
     let n = value.round() as usize;
     if n >= 1024 && n.is_multiple_of(1024) { format!("{}k", n / 1024) } else { n.to_string() }
 }
 
 /// `18 KiB`
-pub(crate) fn bytes(value: f64) -> String {
+pub fn bytes(value: f64) -> String {
     scaled(value, 1024.0, &[" B", " KiB", " MiB", " GiB"])
 }
 
 /// `1.2k`, `34M`
-pub(crate) fn count(value: f64) -> String {
+pub fn count(value: f64) -> String {
     scaled(value, 1000.0, &["", "k", "M", "G"])
 }
 
@@ -27,7 +27,7 @@ fn scaled(value: f64, base: f64, units: &[&str]) -> String {
 }
 
 /// Three significant digits, without trailing zeros.
-pub(crate) fn digits(value: f64) -> String {
+pub fn digits(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return if value == 0.0 { "0".into() } else { "–".into() };
     }
@@ -37,24 +37,24 @@ pub(crate) fn digits(value: f64) -> String {
 }
 
 /// `0.42 ms`
-pub(crate) fn milliseconds(value: f64) -> String {
+pub fn milliseconds(value: f64) -> String {
     format!("{} ms", digits(value))
 }
 
 /// `97 %`, `97.3 %` where the tenth matters
-pub(crate) fn percent(share: f64) -> String {
+pub fn percent(share: f64) -> String {
     let value = 100.0 * share;
     if !(0.05..=99.95).contains(&value) { format!("{value:.0} %") } else { format!("{value:.1} %") }
 }
 
 /// `9 min 41 s`
-pub(crate) fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     let s = seconds.round() as u64;
     if s < 60 { format!("{s} s") } else { format!("{} min {:02} s", s / 60, s % 60) }
 }
 
 /// `a, b and c`
-pub(crate) fn list(names: &[String]) -> String {
+pub fn list(names: &[String]) -> String {
     match names {
         [] => String::new(),
         [one] => one.clone(),

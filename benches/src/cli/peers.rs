@@ -1,0 +1,89 @@
+//! `seqzoo-bench peers`
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use seqzoo::registry::MixerConfig;
+use seqzoo_bench::peers::{PEERS, available, library};
+use seqzoo_bench::summary::summarise;
+use seqzoo_bench::{Result, ratios};
+
+use super::run::{SweepArgs, code};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    sweep: SweepArgs,
+    /// Peers or libraries, such as `torch` or `burn/lstm` [default: all that are here].
+    #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = known_peer)]
+    peer: Vec<String>,
+    /// The Python that has torch.
+    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
+    python: String,
+    /// Print all peers and whether they are here; measure nothing.
+    #[arg(long)]
+    list: bool,
+    /// The results, a line of JSON each.
+    #[arg(long, value_name = "FILE", default_value = "peers.jsonl")]
+    out: PathBuf,
+}
+
+fn known_peer(name: &str) -> Result<String, String> {
+    if PEERS.iter().any(|p| p.name == name || library(p.name) == Some(name)) {
+        return Ok(name.into());
+    }
+    let names: Vec<&str> = PEERS.iter().map(|p| p.name).collect();
+    Err(format!("known are {}", names.join(", ")))
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let mut answers: Vec<(&str, Result<String, String>)> = Vec::new();
+    let (mut subjects, mut notes, mut listing) = (Vec::new(), Vec::new(), String::new());
+    for peer in PEERS {
+        let library = library(peer.name).unwrap_or_default();
+        let wanted = args.peer.is_empty() || args.peer.iter().any(|p| p == peer.name || p == library);
+        if !wanted {
+            continue;
+        }
+        if !answers.iter().any(|(known, _)| *known == library) {
+            answers.push((library, available(library, &args.python)));
+        }
+        let answer = answers.iter().find(|(known, _)| *known == library).map(|(_, answer)| answer);
+        let ours = MixerConfig::named(peer.counterpart).is_some();
+        let skipped = match answer {
+            Some(Ok(_)) if ours => None,
+            Some(Err(reason)) => Some(reason.clone()),
+            _ => Some(format!("`{}` is not in this registry", peer.counterpart)),
+        };
+        let state = skipped.clone().map_or_else(|| "here".into(), |reason| format!("skipped: {reason}"));
+        let _ = writeln!(listing, "{:<24} beside {:<18} {}; {state}", peer.name, peer.counterpart, peer.what);
+        match skipped {
+            Some(reason) => notes.push(format!("{} skipped: {reason}", peer.name)),
+            None => {
+                if !subjects.iter().any(|s| s == peer.counterpart) {
+                    subjects.push(peer.counterpart.to_string());
+                }
+                subjects.push(peer.name.to_string());
+            }
+        }
+    }
+    if args.list {
+        super::emit(&listing)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for note in &notes {
+        eprintln!("{note}");
+    }
+    if subjects.is_empty() {
+        super::emit("no peer is here: nothing to measure\n")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (ended, records) = args.sweep.sweep(subjects, None, &args.out, &args.python, notes)?;
+    super::emit(&format!(
+        "{}\nresults: {}\n",
+        ratios::markdown(&ratios::ratios(&summarise(&records))),
+        args.out.display()
+    ))?;
+    Ok(code(ended))
+}

@@ -1,0 +1,195 @@
+//! `seqzoo-bench run`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use seqzoo::compare::{Machine, now};
+use seqzoo_bench::child::Limits;
+use seqzoo_bench::plan::{Choice, Plan, Preset};
+use seqzoo_bench::point::{FormArg, Point};
+use seqzoo_bench::record::{Header, Outcome, Record, SCHEMA};
+use seqzoo_bench::store::Store;
+use seqzoo_bench::summary::summarise;
+use seqzoo_bench::sweep::{self, Driver, Ended};
+use seqzoo_bench::{Error, Result};
+
+/// Flags of every sweep.
+#[derive(clap::Args)]
+pub(super) struct SweepArgs {
+    /// How thorough.
+    #[arg(long, value_enum, default_value = "quick")]
+    pub(super) preset: Preset,
+    /// Lengths in tokens, instead of the preset's.
+    #[arg(long, value_name = "T,T", value_delimiter = ',', value_parser = positive)]
+    lengths: Vec<usize>,
+    /// Where to compute.
+    #[arg(long, value_name = "A,B", value_delimiter = ',', default_value = "flex")]
+    device: Vec<String>,
+    /// Go on with a file that an earlier run of the same kind began.
+    #[arg(long)]
+    resume: bool,
+    /// Seconds that one measurement may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = positive_seconds)]
+    time_limit: f64,
+    /// MiB that one measurement may have in use [default: 8192].
+    #[arg(long, value_name = "MIB", default_value_t = 8192)]
+    memory_limit: u64,
+    /// Threads of a measurement [default: as many as the machine has].
+    #[arg(long, value_name = "N", value_parser = positive)]
+    threads: Option<usize>,
+    /// Stretch every repetition of a subject by a factor, to see whether `compare` notices.
+    #[arg(long, value_name = "SUBJECT=FACTOR", hide = true, value_parser = plant)]
+    plant: Option<(String, f64)>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    sweep: SweepArgs,
+    /// Architectures, or `all` [default: nine, of every family].
+    #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = super::known_arch)]
+    arch: Vec<String>,
+    /// Forms, of auto, recurrent, parallel, chunked:SIZE, instead of the preset's.
+    #[arg(long, value_name = "F,F", value_delimiter = ',')]
+    forms: Vec<FormArg>,
+    /// The results, a line of JSON each.
+    #[arg(long, value_name = "FILE", default_value = super::report::RESULTS)]
+    out: PathBuf,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a whole number above 0".into())
+}
+
+fn positive_seconds(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|&s: &f64| s.is_finite() && s > 0.0).ok_or_else(|| "a number above 0".into())
+}
+
+fn plant(text: &str) -> Result<(String, f64), String> {
+    let parts = text.split_once('=').and_then(|(subject, factor)| Some((subject, factor.parse().ok()?)));
+    let (subject, factor) = parts.ok_or("as in `lstm=1.2`")?;
+    if (1.0..10.0).contains(&factor) {
+        Ok((subject.into(), factor))
+    } else {
+        Err("a factor from 1 to 10".into())
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let forms: Vec<_> = args.forms.iter().map(|form| form.0).collect();
+    let subjects = super::chosen(&args.arch);
+    let forms = (!forms.is_empty()).then_some(forms);
+    let (ended, _) = args.sweep.sweep(subjects, forms, &args.out, "", Vec::new())?;
+    super::emit(&format!("results: {0}\nnext: seqzoo-bench report {0}\n", args.out.display()))?;
+    Ok(code(ended))
+}
+
+pub(super) fn code(ended: Ended) -> ExitCode {
+    match ended {
+        Ended::Finished => ExitCode::SUCCESS,
+        Ended::Stopped => ExitCode::from(130),
+    }
+}
+
+impl SweepArgs {
+    /// Sweeps over subjects into a file; all records are returned.
+    pub(super) fn sweep(
+        &self,
+        subjects: Vec<String>,
+        forms: Option<Vec<seqzoo_layers::system::Form>>,
+        out: &Path,
+        python: &str,
+        notes: Vec<String>,
+    ) -> Result<(Ended, Vec<Record>)> {
+        super::check_writable(out)?;
+        for device in &self.device {
+            seqzoo_layers::device::open(device)?;
+        }
+        let lengths = (!self.lengths.is_empty()).then(|| self.lengths.clone());
+        let choice = Choice { preset: self.preset, subjects, lengths, forms, devices: self.device.clone() };
+        let plan = Plan::new(&choice);
+        let threads = self.threads.or(self.preset.threads());
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        let header = Header {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").into(),
+            command: format!("seqzoo-bench {}", arguments.join(" ")),
+            started: now(),
+            machine: Machine::here(&self.device.join(",")),
+            threads,
+            sizes: plan.sizes,
+            notes,
+        };
+        let (store, known) = if self.resume {
+            Store::resume(out, &header)?
+        } else {
+            (Store::create(out, &header)?, Vec::new())
+        };
+        super::catch_ctrl_c();
+        let program = std::env::current_exe().map_err(|e| Error::io("seqzoo-bench", e))?;
+        let limits = Limits {
+            program,
+            python: python.into(),
+            seconds: self.time_limit,
+            memory: self.memory_limit << 20,
+            threads,
+        };
+        let owed = sweep::owed(&plan, &known);
+        let (plant, records) = (self.plant.clone(), known.clone());
+        let mut live = Live { plan: &plan, limits, store, bar: bar(owed), records, plant };
+        let ended = sweep::run(&plan, &known, &mut live)?;
+        live.bar.finish_and_clear();
+        if ended == Ended::Stopped {
+            eprintln!("stopped; what is finished is kept, `--resume` goes on");
+        }
+        let records = live.records;
+        for summary in summarise(&records) {
+            if let Some(trouble) = &summary.trouble {
+                eprintln!("{}: {}", summary.point, trouble.words());
+            }
+        }
+        Ok((ended, records))
+    }
+}
+
+fn bar(owed: usize) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(owed as u64), ProgressDrawTarget::stderr());
+    let template = "{bar:24} {pos}/{len}  {elapsed_precise}, {eta} left  {wide_msg}";
+    // The template is a constant; a broken one would only cost its looks.
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
+/// Measures in children, keeps in a file, shows on stderr.
+struct Live<'a> {
+    plan: &'a Plan,
+    limits: Limits,
+    store: Store,
+    bar: ProgressBar,
+    records: Vec<Record>,
+    plant: Option<(String, f64)>,
+}
+
+impl Driver for Live<'_> {
+    fn measure(&mut self, point: &Point, round: usize) -> Result<Option<Outcome>> {
+        self.bar.set_message(format!("round {} of {}: {point}", round + 1, self.plan.rounds));
+        let mut effort = self.plan.effort;
+        if let Some((_, factor)) = self.plant.as_ref().filter(|(subject, _)| *subject == point.subject) {
+            effort.stretch = *factor;
+        }
+        self.limits.measure(point, self.plan.sizes, effort, &super::interrupted)
+    }
+
+    fn keep(&mut self, record: Record) -> Result<()> {
+        self.store.append(&record)?;
+        self.bar.inc(1);
+        if self.bar.is_hidden() && record.outcome.done().is_none() {
+            eprintln!("{}: {}", record.point, record.outcome.words());
+        }
+        self.records.push(record);
+        Ok(())
+    }
+}

@@ -1,0 +1,120 @@
+use rand::{RngExt, SeedableRng};
+use rand_distr::{Distribution, LogNormal};
+use seqzoo_layers::system::Form;
+
+use super::*;
+use crate::record::{Counted, Measurement, Outcome, Record};
+use crate::summary::summarise;
+
+/// A sweep on a noisy machine: every round has its own speed, every repetition its own noise, and one in
+/// twelve is interrupted by something else for up to three times as long.
+fn sweep(seed: u64, slow: impl Fn(&str) -> f64) -> Vec<Summary> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let (round_noise, noise) = (LogNormal::new(0.0, 0.02).unwrap(), LogNormal::new(0.0, 0.04).unwrap());
+    let mut records = Vec::new();
+    for round in 0..3 {
+        let speed = round_noise.sample(&mut rng);
+        for (i, subject) in ["attention", "gated_deltanet", "lstm", "mamba2"].into_iter().enumerate() {
+            for (task, time) in
+                [(Task::Prefill, 128), (Task::Prefill, 1024), (Task::Train, 512), (Task::Decode, 64)]
+            {
+                let process = round_noise.sample(&mut rng);
+                let base = 1e-3 * (i + 1) as f64 * (time as f64 / 128.0) * slow(subject) * speed * process;
+                let seconds = (0..12)
+                    .map(|_| {
+                        let hit = rng.random_range(0..12) == 0;
+                        base * noise.sample(&mut rng) * if hit { rng.random_range(1.2..3.0) } else { 1.0 }
+                    })
+                    .collect();
+                let point = Point {
+                    subject: subject.into(),
+                    task,
+                    form: Form::Auto,
+                    device: "flex".into(),
+                    batch: 1,
+                    time,
+                };
+                let outcome =
+                    Outcome::Done(Measurement { seconds, first_seconds: base, ..Default::default() });
+                records.push(Record { point, round, outcome });
+            }
+        }
+    }
+    summarise(&records)
+}
+
+fn strictness() -> Strictness {
+    Strictness { resamples: 1000, ..Strictness::default() }
+}
+
+#[test]
+fn a_slow_down_of_a_fifth_is_found_and_noise_is_not() {
+    let (mut found, mut false_alarms, mut innocent) = (0, 0, 0);
+    for trial in 0..20 {
+        let base = sweep(2 * trial, |_| 1.0);
+        let again = sweep(2 * trial + 1, |_| 1.0);
+        let planted = sweep(2 * trial + 1, |subject| if subject == "lstm" { 1.2 } else { 1.0 });
+        false_alarms += usize::from(compare(&base, &again, strictness()).regressed());
+        let comparison = compare(&base, &planted, strictness());
+        let slower = |r: &&Ratio| r.verdict == Verdict::Slower;
+        let all = || comparison.points.iter().chain(&comparison.groups);
+        found += usize::from(all().filter(slower).any(|r| r.what.starts_with("lstm")));
+        innocent += all().filter(slower).filter(|r| !r.what.starts_with("lstm")).count();
+    }
+    assert_eq!((found, false_alarms, innocent), (20, 0, 0));
+}
+
+#[test]
+fn a_speed_up_is_told_and_is_no_regression() {
+    let base = sweep(1, |_| 1.0);
+    let comparison = compare(&base, &sweep(2, |_| 0.7), strictness());
+    assert!(!comparison.regressed());
+    assert!(comparison.groups.iter().all(|r| r.verdict == Verdict::Faster), "{:?}", comparison.groups);
+    let text = markdown(&comparison);
+    assert!(text.contains("faster") && text.contains("no regression"), "{text}");
+}
+
+fn one(counted: Counted, outcome: Option<Outcome>) -> Vec<Summary> {
+    let point = Point {
+        subject: "lstm".into(),
+        task: Task::Prefill,
+        form: Form::Auto,
+        device: "flex".into(),
+        batch: 1,
+        time: 8,
+    };
+    let done = Outcome::Done(Measurement { seconds: vec![1.0], counted, ..Default::default() });
+    summarise(&[Record { point, round: 0, outcome: outcome.unwrap_or(done) }])
+}
+
+#[test]
+fn counted_quantities_are_compared_exactly() {
+    let counted = Counted { flops: 1e6, bytes: 4e5, params: 10, state_bytes: 64, allocated_bytes: 1_000_000 };
+    let base = one(counted, None);
+    let only = Strictness { counted_only: true, ..strictness() };
+    let against = |counted| compare(&base, &one(counted, None), only);
+    assert_eq!(against(counted).changes, []);
+    assert!(!against(Counted { allocated_bytes: 1_005_000, ..counted }).regressed());
+    for worse in [
+        Counted { flops: 1e6 + 1.0, ..counted },
+        Counted { state_bytes: 65, ..counted },
+        Counted { allocated_bytes: 1_100_000, ..counted },
+    ] {
+        assert!(against(worse).regressed(), "{worse:?}");
+    }
+    let better = against(Counted { bytes: 3e5, ..counted });
+    assert!(!better.regressed() && better.changes.len() == 1 && better.points.is_empty());
+}
+
+#[test]
+fn an_outcome_that_got_worse_is_a_regression() {
+    let good = one(Counted::default(), None);
+    let bad = one(Counted::default(), Some(Outcome::TimedOut { limit: 2.0 }));
+    let comparison = compare(&good, &bad, strictness());
+    assert!(comparison.regressed());
+    assert!(markdown(&comparison).contains("not done after 2 s"));
+    assert!(!compare(&bad, &good, strictness()).regressed());
+    assert!(!compare(&bad, &bad, strictness()).regressed());
+    let missing = compare(&good, &[], strictness());
+    assert_eq!((missing.matched, missing.unmatched, missing.regressed()), (0, 1, false));
+}

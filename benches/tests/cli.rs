@@ -1,0 +1,255 @@
+//! The program as a user meets it: results that survive a kill, outcomes instead of crashes, exit codes, and what it
+//! does with bad input. Beside the binary because only there Cargo promises that it is freshly built.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use seqzoo_bench::record::Outcome;
+use seqzoo_bench::store::Results;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_seqzoo-bench");
+
+fn bench(args: &[&str]) -> Output {
+    Command::new(PROGRAM).args(args).output().expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs, expects an exit code and every one of `words` in the message, without a panic.
+#[track_caller]
+fn fails(args: &[&str], code: i32, words: &[&str]) {
+    let output = bench(args);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert!(message.starts_with("error: "), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    for word in words {
+        assert!(message.contains(word), "`{word}` is not in: {message}");
+    }
+}
+
+#[track_caller]
+fn succeeds(args: &[&str]) -> String {
+    let output = bench(args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn path(dir: &Path, name: &str) -> String {
+    dir.join(name).display().to_string()
+}
+
+/// The flags of a sweep of seconds.
+fn tiny(out: &str) -> Vec<&str> {
+    vec!["run", "--preset", "tiny", "--arch", "attention,linear_attention", "--threads", "1", "--out", out]
+}
+
+/// Points and rounds, in the order of the file.
+fn keys(file: &str) -> Vec<(String, usize)> {
+    let results = Results::load(Path::new(file)).unwrap();
+    results.records.iter().map(|r| (r.point.to_string(), r.round)).collect()
+}
+
+#[test]
+fn a_killed_sweep_loses_at_most_the_running_point_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, killed) = (path(dir.path(), "whole.jsonl"), path(dir.path(), "killed.jsonl"));
+    succeeds(&tiny(&whole));
+    let mut resume = tiny(&killed);
+    resume.push("--resume");
+    // Killed three times, each time a little later, with a line half written the last time.
+    for lines in [3, 6, 9] {
+        let mut child =
+            Command::new(PROGRAM).args(&resume).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let started = Instant::now();
+        let count = || fs::read(&killed).map_or(0, |text| text.iter().filter(|&&b| b == b'\n').count());
+        while count() < lines {
+            assert!(started.elapsed() < Duration::from_secs(60), "no progress");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let before = count();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(count() >= before, "a finished line was lost");
+    }
+    let kept = keys(&killed);
+    let half = r#"{"line":"record","point":{"subj"#;
+    fs::write(&killed, [fs::read(&killed).unwrap().as_slice(), half.as_bytes()].concat()).unwrap();
+    assert_eq!(keys(&killed), kept, "a half-written line is left out");
+    succeeds(&resume);
+    assert_eq!(keys(&killed), keys(&whole));
+    // Nothing is left to do, and nothing is measured again.
+    let bytes = fs::read(&killed).unwrap();
+    succeeds(&resume);
+    assert_eq!(fs::read(&killed).unwrap(), bytes);
+    // Without `--resume` an existing file is not touched.
+    fails(&tiny(&killed), 1, &["--resume", "--out"]);
+    assert_eq!(fs::read(&killed).unwrap(), bytes);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_what_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = path(dir.path(), "a.jsonl");
+    let mut child =
+        Command::new(PROGRAM).args(tiny(&out)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while fs::read(&out).map_or(0, |text| text.iter().filter(|&&b| b == b'\n').count()) < 3 {
+        assert!(started.elapsed() < Duration::from_secs(60), "no progress");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let results = Results::load(Path::new(&out)).unwrap();
+    assert!(results.records.iter().all(|r| r.outcome.done().is_some()), "a stopped child is no outcome");
+}
+
+/// The outcomes of one architecture under limits.
+fn limited(dir: &Path, name: &str, arch: &str, limits: &[&str]) -> Vec<Outcome> {
+    let out = path(dir, name);
+    let mut args = vec!["run", "--preset", "tiny", "--lengths", "1024", "--threads", "1", "--out", &out];
+    args.extend(["--arch", arch]);
+    args.extend(limits);
+    succeeds(&args);
+    Results::load(Path::new(&out)).unwrap().records.into_iter().map(|r| r.outcome).collect()
+}
+
+#[test]
+fn too_much_memory_and_too_much_time_are_results() {
+    let dir = tempfile::tempdir().unwrap();
+    let outcomes = limited(dir.path(), "memory.jsonl", "attention", &["--memory-limit", "8"]);
+    let no_memory = Outcome::OutOfMemory { limit: 8 << 20 };
+    assert!(outcomes.contains(&no_memory), "{outcomes:?}");
+    // The smaller points fit.
+    assert!(outcomes.iter().any(|o| o.done().is_some()), "{outcomes:?}");
+    let outcomes = limited(dir.path(), "time.jsonl", "lstm", &["--time-limit", "0.001"]);
+    assert!(outcomes.contains(&Outcome::TimedOut { limit: 0.001 }), "{outcomes:?}");
+    assert!(outcomes.iter().any(|o| matches!(o, Outcome::Skipped { .. })), "not tried again: {outcomes:?}");
+}
+
+#[test]
+fn a_report_is_drawn_and_counted_quantities_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, page) = (path(dir.path(), "a.jsonl"), path(dir.path(), "a.html"));
+    succeeds(&tiny(&out));
+    succeeds(&["report", &out, "--out", &page]);
+    assert!(fs::read_to_string(&page).unwrap().ends_with("</html>\n"));
+    let markdown = succeeds(&["report", &out, "--markdown"]);
+    assert!(markdown.contains("## How time grows with length"), "{markdown}");
+
+    assert!(succeeds(&["compare", &out, &out]).contains("no regression"));
+    // One thread asks the allocator for the same bytes every time.
+    let again = path(dir.path(), "again.jsonl");
+    succeeds(&tiny(&again));
+    assert!(succeeds(&["compare", "--counted", &out, &again]).contains("no regression"));
+    // A planted regression of a counted quantity, and one of time.
+    let planted = |name: &str, change: &dyn Fn(&mut seqzoo_bench::record::Measurement)| {
+        let mut results = Results::load(Path::new(&again)).unwrap();
+        let file = dir.path().join(name);
+        let mut store = seqzoo_bench::store::Store::create(&file, &results.header).unwrap();
+        for record in &mut results.records {
+            if let Outcome::Done(m) = &mut record.outcome {
+                change(m);
+            }
+            store.append(record).unwrap();
+        }
+        file.display().to_string()
+    };
+    let more = planted("more.jsonl", &|m| m.counted.state_bytes += 4);
+    let output = bench(&["compare", "--counted", &out, &more]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("state bytes"), "{}", text(&output.stdout));
+    let slower = planted("slower.jsonl", &|m| m.seconds.iter_mut().for_each(|s| *s *= 40.0));
+    assert_eq!(bench(&["compare", &again, &slower]).status.code(), Some(1));
+    assert_eq!(bench(&["compare", "--counted", &again, &slower]).status.code(), Some(0));
+}
+
+#[test]
+fn damaged_results_name_the_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = path(dir.path(), "a.jsonl");
+    succeeds(&[
+        "run",
+        "--preset",
+        "tiny",
+        "--arch",
+        "attention",
+        "--lengths",
+        "8",
+        "--threads",
+        "1",
+        "--out",
+        &out,
+    ]);
+    let good = fs::read_to_string(&out).unwrap();
+    let lines: Vec<&str> = good.lines().collect();
+    let bad = |name: &str, lines: &[&str], words: &[&str]| {
+        let file = path(dir.path(), name);
+        fs::write(&file, lines.join("\n") + "\n").unwrap();
+        fails(&["report", &file, "--markdown"], 1, &[&[name][..], words].concat());
+    };
+    bad("cut.jsonl", &[lines[0], lines[1], &lines[2][..30]], &["line 3"]);
+    bad("type.jsonl", &[lines[0], &lines[1].replace("\"round\":0", "\"round\":-1")], &["line 2", "-1"]);
+    bad("field.jsonl", &[lines[0], &lines[1].replace("\"round\"", "\"rounds\"")], &["line 2", "rounds"]);
+    bad("headless.jsonl", &lines[1..], &["line 1", "schema"]);
+    bad("twice.jsonl", &[lines[0], lines[0]], &["line 2", "second header"]);
+    let newer = lines[0].replace("\"schema\":1", "\"schema\":99");
+    bad("newer.jsonl", &[&newer, lines[1]], &["version 99", "reads 1"]);
+    bad("words.jsonl", &["what was read flows into the state"], &["line 1", "not JSON"]);
+    fails(&["report", &path(dir.path(), "none.jsonl")], 1, &["none.jsonl"]);
+    fs::write(path(dir.path(), "empty.jsonl"), "").unwrap();
+    fails(&["report", &path(dir.path(), "empty.jsonl")], 1, &["no results"]);
+    // A damaged file is not resumed either, and stays as it is.
+    let cut = path(dir.path(), "cut.jsonl");
+    let before = fs::read(&cut).unwrap();
+    fails(&["run", "--preset", "tiny", "--resume", "--out", &cut, "--threads", "1"], 1, &["line 3"]);
+    assert_eq!(fs::read(&cut).unwrap(), before);
+    // Nor is one of another number of threads.
+    fails(&["run", "--preset", "tiny", "--resume", "--out", &out, "--threads", "2"], 1, &["thread count"]);
+}
+
+#[test]
+fn wrong_usage_is_told() {
+    fails(&["run", "--arch", "gated_deltnet"], 2, &["did you mean `gated_deltanet`?"]);
+    fails(&["run", "--lengths", "0"], 2, &["--lengths", "above 0"]);
+    fails(&["run", "--forms", "sideways"], 2, &["recurrent"]);
+    fails(&["run", "--preset", "endless"], 2, &["quick", "full"]);
+    fails(&["run", "--time-limit", "0"], 2, &["--time-limit"]);
+    fails(&["compare", "a.jsonl"], 2, &["NEW"]);
+    fails(&["compare", "a.jsonl", "b.jsonl", "--tolerance", "x"], 2, &["--tolerance"]);
+    fails(&["report", "--markdown", "--out", "x.html"], 2, &["--markdown", "--out"]);
+    fails(&["peers", "--peer", "abacus"], 2, &["torch/lstm"]);
+    fails(&["run", "--device", "abacus", "--out", "never.jsonl"], 1, &["abacus", "flex"]);
+    fails(&["run", "--out", "/no/such/folder/a.jsonl"], 1, &["/no/such/folder"]);
+    fails(&["point", "{"], 1, &["job"]);
+    assert!(!Path::new("never.jsonl").exists());
+}
+
+#[test]
+fn peers_are_listed_and_missing_ones_skipped_with_a_reason() {
+    let list = succeeds(&["peers", "--list", "--python", "no-such-python"]);
+    assert!(list.contains("burn/lstm") && list.contains("skipped: `no-such-python`"), "{list}");
+    let dir = tempfile::tempdir().unwrap();
+    let out = path(dir.path(), "peers.jsonl");
+    let table = succeeds(&[
+        "peers",
+        "--peer",
+        "burn/lstm,torch",
+        "--python",
+        "no-such-python",
+        "--preset",
+        "tiny",
+        "--threads",
+        "1",
+        "--out",
+        &out,
+    ]);
+    assert!(table.contains("| burn/lstm | lstm | prefill 1 × 8 |"), "{table}");
+    let results = Results::load(Path::new(&out)).unwrap();
+    assert!(results.header.notes.iter().any(|note| note.contains("torch/lstm skipped")));
+}
