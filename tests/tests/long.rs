@@ -1,10 +1,14 @@
 //! A long sequence read at once and continued token by token is the sequence read whole; fixed states stay fixed.
+//!
+//! In single precision, but for the deep memories of Miras: their layer norm amplifies rounding with every step
+//! (to 3e-5 here), so that they are held to a closer limit in double precision.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use seqzoo::registry::MixerConfig;
-use seqzoo_layers::Init;
+use seqzoo::verify::VALUE_TOLERANCE;
 use seqzoo_layers::attention::AttentionConfig;
 use seqzoo_layers::system::{Form, Growth, Mixer, State};
+use seqzoo_layers::{Init, params};
 use seqzoo_tests::gap;
 
 const WIDTH: usize = 32;
@@ -21,10 +25,20 @@ fn doubles(state: &State) -> bool {
     state.slots().any(|(.., growth)| matches!(growth, Growth::PerDoubling { .. }))
 }
 
-fn check(name: &str, config: &MixerConfig, bounded: bool) {
+/// Precision and limit for an architecture.
+fn precision(name: &str) -> (DType, f64) {
+    match name {
+        "miras" | "moneta" | "yaad" | "memora" | "titans" => (DType::F64, 1e-9),
+        _ => (DType::F32, VALUE_TOLERANCE),
+    }
+}
+
+/// Everything that is farther apart than it may be, named.
+fn differences(name: &str, config: &MixerConfig, bounded: bool) -> Vec<String> {
     let mut init = Init::new(0, &Device::flex());
-    let layer = config.init(WIDTH, &mut init).expect("a default configuration");
-    let x: Tensor<3> = init.normal([1, PREFIX + STEPS, WIDTH], 1.0).val();
+    let (dtype, limit) = precision(name);
+    let layer = params::cast(config.init(WIDTH, &mut init).expect("a default configuration"), dtype);
+    let x: Tensor<3> = init.normal([1, PREFIX + STEPS, WIDTH], 1.0).val().detach().cast(dtype);
     let read = |from, len, state| {
         layer.forward(x.clone().narrow(1, from, len), state, Form::Auto).expect("a fitting state")
     };
@@ -38,12 +52,11 @@ fn check(name: &str, config: &MixerConfig, bounded: bool) {
         steps.push(y);
         state = next;
     }
-    let error = gap(Tensor::stack::<3>(steps, 1), whole.narrow(1, PREFIX, STEPS));
-    assert!(error <= 1e-5, "{name}: outputs differ by {error:.1e}");
+    let mut gaps =
+        vec![("outputs".to_string(), gap(Tensor::stack::<3>(steps, 1), whole.narrow(1, PREFIX, STEPS)))];
     assert_eq!(state.positions(), [PREFIX + STEPS]);
     for ((slot, ours, _), (_, theirs, _)) in state.slots().zip(end.slots()) {
-        let error = gap(ours.clone(), theirs.clone());
-        assert!(error <= 1e-5, "{name}: `{slot}` differs by {error:.1e}");
+        gaps.push((format!("slot `{slot}`"), gap(ours.clone(), theirs.clone())));
     }
     if doubles(&state) {
         // As many entries more as there were doublings, and no other growth.
@@ -57,18 +70,21 @@ fn check(name: &str, config: &MixerConfig, bounded: bool) {
         assert!(state.bytes() > bytes[1] && bytes[1] > bytes[0], "{name}");
     }
     assert_eq!(state.bytes(), end.bytes());
+    let text = |(what, gap): &(String, f64)| format!("{name}: {what} differ by {gap:.1e}");
+    gaps.iter().filter(|(_, gap)| gap.is_nan() || *gap > limit).map(text).collect()
 }
 
 #[test]
 fn prefill_and_steps_equal_one_forward() {
-    for name in MixerConfig::NAMES {
-        check(name, &MixerConfig::named(name).expect("a registered name"), false);
-    }
+    let all = |name: &&str| differences(name, &MixerConfig::named(name).expect("a registered name"), false);
+    let found: Vec<_> = MixerConfig::NAMES.iter().flat_map(all).collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
 /// A window bounds the cache.
 #[test]
 fn a_window_stays_as_large_as_it_is() {
     let config = AttentionConfig { window: Some(48), ..Default::default() };
-    check("windowed attention", &MixerConfig::Attention(config), true);
+    let found = differences("windowed attention", &MixerConfig::Attention(config), true);
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }

@@ -158,12 +158,13 @@ impl MirasConfig {
         let delta = self.delta_start.unwrap_or(self.default_delta(sizes.typical_value()));
         let expected = format!("must be above {DELTA_MIN} and finite");
         require(delta > DELTA_MIN && delta.is_finite(), mixer, "delta_start", delta, &expected)?;
+        let decay = self.decay.unwrap_or(self.retention.decays());
         let gates = GateSizes {
             d_model,
             rank: self.gate_rank,
             heads: h,
             head_dim: n,
-            decay: self.decay.unwrap_or(self.retention.decays()),
+            alpha: decay.then_some(self.retention.start_alpha()),
             momentum: self.algorithm.momentum(),
         };
         let gates = Gates::new(&gates, self.gates, self.memory, init);

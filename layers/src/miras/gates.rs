@@ -115,14 +115,11 @@ pub(crate) struct GateSizes {
     pub(crate) rank: usize,
     pub(crate) heads: usize,
     pub(crate) head_dim: usize,
-    /// Whether α is learned.
-    pub(crate) decay: bool,
+    /// α before training, where it is learned.
+    pub(crate) alpha: Option<f64>,
     /// μ before training, with momentum.
     pub(crate) momentum: Option<f64>,
 }
-
-/// Retention before training.
-const ALPHA_START: f64 = 0.99;
 
 /// The maps from a token to its gates: one for all matrices of the memory, or one for each.
 #[derive(Module, Debug)]
@@ -151,7 +148,7 @@ impl Gates {
             start.map(map).unwrap_or_default()
         };
         Self {
-            alpha: maps(sizes.decay.then(|| logit(ALPHA_START))),
+            alpha: maps(sizes.alpha.map(logit)),
             eta: maps(Some(0.0)),
             mu: maps(sizes.momentum.map(logit)),
         }

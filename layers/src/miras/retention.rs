@@ -173,6 +173,12 @@ impl Retention {
         }
     }
 
+    /// α before training. Logits that fade leave uniform rows, of which a deep memory cannot learn any more: all
+    /// its hidden units are the same. So they start with a longer memory.
+    pub(crate) fn start_alpha(self) -> f64 {
+        if self == Retention::Kl { 0.9999 } else { 0.99 }
+    }
+
     /// Whether what is carried starts again from 0 in every chunk.
     pub(crate) fn restarts(self) -> bool {
         matches!(self, Retention::FDivergence { .. })

@@ -8,7 +8,8 @@ pub(super) fn rows() -> Vec<(&'static str, Value)> {
 
 fn yaad() -> Vec<(&'static str, Value)> {
     vec![
-        ("mlp", json!({"arch": "yaad", "heads": 2, "head_dim": 8, "chunk": 4, "gate_rank": 4})),
+        // Narrower heads make the memory's layer norm amplify rounding.
+        ("mlp", json!({"arch": "yaad", "heads": 2, "head_dim": 16, "chunk": 4, "gate_rank": 4})),
         (
             "linear",
             json!({"arch": "yaad", "heads": 2, "head_dim": 4, "memory": "linear", "chunk": 5,
