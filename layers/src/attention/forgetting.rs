@@ -180,7 +180,8 @@ mod tests {
         let mut layer = build(0.0);
         let weight = layer.forget_proj.weight.val();
         // One input channel rules the gates of all heads.
-        let ruled = weight.zeros_like().slice_fill([0..1], -80.0);
+        let [_, heads] = weight.dims();
+        let ruled = weight.zeros_like().slice_fill([0..1, 0..heads], -80.0);
         layer.forget_proj.weight = Param::from_tensor(ruled);
         let mut draw = Draw::new(2);
         let x = draw.tensor::<3>([1, 6, 16], -1.0, 1.0).slice_fill([0..1, 0..6, 0..1], 0.0);

@@ -119,9 +119,9 @@ mod tests {
                 let at = total - t + i;
                 for j in 0..=at {
                     let mut key = row(&ks, j);
-                    for s in j + 1..=at {
+                    for (s, beta) in betas.iter().enumerate().take(at + 1).skip(j + 1) {
                         let w = row(&ws, s);
-                        let read = betas[s] * dot(&w, &key);
+                        let read = beta * dot(&w, &key);
                         key.iter_mut().zip(&w).for_each(|(k, w)| *k -= read * w);
                     }
                     expected.push(dot(&row(&qs, i), &key));

@@ -11,6 +11,7 @@ fn build() -> Flow {
 
 /// The streaming recurrence against sums over the whole prefix, computed anew for every token.
 #[test]
+#[allow(clippy::needless_range_loop, reason = "indices as in the equations")]
 fn streaming_is_recomputing_every_prefix() {
     const T: usize = 9;
     let layer = build();

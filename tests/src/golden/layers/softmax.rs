@@ -59,8 +59,11 @@ fn side_by_side(x: Tensor<4>) -> Tensor<3> {
     x.reshape([b, t, h * n])
 }
 
+/// Inputs by the names of the maps that would have made them.
+type Parts = Vec<(String, Tensor<3>)>;
+
 /// `q`, `k`, `v` of an operator under attention's maps, and the configuration of their sizes.
-fn operator(case: &Case, prefix: &str) -> Result<(Vec<(String, Tensor<3>)>, AttentionConfig, usize)> {
+fn operator(case: &Case, prefix: &str) -> Result<(Parts, AttentionConfig, usize)> {
     let [q, k, v] = case.inputs(["q", "k", "v"])?;
     let ([.., heads, n], [.., kv, p]) = (q.dims(), v.dims());
     if n != p {
