@@ -40,13 +40,16 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode, seqzoo::Error> {
     let device = device::open(&args.device)?;
     let options = Options { time: args.time.into(), double: !args.no_differences, seed: args.seed };
     let mut reports = Vec::new();
+    let subjects = subjects(arch);
+    let head = format!("device: {}", args.device);
+    let width = subjects.iter().map(|subject| subject.name.len()).fold(head.len(), usize::max);
     if !args.json {
-        println!("{:<28} {}", format!("device: {}", args.device), verify::PROMISES.join(" "));
+        println!("{head:<width$} {}", verify::PROMISES.join(" "));
     }
-    for subject in subjects(arch) {
-        let report = verify::verify(&subject, &device, options);
+    for subject in &subjects {
+        let report = verify::verify(subject, &device, options);
         if !args.json {
-            print_row(&report);
+            print_row(&report, width);
         }
         reports.push(report);
     }
@@ -62,7 +65,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode, seqzoo::Error> {
 }
 
 /// One line of the table, and a line per broken promise.
-fn print_row(report: &Report) {
+fn print_row(report: &Report, width: usize) {
     let cells: Vec<String> = (report.checks.iter())
         .map(|check| {
             let mark = match &check.outcome {
@@ -70,10 +73,11 @@ fn print_row(report: &Report) {
                 _ if check.passed() => "ok",
                 _ => "FAIL",
             };
-            format!("{mark:<width$}", width = check.promise.len())
+            let columns = check.promise.len();
+            format!("{mark:<columns$}")
         })
         .collect();
-    println!("{:<28} {}  {:.1} s", report.subject, cells.join(" "), report.seconds);
+    println!("{:<width$} {}  {:.1} s", report.subject, cells.join(" "), report.seconds);
     for check in report.checks.iter().filter(|check| !check.passed()) {
         match &check.outcome {
             Outcome::Measured { error, tolerance, worst } => {

@@ -59,4 +59,25 @@ pub(super) const ALL: &[Architecture] = &[
         state: "vector, [b, n], or twice that if it rotates",
         equations: "h_t = f_t ∘ e^{iθ} h_{t-1} + (1 - f_t) ∘ c_t,  f_t = l + (1-l) sigmoid(W x_t)",
     },
+    Architecture {
+        name: "flow",
+        title: "Flow-Attention (Flowformer), causal",
+        paper: "2202.06258",
+        state: "matrix per head, [b, h, n, n], and running sums of 4n + 1 numbers",
+        equations: "H_t = H_{t-1} + k_t (c_t v_t)ᵀ,  y_t = sigmoid(Î_t) (I_t/t) H_tᵀ q_t,  c_t = t e^{Ô_t} / Σ_{s≤t} e^{Ô_s}",
+    },
+    Architecture {
+        name: "gsa",
+        title: "Gated slot attention",
+        paper: "2409.07146",
+        state: "slots per head, keys and values [b, h, m, n] each",
+        equations: "K_t = diag(α_t) K_{t-1} + (1-α_t) k_tᵀ,  V_t likewise,  y_t = V_tᵀ softmax(K_t q_t)",
+    },
+    Architecture {
+        name: "abc",
+        title: "Attention with bounded-memory control",
+        paper: "2110.02488",
+        state: "slots per head, keys [b, h, m, n], values [b, h, m, p] and their log weights [b, h, 1, m]",
+        equations: "K_t = Σ_{s≤t} softmax_s(φ) k_sᵀ,  V_t likewise,  y_t = V_tᵀ softmax(K_t q_t/√n)",
+    },
 ];

@@ -37,7 +37,10 @@ pub struct Family {
 
 const FAMILIES: &[Family] = &[
     Family { title: "Softmax attention: a cache that grows", members: attention::ALL },
-    Family { title: "Linear attention: a matrix that is added to", members: linear::ALL },
+    Family {
+        title: "Linear attention: a matrix that is added to, with and without decay",
+        members: linear::ALL,
+    },
     Family { title: "Delta rule: a matrix that is corrected", members: delta::ALL },
     Family { title: "Memories that are solved for, or kept at many scales", members: solvers::ALL },
     Family { title: "RWKV", members: rwkv::ALL },

@@ -45,18 +45,5 @@ pub(super) fn rows() -> Vec<(&'static str, Value)> {
         ),
         ("nope", json!({"arch": "mla", "heads": 4, "kv_rank": 8, "rope_dim": 2, "rope": null})),
         ("nothing-shared", json!({"arch": "mla", "heads": 2, "kv_rank": 5, "rope_dim": 0, "rope": null})),
-        ("default", json!({"arch": "flow", "heads": 2})),
-        ("language-no-bias", json!({"arch": "flow", "heads": 2, "head_dim": 5, "clamp": 5.0, "bias": false})),
-        ("default", json!({"arch": "gsa", "heads": 2, "slots": 5})),
-        (
-            "fast",
-            json!({"arch": "gsa", "heads": 1, "head_dim": 6, "slots": 3, "gate_root": 1.0, "scale": 0.5}),
-        ),
-        ("default", json!({"arch": "abc", "heads": 2, "slots": 5})),
-        (
-            "nope-wide",
-            json!({"arch": "abc", "heads": 2, "head_dim": 3, "expand_v": 2.0, "slots": 4, "rope": null,
-            "clamp": 1.0}),
-        ),
     ]
 }

@@ -131,5 +131,18 @@ pub(super) fn rows() -> Vec<(&'static str, Value)> {
             json!({"arch": "hgrn", "width": 10, "complex": true, "lower_bound": 0.3, "conv_kernel": 3,
             "conv_bias": true, "norm": {"kind": "layer", "eps": 1e-5}}),
         ),
+        ("default", json!({"arch": "flow", "heads": 2})),
+        ("language-no-bias", json!({"arch": "flow", "heads": 2, "head_dim": 5, "clamp": 5.0, "bias": false})),
+        ("default", json!({"arch": "gsa", "heads": 2, "slots": 5})),
+        (
+            "fast",
+            json!({"arch": "gsa", "heads": 1, "head_dim": 6, "slots": 3, "gate_root": 1.0, "scale": 0.5}),
+        ),
+        ("default", json!({"arch": "abc", "heads": 2, "slots": 5})),
+        (
+            "nope-wide",
+            json!({"arch": "abc", "heads": 2, "head_dim": 3, "expand_v": 2.0, "slots": 4, "rope": null,
+            "clamp": 1.0}),
+        ),
     ]
 }
