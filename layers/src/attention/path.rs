@@ -93,7 +93,7 @@ impl PathAttentionConfig {
         Ok(PathAttention {
             w_down: self.rank.map(|rank| init.linear(d_model, rank)),
             w_proj: init.linear(self.rank.unwrap_or(d_model), width),
-            conv: (self.conv_kernel > 0).then(|| conv.init(width, init)),
+            conv: conv.init_unless_empty(width, init),
             beta_proj: forget_gate(d_model, kv, 0.0, init),
             forget_proj: self.forget_gate.then(|| forget_gate(d_model, h, 0.0, init)),
             attention,

@@ -32,11 +32,9 @@ use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
-use super::parts::{
-    HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, check_steps, put_tail, short_convolution,
-};
+use super::parts::{HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, check_steps, short_convolution};
 use crate::error::require;
-use crate::nn::{Activation, CausalConv, l2_normalize, log_sigmoid, short_conv, split_heads};
+use crate::nn::{Activation, CausalConv, l2_normalize, log_sigmoid, put_tail, short_conv, split_heads};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
 

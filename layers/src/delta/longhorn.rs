@@ -91,7 +91,7 @@ impl LonghornConfig {
         let conv = CausalConvConfig { kernel: self.conv_kernel, bias: self.conv_bias, ..Default::default() };
         Ok(Longhorn {
             in_proj: init.linear(d_model, 2 * inner),
-            conv: (self.conv_kernel > 0).then(|| conv.init(inner, init)),
+            conv: conv.init_unless_empty(inner, init),
             x_proj: init.linear(inner, rank + 2 * n),
             dt_proj: init.linear_std(rank, inner, (1.0 / rank as f64).sqrt(), true),
             d: init.constant([inner], 1.0),

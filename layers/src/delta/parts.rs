@@ -7,7 +7,8 @@ use burn::tensor::Tensor;
 
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, RmsNorm, merge_heads, short_conv, softplus, split_heads,
+    Activation, CausalConv, CausalConvConfig, RmsNorm, merge_heads, put_tail, short_conv, softplus,
+    split_heads,
 };
 use crate::system::{MEMORY, Run, State};
 use crate::{Init, Result};
@@ -126,15 +127,7 @@ pub(super) fn short_convolution(
     channels: usize,
     init: &mut Init,
 ) -> Option<CausalConv> {
-    let config = CausalConvConfig { kernel, bias: false, activation };
-    (kernel > 0).then(|| config.init(channels, init))
-}
-
-/// The tail of a convolution that has seen nothing.
-pub(super) fn put_tail(state: &mut State, name: &str, conv: &Option<CausalConv>) {
-    if let Some(conv) = conv {
-        state.put(name, conv.initial_state(state.batch()));
-    }
+    CausalConvConfig { kernel, bias: false, activation }.init_unless_empty(channels, init)
 }
 
 /// `log α = -exp(A_log) softplus(a + dt_bias)`: one decay per head from a step, as in Mamba-2.

@@ -77,7 +77,7 @@ impl LogLinearAttentionConfig {
         require(range, NAME, "dt_max", self.dt_max, "must be a number not below `dt_min`")?;
         require(self.norm_eps > 0.0, NAME, "norm_eps", self.norm_eps, "must be positive")?;
         let conv = CausalConvConfig { kernel: self.conv_kernel, ..Default::default() };
-        let mut conv = || (self.conv_kernel > 0).then(|| conv.init(h * n, init));
+        let mut conv = || conv.init_unless_empty(h * n, init);
         let (conv_q, conv_k, conv_v) = (conv(), conv(), conv());
         Ok(LogLinearAttention {
             q_proj: init.linear(d_model, h * n),

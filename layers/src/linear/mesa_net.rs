@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::require;
 use crate::nn::{
-    CausalConv, CausalConvConfig, RmsNorm, l2_normalize, log_sigmoid, merge_heads, short_conv, softplus,
-    split_heads,
+    CausalConv, CausalConvConfig, RmsNorm, l2_normalize, log_sigmoid, merge_heads, put_tail, short_conv,
+    softplus, split_heads,
 };
 use crate::system::engine::{self, Decayed};
 use crate::system::scan::unbind;
@@ -87,7 +87,7 @@ impl MesaNetConfig {
         require(range, NAME, "lambda_min", self.lambda_min, "must be above 0 and below 1")?;
         require(self.norm_eps > 0.0, NAME, "norm_eps", self.norm_eps, "must be positive")?;
         let conv = CausalConvConfig { kernel: self.conv_kernel, ..Default::default() };
-        let mut conv = || (self.conv_kernel > 0).then(|| conv.init(h * n, init));
+        let mut conv = || conv.init_unless_empty(h * n, init);
         let (conv_q, conv_k) = (conv(), conv());
         let std = (1.0 / d_model as f64).sqrt();
         Ok(MesaNet {
@@ -330,9 +330,7 @@ impl Mixer for MesaNet {
         let zeros = Tensor::<4>::zeros([batch, h, n, 2 * n], (&like.device(), like.dtype()));
         let mut state = State::new(batch).with(MEMORY, zeros);
         for (name, conv) in [("conv_q", &self.conv_q), ("conv_k", &self.conv_k)] {
-            if let Some(conv) = conv {
-                state.put(name, conv.initial_state(batch));
-            }
+            put_tail(&mut state, name, conv);
         }
         state
     }

@@ -6,8 +6,8 @@ use burn::tensor::{Tensor, activation};
 
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, RmsNorm, log_sigmoid, merge_heads, repeat_heads, rms_normalize,
-    short_conv, split_heads,
+    Activation, CausalConv, CausalConvConfig, RmsNorm, log_sigmoid, merge_heads, put_tail, repeat_heads,
+    rms_normalize, short_conv, split_heads,
 };
 use crate::system::{MEMORY, Run, State};
 use crate::{Error, Init, Result};
@@ -82,7 +82,7 @@ pub(super) fn convolution(
     channels: usize,
     init: &mut Init,
 ) -> Option<CausalConv> {
-    (kernel > 0).then(|| CausalConvConfig { kernel, bias, activation }.init(channels, init))
+    CausalConvConfig { kernel, bias, activation }.init_unless_empty(channels, init)
 }
 
 /// The convolution with its tail in the slot `name` of the state, or `x` itself where there is none.
@@ -99,9 +99,7 @@ pub(super) fn convolve(
 /// Adds the tails of the convolutions to a state.
 pub(super) fn with_tails<const N: usize>(mut state: State, convs: [(&str, &Option<CausalConv>); N]) -> State {
     for (name, conv) in convs {
-        if let Some(conv) = conv {
-            state.put(name, conv.initial_state(state.batch()));
-        }
+        put_tail(&mut state, name, conv);
     }
     state
 }

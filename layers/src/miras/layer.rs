@@ -12,8 +12,8 @@ use burn::tensor::{Tensor, activation};
 
 use crate::error::require;
 use crate::nn::{
-    CausalConv, CausalConvConfig, Rope, RopeConfig, l2_normalize, merge_heads, rms_normalize, short_conv,
-    split_heads,
+    CausalConv, CausalConvConfig, Rope, RopeConfig, l2_normalize, merge_heads, put_tail, rms_normalize,
+    short_conv, split_heads,
 };
 use crate::system::{Run, State};
 use crate::{Init, Result};
@@ -103,9 +103,7 @@ impl MirasLayer {
     pub(crate) fn initial_state(&self, state: &mut State) {
         let convolutions = [("conv_q", &self.conv_q), ("conv_k", &self.conv_k), ("conv_v", &self.conv_v)];
         for (name, conv) in convolutions {
-            if let Some(conv) = conv {
-                state.put(name, conv.initial_state(state.batch()));
-            }
+            put_tail(state, name, conv);
         }
     }
 

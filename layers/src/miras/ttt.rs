@@ -30,7 +30,7 @@ use super::memory::times_transposed;
 use super::ttt_memory::{TttFast, TttMemory, TttTokens};
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, LayerNorm, Rope, RopeConfig, merge_heads, short_conv,
+    Activation, CausalConv, CausalConvConfig, LayerNorm, Rope, RopeConfig, merge_heads, put_tail, short_conv,
     split_heads,
 };
 use crate::system::{Cost, Form, Gate, Mixer, Run, Spectrum, SpectrumKind, State, Views};
@@ -168,7 +168,7 @@ impl<K: TttKind> TttConfig<K> {
         let rope = self.rope.map(|rope| rope.init(n)).transpose()?;
         let conv =
             CausalConvConfig { kernel: self.conv_kernel, bias: true, activation: Activation::Identity };
-        let mut conv = || (self.conv_kernel > 0).then(|| conv.init(h * n, init));
+        let mut conv = || conv.init_unless_empty(h * n, init);
         let (conv_q, conv_k) = (conv(), conv());
         Ok(Ttt {
             q_proj: init.linear(d, h * n),
@@ -364,9 +364,7 @@ impl Mixer for Ttt {
         let mut state = State::new(batch);
         self.put(&mut state, self.memory.initial(batch));
         for (name, conv) in [("conv_q", &self.conv_q), ("conv_k", &self.conv_k)] {
-            if let Some(conv) = conv {
-                state.put(name, conv.initial_state(batch));
-            }
+            put_tail(&mut state, name, conv);
         }
         state
     }

@@ -38,6 +38,11 @@ pub struct CausalConv {
 }
 
 impl CausalConvConfig {
+    /// [`CausalConvConfig::init`], or none for a kernel of width 0.
+    pub(crate) fn init_unless_empty(self, channels: usize, init: &mut Init) -> Option<CausalConv> {
+        (self.kernel > 0).then(|| self.init(channels, init))
+    }
+
     /// Weights uniform in `±1/√K`, bias 0.
     pub fn init(self, channels: usize, init: &mut Init) -> CausalConv {
         let bound = 1.0 / (self.kernel as f64).sqrt();
@@ -106,6 +111,13 @@ pub(crate) fn last_inputs(padded: Tensor<3>, keep: usize, lengths: Option<&Lengt
     let index = TensorData::new(index, [b * keep]);
     let index = Tensor::<1, Int>::from_data(index, &padded.device().inner());
     padded.reshape([b * rows, channels]).select(0, index).reshape([b, keep, channels])
+}
+
+/// The tail of a convolution that has seen nothing, in the slot `name` of the state; nothing without one.
+pub(crate) fn put_tail(state: &mut State, name: &str, conv: &Option<CausalConv>) {
+    if let Some(conv) = conv {
+        state.put(name, conv.initial_state(state.batch()));
+    }
 }
 
 /// `silu(conv(x))` with the convolution's tail in the slot `name` of the state, moved on; `silu(x)` without a

@@ -92,7 +92,7 @@ impl RgLruConfig {
             x_proj: linear(init, d_model, width),
             y_proj: linear(init, d_model, width),
             out_proj: linear(init, width, d_model),
-            conv: (self.conv_kernel > 0).then(|| conv.init(width, init)),
+            conv: conv.init_unless_empty(width, init),
             rg_lru,
             config: self.clone(),
             d_model,

@@ -138,7 +138,7 @@ impl Mamba2Config {
         let conv = CausalConvConfig { kernel: self.conv_kernel, bias: self.conv_bias, ..Default::default() };
         Ok(Mamba2 {
             in_proj: init.linear_std(d_model, inner + channels + heads, std(d_model), self.proj_bias),
-            conv: (self.conv_kernel > 0).then(|| conv.init(channels, init)),
+            conv: conv.init_unless_empty(channels, init),
             a_log: init.log_of_uniform([heads], 1.0, 16.0),
             dt_bias: init.inverse_softplus_dt(heads, self.dt_min, self.dt_max, 1e-4),
             d: init.constant([heads], 1.0),
