@@ -91,3 +91,24 @@ pub(crate) fn require(
 ) -> Result<()> {
     if ok { Ok(()) } else { Err(Error::config(mixer, field, given, expected)) }
 }
+
+/// Channels of a head: as given, or `d_model` divided over the heads.
+pub(crate) fn head_dim(
+    given: Option<usize>,
+    d_model: usize,
+    heads: usize,
+    mixer: &'static str,
+) -> Result<usize> {
+    require(d_model > 0, mixer, "d_model", d_model, "must be positive")?;
+    require(heads > 0, mixer, "heads", heads, "must be positive")?;
+    let n = match given {
+        Some(n) => n,
+        None => {
+            let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
+            require(d_model.is_multiple_of(heads), mixer, "heads", heads, &expected)?;
+            d_model / heads
+        }
+    };
+    require(n > 0, mixer, "head_dim", n, "must be positive")?;
+    Ok(n)
+}

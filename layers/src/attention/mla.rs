@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{Cached, append};
 use super::scores::{Read, Scoring};
-use crate::error::require;
+use crate::error::{head_dim, require};
 use crate::nn::{RmsNorm, Rope, RopeConfig, merge_heads, split_heads};
 use crate::system::{Cost, Form, Mixer, Run, State, Views, token_by_token};
 use crate::{Init, Result};
@@ -85,18 +85,8 @@ impl MlaConfig {
     /// For zero sizes, heads that do not divide the width, or rotary positions without a shared key.
     pub fn init(&self, d_model: usize, init: &mut Init) -> Result<Mla> {
         let (h, r, rank) = (self.heads, self.rope_dim, self.kv_rank);
-        require(d_model > 0, NAME, "d_model", d_model, "must be positive")?;
-        require(h > 0, NAME, "heads", h, "must be positive")?;
-        let n = match self.head_dim {
-            Some(n) => n,
-            None => {
-                let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
-                require(d_model.is_multiple_of(h), NAME, "heads", h, &expected)?;
-                d_model / h
-            }
-        };
+        let n = head_dim(self.head_dim, d_model, h, NAME)?;
         let p = self.value_dim.unwrap_or(n);
-        require(n > 0, NAME, "head_dim", n, "must be positive")?;
         require(p > 0, NAME, "value_dim", p, "must be positive")?;
         require(rank > 0, NAME, "kv_rank", rank, "must be positive")?;
         require(self.q_rank != Some(0), NAME, "q_rank", 0, "must be positive, or null for one map")?;

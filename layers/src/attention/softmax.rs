@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{Cached, append, hidden};
 use super::scores::{Read, Scoring};
-use crate::error::require;
+use crate::error::{head_dim, require};
 use crate::nn::{Norm, NormConfig, Rope, RopeConfig, split_heads};
 use crate::system::{Cost, Form, HeadMixer, Mixer, Run, State, Views, token_by_token};
 use crate::{Error, Init, Result};
@@ -101,17 +101,7 @@ impl AttentionConfig {
     /// For heads that do not divide the width or the key-value heads, or an impossible rotary share.
     pub fn init(&self, d_model: usize, init: &mut Init) -> Result<Attention> {
         let h = self.heads;
-        require(d_model > 0, NAME, "d_model", d_model, "must be positive")?;
-        require(h > 0, NAME, "heads", h, "must be positive")?;
-        let head_dim = match self.head_dim {
-            Some(n) => n,
-            None => {
-                let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
-                require(d_model.is_multiple_of(h), NAME, "heads", h, &expected)?;
-                d_model / h
-            }
-        };
-        require(head_dim > 0, NAME, "head_dim", head_dim, "must be positive")?;
+        let head_dim = head_dim(self.head_dim, d_model, h, NAME)?;
         let kv = self.kv_heads.unwrap_or(h);
         require(kv > 0 && h.is_multiple_of(kv), NAME, "kv_heads", kv, "must divide `heads`")?;
         require(self.window != Some(0), NAME, "window", 0, "must be at least 1")?;

@@ -27,7 +27,7 @@ use burn::tensor::{Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use super::lrpe::{Lrpe, LrpeLayers};
-use crate::error::require;
+use crate::error::{head_dim, require};
 use crate::nn::{Activation, LayerNorm, Norm, RmsNorm, SrmsNorm, merge_heads, split_heads};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views};
 use crate::{Error, Init, Result};
@@ -229,17 +229,7 @@ impl LightningConfig {
     /// For zero sizes, heads that do not divide the width, a layer that does not exist or wrong slopes.
     pub fn init(&self, d_model: usize, init: &mut Init) -> Result<Lightning> {
         let h = self.heads;
-        require(d_model > 0, NAME, "d_model", d_model, "must be positive")?;
-        require(h > 0, NAME, "heads", h, "must be positive")?;
-        let head_dim = match self.head_dim {
-            Some(n) => n,
-            None => {
-                let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
-                require(d_model.is_multiple_of(h), NAME, "heads", h, &expected)?;
-                d_model / h
-            }
-        };
-        require(head_dim > 0, NAME, "head_dim", head_dim, "must be positive")?;
+        let head_dim = head_dim(self.head_dim, d_model, h, NAME)?;
         let scale_ok = self.scale.is_finite() && self.scale != 0.0;
         require(scale_ok, NAME, "scale", self.scale, "must be a number other than 0")?;
         if let LightningNorm::Srms { eps } | LightningNorm::Rms { eps } | LightningNorm::Layer { eps } =

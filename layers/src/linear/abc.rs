@@ -24,7 +24,7 @@ use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::gsa::{SlotAttention, empty_slots, run_slots, slot_views};
-use crate::error::require;
+use crate::error::{head_dim, require};
 use crate::nn::{RmsNorm, Rope, RopeConfig, merge_heads, split_heads};
 use crate::system::scan::NEGATIVE;
 use crate::system::{Cost, Form, Mixer, Run, State, Views};
@@ -76,18 +76,8 @@ impl AbcConfig {
     /// For zero sizes, heads that do not divide the width, or an impossible rotary share.
     pub fn init(&self, d_model: usize, init: &mut Init) -> Result<Abc> {
         let (h, m) = (self.heads, self.slots);
-        require(d_model > 0, NAME, "d_model", d_model, "must be positive")?;
-        require(h > 0, NAME, "heads", h, "must be positive")?;
-        let n = match self.head_dim {
-            Some(n) => n,
-            None => {
-                let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
-                require(d_model.is_multiple_of(h), NAME, "heads", h, &expected)?;
-                d_model / h
-            }
-        };
+        let n = head_dim(self.head_dim, d_model, h, NAME)?;
         let p = (n as f64 * self.expand_v).round() as usize;
-        require(n > 0, NAME, "head_dim", n, "must be positive")?;
         require(p > 0, NAME, "expand_v", self.expand_v, "must leave a positive value size")?;
         require(m > 0, NAME, "slots", m, "must be positive")?;
         let clamp = self.clamp;

@@ -27,7 +27,7 @@ use burn::nn::Linear;
 use burn::tensor::{Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
-use crate::error::require;
+use crate::error::{head_dim, require};
 use crate::nn::{merge_heads, split_heads};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views, engine};
 use crate::{Error, Init, Result};
@@ -69,17 +69,7 @@ impl FlowConfig {
     /// For zero sizes, heads that do not divide the width, or bounds that are not positive.
     pub fn init(&self, d_model: usize, init: &mut Init) -> Result<Flow> {
         let h = self.heads;
-        require(d_model > 0, NAME, "d_model", d_model, "must be positive")?;
-        require(h > 0, NAME, "heads", h, "must be positive")?;
-        let n = match self.head_dim {
-            Some(n) => n,
-            None => {
-                let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
-                require(d_model.is_multiple_of(h), NAME, "heads", h, &expected)?;
-                d_model / h
-            }
-        };
-        require(n > 0, NAME, "head_dim", n, "must be positive")?;
+        let n = head_dim(self.head_dim, d_model, h, NAME)?;
         // e^Ô is summed over all tokens
         let clamp = self.clamp;
         require(clamp > 0.0 && clamp <= 50.0, NAME, "clamp", clamp, "must be in (0, 50]")?;

@@ -22,7 +22,7 @@ use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
-use crate::error::require;
+use crate::error::{head_dim, require};
 use crate::nn::{RmsNorm, log_sigmoid, merge_heads, split_heads};
 use crate::system::scan::segment_sums;
 use crate::system::{
@@ -183,17 +183,7 @@ impl GsaConfig {
     /// For zero sizes, heads that do not divide the width, or factors that are not positive.
     pub fn init(&self, d_model: usize, init: &mut Init) -> Result<Gsa> {
         let (h, m) = (self.heads, self.slots);
-        require(d_model > 0, NAME, "d_model", d_model, "must be positive")?;
-        require(h > 0, NAME, "heads", h, "must be positive")?;
-        let n = match self.head_dim {
-            Some(n) => n,
-            None => {
-                let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
-                require(d_model.is_multiple_of(h), NAME, "heads", h, &expected)?;
-                d_model / h
-            }
-        };
-        require(n > 0, NAME, "head_dim", n, "must be positive")?;
+        let n = head_dim(self.head_dim, d_model, h, NAME)?;
         require(m > 0, NAME, "slots", m, "must be positive")?;
         let root = self.gate_root;
         require(root > 0.0 && root.is_finite(), NAME, "gate_root", root, "must be positive")?;

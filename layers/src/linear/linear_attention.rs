@@ -25,7 +25,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::feature_map::{FeatureMap, Features};
-use crate::error::require;
+use crate::error::{head_dim, require};
 use crate::nn::{Activation, RmsNorm, merge_heads, split_heads};
 use crate::system::{
     Cost, Form, Gate, Io, LinearMixer, MEMORY, Mixer, Run, State, System, Transition, Views, engine,
@@ -130,17 +130,7 @@ impl LinearAttentionConfig {
     /// with the normaliser.
     pub fn init(&self, d_model: usize, init: &mut Init) -> Result<LinearAttention> {
         let (h, map) = (self.heads, self.feature_map);
-        require(d_model > 0, NAME, "d_model", d_model, "must be positive")?;
-        require(h > 0, NAME, "heads", h, "must be positive")?;
-        let p = match self.head_dim {
-            Some(p) => p,
-            None => {
-                let expected = format!("must divide d_model = {d_model}, or set `head_dim`");
-                require(d_model.is_multiple_of(h), NAME, "heads", h, &expected)?;
-                d_model / h
-            }
-        };
-        require(p > 0, NAME, "head_dim", p, "must be positive")?;
+        let p = head_dim(self.head_dim, d_model, h, NAME)?;
         let n = self.key_dim.unwrap_or(p);
         if let Normalizer::Sum { eps } | Normalizer::SumAtLeast { eps } | Normalizer::HeadNorm { eps } =
             self.normalizer

@@ -25,8 +25,8 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::layer_norm::Standardized;
 use crate::error::require;
-use crate::nn::rms_normalize;
 use crate::{Init, Result};
 
 /// ε of the memory's layer norm.
@@ -183,7 +183,7 @@ impl Memory {
             Memory::Mlp(memory) => {
                 let last = memory.weights.len() - 1;
                 let s = (1..=last).rev().fold(x.clone(), |s, i| gelu(product(i, s)));
-                let (normal, _) = standardize(product(0, s));
+                let normal = Standardized::of(product(0, s), NORM_EPS).normal;
                 x + normal * per_head(&memory.norm_weight) + per_head(&memory.norm_bias)
             }
         }
@@ -224,12 +224,10 @@ impl Memory {
                     s = if made.len() + 1 < weights.len() { gelu(a.clone()) } else { a.clone() };
                     made.push(a);
                 }
-                let (normal, rate) = standardize(s);
+                let z = Standardized::of(s, NORM_EPS);
                 let bias = per_head(&memory.norm_bias);
-                let r = k + normal.clone() * gain.clone() + bias - v.clone();
-                let w = gradient(r.clone(), v, aux) * gain;
-                let along = (w.clone() * normal.clone()).mean_dim(3);
-                let mut d = (w.clone() - w.mean_dim(3) - normal * along) * rate;
+                let r = k + z.normal.clone() * gain.clone() + bias - v.clone();
+                let mut d = z.gradient(gradient(r.clone(), v, aux) * gain);
                 let mut factors = Vec::with_capacity(weights.len());
                 made.pop();
                 for (w, right) in weights.iter().zip(seen.into_iter().rev()) {
@@ -261,13 +259,6 @@ impl Memory {
 fn one(x: &Tensor<4>) -> Tensor<4> {
     let [b, h, t, _] = x.dims();
     Tensor::ones([b, h, t, 1], (&x.device().inner(), x.dtype()))
-}
-
-/// `(z - mean) ρ` and `ρ = 1/sqrt(var + ε)` over the last axis.
-fn standardize(z: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-    let centred = z.clone() - z.mean_dim(3);
-    let rate = centred.clone().square().mean_dim(3).add_scalar(NORM_EPS).sqrt().recip();
-    (rms_normalize(centred, NORM_EPS), rate)
 }
 
 /// `[h, n] -> [1, h, 1, n]`
