@@ -21,8 +21,8 @@ use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_e
 use burn::tensor::{DType, Tensor};
 
 use self::tiles::{Inputs, Outcome};
-use self::weights::Vector;
 use super::tiled::{Number, Primitive, view};
+use super::vector::Vector;
 
 /// How products become weights.
 #[derive(Clone, Copy, Debug)]

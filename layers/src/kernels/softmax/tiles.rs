@@ -6,9 +6,10 @@
 use rayon::prelude::*;
 
 use super::Weighing;
-use super::weights::{FLOOR, Running, Scores, Seen, Vector, differentiate, weigh, weigh_again};
+use super::weights::{FLOOR, Running, Scores, Seen, differentiate, weigh, weigh_again};
 use crate::kernels::dense::{ALIGNED, Matrix, Part, dot};
 use crate::kernels::tiled::blocks::{Head, View, read, write};
+use crate::kernels::vector::Vector;
 
 /// Queries of a tile.
 pub(super) const QUERIES: usize = 64;
