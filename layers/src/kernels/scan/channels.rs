@@ -5,8 +5,11 @@ use rayon::prelude::*;
 use crate::kernels::tiled::blocks::{Head, View};
 use crate::kernels::vector::{Vector, fused, vectors};
 
-/// Channels that one thread takes on: few enough that all threads have some, whole cache lines.
-const CHANNELS: usize = 64;
+/// Most channels of a job.
+const CHANNELS: usize = 256;
+
+/// Channels of a whole cache line.
+const LINE: usize = 16;
 
 /// What both passes read.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +71,7 @@ impl<E> Target<E> {
     #[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
     unsafe fn row<'a>(self, index: usize, first: usize, count: usize) -> &'a mut [E] {
         let start = index * self.stride + first;
-        debug_assert!(start + count <= self.length);
+        assert!(first + count <= self.stride && start + count <= self.length, "no such row");
         // SAFETY: within the numbers; the caller's for the rest.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), count) }
     }
@@ -82,10 +85,12 @@ pub(crate) struct Share {
     count: usize,
 }
 
+/// All jobs: as many channels as leave some for every thread, because whole rows are read fastest.
 fn shares([b, h, _, n]: [usize; 4]) -> Vec<Share> {
-    let channels = |head| {
-        (0..n).step_by(CHANNELS).map(move |first| Share { head, first, count: CHANNELS.min(n - first) })
-    };
+    let parts = rayon::current_num_threads().div_ceil(b * h);
+    let width = n.div_ceil(parts).next_multiple_of(LINE).min(CHANNELS);
+    let channels =
+        |head| (0..n).step_by(width).map(move |first| Share { head, first, count: width.min(n - first) });
     (0..b * h).flat_map(channels).collect()
 }
 
@@ -190,13 +195,27 @@ fn scan_channels_back<E: Vector, const FUSED: bool>(
         // SAFETY: what they point to is borrowed by `backward`, and this job's channels are its own.
         let (log_out, u_out) =
             unsafe { (log_out.row(head * t + i, first, count), u_out.row(head * t + i, first, count)) };
-        for c in 0..count {
-            let sum = dh[c] + dy[c];
-            u_out[c] = sum;
-            dh[c] = sum * log_a[c].exponential::<FUSED>();
-            log_out[c] = dh[c] * before[c];
-        }
+        step_back::<E, FUSED>(dh, [log_a, before, dy], log_out, u_out);
     }
     // SAFETY: as above.
     unsafe { memory_out.row(head, first, count) }.copy_from_slice(dh);
+}
+
+/// One token back. A function of its own because its arguments are known not to overlap.
+#[inline(always)]
+fn step_back<E: Vector, const FUSED: bool>(
+    dh: &mut [E],
+    [log_a, before, dy]: [&[E]; 3],
+    log_out: &mut [E],
+    u_out: &mut [E],
+) {
+    let count = dh.len();
+    let (log_a, before, dy) = (&log_a[..count], &before[..count], &dy[..count]);
+    let (log_out, u_out) = (&mut log_out[..count], &mut u_out[..count]);
+    for c in 0..count {
+        let sum = dh[c] + dy[c];
+        u_out[c] = sum;
+        dh[c] = sum * log_a[c].exponential::<FUSED>();
+        log_out[c] = dh[c] * before[c];
+    }
 }
