@@ -17,7 +17,7 @@ use super::vector::{Vector, fused, vectors};
 use crate::system::Transition;
 
 /// Numbers of all states together from which on several threads are worth waking.
-const LARGE: usize = 1 << 16;
+const LARGE: usize = 1 << 18;
 
 /// `y: [b, h, 1, p]` and the next memory of one token, `q`, `k`: `[b, h, 1, n]`, `v: [b, h, 1, p]`; `None` where it is
 /// not for this kernel: more tokens, gradients, another device or element type, a dense transition.
@@ -176,7 +176,7 @@ mod tests {
     fn a_token_is_one_step_of_the_recurrence() {
         let mut draw = Draw::new(1);
         // The last one is large enough for several threads.
-        for [b, h, n, p] in [[1, 1, 1, 1], [2, 3, 5, 7], [1, 2, 33, 16], [2, 16, 64, 64]] {
+        for [b, h, n, p] in [[1, 1, 1, 1], [2, 3, 5, 7], [1, 2, 33, 16], [2, 32, 64, 65]] {
             for transition in transitions(&mut draw, [b, h, n]) {
                 let mut random = |dims| draw.tensor::<4>(dims, -1.0, 1.0);
                 let (q, k, v) = (random([b, h, 1, n]), random([b, h, 1, n]), random([b, h, 1, p]));

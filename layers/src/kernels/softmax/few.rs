@@ -13,8 +13,8 @@ pub(super) const FEW: usize = 4;
 /// Keys whose scores are made before their values are added up.
 const KEYS: usize = 128;
 
-/// Numbers of all keys together from which on several threads are worth waking.
-const LARGE: usize = 1 << 16;
+/// Products of all queries and keys together from which on several threads are worth waking.
+const LARGE: usize = 1 << 20;
 
 /// Partial sums of a product of two rows.
 const LANES: usize = 16;
