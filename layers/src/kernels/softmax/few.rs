@@ -88,7 +88,7 @@ fn answer_query<E: Vector, const FUSED: bool>(
             *weight = (*weight - top).power::<FUSED>();
         }
         let factor = (before - top).power::<FUSED>();
-        sum = sum * factor;
+        sum *= factor;
         y.iter_mut().for_each(|y| *y *= factor);
         for (j, &weight) in weights.iter().enumerate() {
             sum += weight;
@@ -117,7 +117,7 @@ fn product<E: Vector, const FUSED: bool>(x: &[E], y: &[E]) -> E {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
-            sums[i] = sums[i] + sums[i + width];
+            sums[i] += sums[i + width];
         }
         width /= 2;
     }
