@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Activation;
 use crate::system::{Lengths, Run, State};
-use crate::{Init, Result};
+use crate::{Init, Result, kernels};
 
 /// A causal depthwise convolution, `y_t[c] = bias[c] + Σ_j w[c, j] x_{t-(K-1)+j}[c]`, and what follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,10 +75,29 @@ impl CausalConv {
         tail: Tensor<3>,
         lengths: Option<&Lengths>,
     ) -> (Tensor<3>, Tensor<3>) {
-        let [b, t, channels] = x.dims();
-        let weight = self.weight.val();
-        let kernel = weight.dims()[1];
+        let [b, t, _] = x.dims();
+        let kernel = self.weight.dims()[1];
         let padded = Tensor::cat(vec![tail, x], 1);
+        let y = self.convolve(&padded, t, kernels::enabled());
+        let tail = match kernel - 1 {
+            0 => self.initial_state(b),
+            keep => last_inputs(padded, keep, lengths),
+        };
+        (y, tail)
+    }
+
+    /// The last `t` tokens of `padded: [b, K - 1 + t, channels]`, convolved and activated.
+    #[cfg_attr(not(feature = "flex"), allow(unused_variables, reason = "there are kernels for Flex only"))]
+    fn convolve(&self, padded: &Tensor<3>, t: usize, kernels: bool) -> Tensor<3> {
+        let weight = self.weight.val();
+        let [channels, kernel] = weight.dims();
+        #[cfg(feature = "flex")]
+        if kernels && kernels::conv::applies(padded, &weight) {
+            let silu = self.activation == Activation::Silu;
+            let bias = self.bias.as_ref().map(|bias| bias.val());
+            let y = kernels::conv::run(padded.clone(), weight, bias, silu);
+            return if silu { y } else { self.activation.apply(y) };
+        }
         let mut y: Option<Tensor<3>> = None;
         for j in 0..kernel {
             let tap = weight.clone().narrow(1, j, 1).reshape([1, 1, channels]);
@@ -92,11 +111,7 @@ impl CausalConv {
         if let Some(bias) = &self.bias {
             y = y + bias.val().reshape([1, 1, channels]);
         }
-        let tail = match kernel - 1 {
-            0 => self.initial_state(b),
-            keep => last_inputs(padded, keep, lengths),
-        };
-        (self.activation.apply(y), tail)
+        self.activation.apply(y)
     }
 }
 

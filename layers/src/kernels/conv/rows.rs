@@ -1,0 +1,246 @@
+//! The arithmetic of the kernel on slices: some tokens of one batch row at a time, all channels of a token together.
+
+use rayon::prelude::*;
+
+use crate::kernels::tiled::blocks::View;
+use crate::kernels::vector::{Vector, fused, vectors};
+
+/// Tokens of a job.
+const ROWS: usize = 64;
+
+/// What both passes read.
+#[derive(Debug)]
+pub(super) struct Inputs<'a, E> {
+    /// `[b, 1, K - 1 + t, c]`
+    x: View<'a, E>,
+    /// `[K, c]`
+    weight: Vec<E>,
+    /// `[c]`
+    bias: Option<Vec<E>>,
+    silu: bool,
+}
+
+impl<'a, E: Vector> Inputs<'a, E> {
+    /// From `weight: [1, 1, c, K]` and `bias: [1, 1, 1, c]`.
+    pub(super) fn new(x: View<'a, E>, weight: View<'_, E>, bias: Option<View<'_, E>>, silu: bool) -> Self {
+        let [.., c, kernel] = weight.dims;
+        let mut turned = vec![E::default(); kernel * c];
+        for (j, tap) in turned.chunks_exact_mut(c).enumerate() {
+            weight.head(0).turned().copy(j, 0, tap);
+        }
+        let bias = bias.map(|bias| {
+            let mut row = vec![E::default(); c];
+            bias.head(0).copy(0, 0, &mut row);
+            row
+        });
+        Self { x, weight: turned, bias, silu }
+    }
+
+    fn channels(&self) -> usize {
+        self.x.dims[3]
+    }
+
+    /// Width of the convolution.
+    fn kernel(&self) -> usize {
+        self.weight.len() / self.channels()
+    }
+
+    /// Tokens that come out.
+    fn time(&self) -> usize {
+        self.x.dims[2] + 1 - self.kernel()
+    }
+
+    pub(super) fn x_dims(&self) -> [usize; 4] {
+        self.x.dims
+    }
+
+    /// `[b, 1, t, c]`
+    pub(super) fn out_dims(&self) -> [usize; 4] {
+        let [b, ..] = self.x.dims;
+        [b, 1, self.time(), self.channels()]
+    }
+}
+
+/// Fills `y: [b, t, c]`.
+pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut [E]) {
+    let (time, channels) = (inputs.time(), inputs.channels());
+    let batch = y.par_chunks_mut(time * channels).enumerate();
+    batch.for_each(|(row, y)| {
+        if time <= ROWS {
+            // One token, mostly: no thread is worth waking.
+            return convolve(inputs, row, 0, y);
+        }
+        let jobs = y.par_chunks_mut(ROWS * channels).enumerate();
+        jobs.for_each(|(job, y)| convolve(inputs, row, job * ROWS, y));
+    });
+}
+
+vectors! {
+    fn convolve = convolve_rows(inputs: &Inputs<'_, E>, row: usize, first: usize, y: &mut [E])
+}
+
+#[inline(always)]
+fn convolve_rows<E: Vector, const FUSED: bool>(
+    inputs: &Inputs<'_, E>,
+    row: usize,
+    first: usize,
+    y: &mut [E],
+) {
+    let mut space = vec![E::default(); inputs.channels()];
+    for (i, y) in y.chunks_exact_mut(inputs.channels()).enumerate() {
+        before_silu::<E, FUSED>(inputs, row, first + i, y, &mut space);
+        if inputs.silu {
+            for y in y.iter_mut() {
+                *y *= sigmoid::<E, FUSED>(*y);
+            }
+        }
+    }
+}
+
+/// `z` of token `t`.
+#[inline(always)]
+fn before_silu<E: Vector, const FUSED: bool>(
+    inputs: &Inputs<'_, E>,
+    row: usize,
+    t: usize,
+    z: &mut [E],
+    space: &mut [E],
+) {
+    let channels = z.len();
+    let x = inputs.x.head(row);
+    match &inputs.bias {
+        Some(bias) => z.copy_from_slice(bias),
+        None => z.fill(E::default()),
+    }
+    for (j, tap) in inputs.weight.chunks_exact(channels).enumerate() {
+        add_products::<E, FUSED>(z, tap, x.some(t + j, 0, channels, space));
+    }
+}
+
+/// `to += x ∘ y`
+#[inline(always)]
+fn add_products<E: Vector, const FUSED: bool>(to: &mut [E], x: &[E], y: &[E]) {
+    let (x, y) = (&x[..to.len()], &y[..to.len()]);
+    for (i, to) in to.iter_mut().enumerate() {
+        *to = fused::<E, FUSED>(x[i], y[i], *to);
+    }
+}
+
+/// `1 / (1 + e^{-z})`, by the exponential of what is not positive.
+#[inline(always)]
+fn sigmoid<E: Vector, const FUSED: bool>(z: E) -> E {
+    let (one, positive) = (E::of(1.0), z > E::default());
+    let power = if positive { -z } else { z }.exponential::<FUSED>();
+    (if positive { one } else { power }) / (one + power)
+}
+
+/// Gradients, contiguous.
+#[derive(Debug)]
+pub(super) struct Gradients<E> {
+    pub(super) x: Vec<E>,
+    /// `[c, K]`
+    pub(super) weight: Vec<E>,
+    pub(super) bias: Vec<E>,
+}
+
+impl<E: Vector> Gradients<E> {
+    pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
+        let channels = inputs.channels();
+        let x = vec![with; inputs.x.dims.iter().product()];
+        Self { x, weight: vec![with; inputs.weight.len()], bias: vec![with; channels] }
+    }
+}
+
+/// Fills `to` with the gradients for `dy: [b, 1, t, c]`.
+pub(super) fn backward<E: Vector>(inputs: &Inputs<'_, E>, dy: View<'_, E>, to: &mut Gradients<E>) {
+    let [_, _, rows, channels] = inputs.x.dims;
+    let kernel = inputs.kernel();
+    let mut jobs = Vec::new();
+    for (row, dx) in to.x.chunks_mut(rows * channels).enumerate() {
+        for (job, dx) in dx.chunks_mut(ROWS * channels).enumerate() {
+            jobs.push((row, job * ROWS, dx));
+        }
+    }
+    // Of every job, `[K + 1, c]`: the taps and the bias.
+    let shares: Vec<Vec<E>> = jobs
+        .into_par_iter()
+        .map(|(row, first, dx)| {
+            let mut sums = vec![E::default(); (kernel + 1) * channels];
+            convolve_back(inputs, dy, row, first, dx, &mut sums);
+            sums
+        })
+        .collect();
+    for c in 0..channels {
+        let sum = |j: usize| E::of(shares.iter().map(|share| share[j * channels + c].to_f64()).sum());
+        for j in 0..kernel {
+            to.weight[c * kernel + j] = sum(j);
+        }
+        to.bias[c] = sum(kernel);
+    }
+}
+
+vectors! {
+    fn convolve_back = convolve_rows_back(
+        inputs: &Inputs<'_, E>,
+        dy: View<'_, E>,
+        row: usize,
+        first: usize,
+        dx: &mut [E],
+        sums: &mut [E],
+    )
+}
+
+/// `dx` of the inputs from `first` on, and the share of the outputs of the same numbers in the sums.
+#[inline(always)]
+fn convolve_rows_back<E: Vector, const FUSED: bool>(
+    inputs: &Inputs<'_, E>,
+    dy: View<'_, E>,
+    row: usize,
+    first: usize,
+    dx: &mut [E],
+    sums: &mut [E],
+) {
+    let (kernel, time, channels) = (inputs.kernel(), inputs.time(), inputs.channels());
+    let rows = dx.len() / channels;
+    // These inputs reached the outputs from `kernel - 1` before them on.
+    let from = first.saturating_sub(kernel - 1).min(time);
+    let to = (first + rows).min(time);
+    let (x, dy) = (inputs.x.head(row), dy.head(row));
+    let mut space = vec![E::default(); channels];
+    let mut z = vec![E::default(); channels];
+    let mut dz = vec![E::default(); (to - from) * channels];
+    for (i, dz) in dz.chunks_exact_mut(channels).enumerate() {
+        let t = from + i;
+        dy.copy(t, 0, dz);
+        if inputs.silu {
+            before_silu::<E, FUSED>(inputs, row, t, &mut z, &mut space);
+            differentiate::<E, FUSED>(dz, &z);
+        }
+        if t >= first {
+            let (taps, bias) = sums.split_at_mut(kernel * channels);
+            for (j, sum) in taps.chunks_exact_mut(channels).enumerate() {
+                add_products::<E, FUSED>(sum, dz, x.some(t + j, 0, channels, &mut space));
+            }
+            for (sum, &dz) in bias.iter_mut().zip(&*dz) {
+                *sum += dz;
+            }
+        }
+    }
+    for (i, dx) in dx.chunks_exact_mut(channels).enumerate() {
+        dx.fill(E::default());
+        for (j, tap) in inputs.weight.chunks_exact(channels).enumerate() {
+            let Some(t) = (first + i).checked_sub(j).filter(|&t| t < time) else { continue };
+            add_products::<E, FUSED>(dx, tap, &dz[(t - from) * channels..][..channels]);
+        }
+    }
+}
+
+/// `dz ← dz ∘ silu'(z)`
+#[inline(always)]
+fn differentiate<E: Vector, const FUSED: bool>(dz: &mut [E], z: &[E]) {
+    let z = &z[..dz.len()];
+    for (i, dz) in dz.iter_mut().enumerate() {
+        let open = sigmoid::<E, FUSED>(z[i]);
+        *dz *= open * fused::<E, FUSED>(z[i], E::of(1.0) - open, E::of(1.0));
+    }
+}

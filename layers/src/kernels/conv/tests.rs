@@ -1,0 +1,143 @@
+//! The kernel against shifted sums of tensors: every size, values and all gradients.
+
+use burn::tensor::{DType, Device, Tensor, activation};
+use proptest::prelude::*;
+
+use super::rows::{self, Gradients};
+use super::*;
+use crate::testing::{Draw, error, numbers};
+
+/// `x`, weight and bias.
+type Three = (Tensor<3>, Tensor<2>, Tensor<1>);
+
+fn inputs([b, t, c, kernel]: [usize; 4], size: f64, seed: u64) -> Three {
+    let mut draw = Draw::new(seed);
+    let x = draw.tensor([b, kernel - 1 + t, c], -size, size);
+    (x, draw.tensor([c, kernel], -1.0, 1.0), draw.tensor([c], -1.0, 1.0))
+}
+
+fn cast((x, weight, bias): Three, dtype: DType) -> Three {
+    (x.cast(dtype), weight.cast(dtype), bias.cast(dtype))
+}
+
+fn plain((x, weight, bias): Three, with_bias: bool, silu: bool) -> Tensor<3> {
+    let ([_, rows, c], [_, kernel]) = (x.dims(), weight.dims());
+    let t = rows + 1 - kernel;
+    let term = |j: usize| x.clone().narrow(1, j, t) * weight.clone().narrow(1, j, 1).reshape([1, 1, c]);
+    let mut z = (1..kernel).fold(term(0), |sum, j| sum + term(j));
+    if with_bias {
+        z = z + bias.reshape([1, 1, c]);
+    }
+    if silu { activation::silu(z) } else { z }
+}
+
+fn fused((x, weight, bias): Three, with_bias: bool, silu: bool) -> Tensor<3> {
+    assert!(applies(&x, &weight));
+    run(x, weight, with_bias.then_some(bias), silu)
+}
+
+/// Outputs and the gradients of all inputs, `weight`ed differently everywhere.
+fn everything(three: &Three, with_bias: bool, run: impl FnOnce(Three) -> Tensor<3>) -> Vec<Vec<f64>> {
+    let (x, weight, bias) = three.clone();
+    let (x, weight) = (x.autodiff().require_grad(), weight.autodiff().require_grad());
+    let bias = bias.autodiff().require_grad();
+    let y = run((x.clone(), weight.clone(), bias.clone()));
+    let cotangent = Draw::new(91).tensor::<3>(y.dims(), -1.0, 1.0).cast(y.dtype());
+    let grads = (y.clone() * cotangent).sum().backward();
+    let mut all = vec![numbers(y), numbers(x.grad(&grads).unwrap()), numbers(weight.grad(&grads).unwrap())];
+    if with_bias {
+        all.push(numbers(bias.grad(&grads).unwrap()));
+    }
+    all
+}
+
+fn check(dims: [usize; 4], size: f64, seed: u64) {
+    let three = inputs(dims, size, seed);
+    let double = cast(three.clone(), DType::F64);
+    for (bias, silu) in [(false, false), (true, false), (false, true), (true, true)] {
+        let expected = everything(&double, bias, |three| plain(three, bias, silu));
+        let exact = everything(&double, bias, |three| fused(three, bias, silu));
+        let single = everything(&three, bias, |three| fused(three, bias, silu));
+        for (i, name) in ["y", "dx", "dweight", "dbias"].into_iter().enumerate().take(expected.len()) {
+            for (found, limit) in [(&exact[i], 1e-11), (&single[i], if i == 0 { 1e-5 } else { 1e-4 })] {
+                let off = error(found, &expected[i]);
+                assert!(off <= limit, "{name} at {dims:?}, bias {bias}, silu {silu}: off by {off:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn it_is_a_sum_of_shifts_at_every_size() {
+    for (t, c, kernel) in
+        [(1, 1, 1), (1, 20, 4), (2, 3, 5), (63, 16, 4), (64, 17, 1), (65, 33, 3), (200, 40, 70)]
+    {
+        check([2, t, c, kernel], 2.0, t as u64);
+    }
+}
+
+/// SiLU far from 0 neither overflows nor loses its slope.
+#[test]
+fn large_numbers_pass() {
+    check([1, 70, 5, 2], 200.0, 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn it_is_a_sum_of_shifts_whatever_is_asked(
+        dims in [1usize..4, 1usize..150, 1usize..50, 1usize..8],
+        seed in any::<u64>(),
+    ) {
+        check(dims, 2.0, seed);
+    }
+}
+
+/// Channels before time, a part of a longer tensor.
+#[test]
+fn inputs_may_lie_in_any_order() {
+    let mut draw = Draw::new(7);
+    let x = draw.tensor::<3>([2, 7, 90], -1.0, 1.0).cast(DType::F64);
+    let weight = draw.tensor::<2>([4, 7], -1.0, 1.0).cast(DType::F64);
+    let bias = draw.tensor::<1>([7], -1.0, 1.0).cast(DType::F64);
+    let views = |(x, weight, bias): Three| (x.swap_dims(1, 2).narrow(1, 3, 80), weight.swap_dims(0, 1), bias);
+    let three = (x, weight, bias);
+    let expected = everything(&three, true, |three| plain(views(three), true, true));
+    let found = everything(&three, true, |three| fused(views(three), true, true));
+    for ((found, expected), name) in found.iter().zip(&expected).zip(["y", "dx", "dweight", "dbias"]) {
+        assert!(error(found, expected) <= 1e-11, "{name}");
+    }
+}
+
+/// Every number of every result is written: what was there before does not show.
+#[test]
+fn results_do_not_depend_on_what_was_there() {
+    for t in [1, 130] {
+        let (x, weight, bias) = inputs([2, t, 5, 3], 1.0, 3);
+        let x = x.unsqueeze_dim::<4>(1).try_into_primitive::<Flex>().unwrap();
+        let weight = weight.unsqueeze::<4>().try_into_primitive::<Flex>().unwrap();
+        let bias = bias.unsqueeze::<4>().try_into_primitive::<Flex>().unwrap();
+        let saved = Saved { x, weight, bias, options: Options { bias: true, silu: true } };
+        let inputs = saved.inputs::<f32>();
+        let mut y = vec![f32::NAN; 2 * t * 5];
+        rows::forward(&inputs, &mut y);
+        assert!(y.iter().all(|x| x.is_finite()));
+        let y = <f32 as Number>::tensor(y, &[2, 1, t, 5]);
+        let mut dirty = Gradients::filled(&inputs, f32::NAN);
+        rows::backward(&inputs, view(&y), &mut dirty);
+        let Gradients { x, weight, bias } = dirty;
+        assert!([x, weight, bias].concat().iter().all(|x| x.is_finite()));
+    }
+}
+
+#[test]
+fn it_declines_what_it_cannot_do() {
+    let (x, weight, _) = inputs([1, 4, 3, 2], 1.0, 1);
+    assert!(applies(&x, &weight));
+    assert!(!applies(&x.clone().cast(DType::F64), &weight));
+    assert!(!applies(&x.clone().narrow(2, 0, 2), &weight));
+    assert!(!applies(&x.clone().narrow(1, 0, 1), &weight));
+    assert!(!applies(&x.cast(DType::F16), &weight.clone().cast(DType::F16)));
+    assert!(!applies(&Tensor::zeros([0, 5, 3], &Device::flex()), &weight));
+}
