@@ -166,13 +166,14 @@ impl Scoring {
     #[cfg(feature = "flex")]
     fn fused(&self, read: &Read) -> Option<Tensor<4>> {
         let Read { q, k, v, cached, absent, reflections, log_forget } = read;
-        if reflections.is_some() || log_forget.is_some() || !kernels::softmax::applies(q, k, v) {
+        if reflections.is_some() || !kernels::softmax::applies(q, k, v) {
             return None;
         }
         let Self { causal, window, scale, softcap, .. } = *self;
         let weighing = kernels::softmax::Weighing { causal, cached: *cached, window, scale, softcap };
         let inputs = [q, k, v].map(Clone::clone);
-        Some(kernels::softmax::run(inputs, self.sink.clone(), absent.clone(), weighing))
+        let (sink, log_forget) = (self.sink.clone(), log_forget.clone());
+        Some(kernels::softmax::run(inputs, sink, log_forget, absent.clone(), weighing))
     }
 
     fn attend_in_blocks(&self, read: &Read, form: Form) -> Tensor<4> {

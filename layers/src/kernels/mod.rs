@@ -11,7 +11,7 @@
 //! | `conv` | Flex, `f32` and `f64` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64` | every `System` with one state per channel |
-//! | `softmax` | Flex, `f32` and `f64` | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, caches, padding |
+//! | `softmax` | Flex, `f32` and `f64` | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
 
 #[cfg(feature = "flex")]
 pub(crate) mod conv;

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::tiles::Inputs;
+use super::tiles::{Inputs, Shifts};
 use super::weights::FLOOR;
 use crate::kernels::vector::{Vector, fused, vectors};
 
@@ -21,12 +21,12 @@ const LANES: usize = 16;
 
 /// As `tiles::forward`.
 pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut [E], log_sum: &mut [E]) {
-    let ([_, heads, t, n], [_, _, total, p]) = (inputs.q.dims, inputs.v.dims);
-    let offsets: Vec<Vec<f64>> = (0..inputs.q.dims[0]).map(|row| inputs.offsets(row)).collect();
+    let ([_, _, t, n], [_, _, total, p]) = (inputs.q.dims, inputs.v.dims);
+    let shifts = Shifts::new(inputs);
     let work = log_sum.len() * total * (n + p);
     let run = |(index, (y, log_sum)): (usize, (&mut [E], &mut E))| {
         let (head, query) = (index / t, index % t);
-        answer(inputs, head, query, &offsets[head / heads], y, log_sum);
+        answer(inputs, head, query, &shifts, y, log_sum);
     };
     if work >= LARGE {
         y.par_chunks_mut(p).zip(log_sum.par_iter_mut()).enumerate().for_each(run);
@@ -40,7 +40,7 @@ vectors! {
         inputs: &Inputs<'_, E>,
         head: usize,
         query: usize,
-        offsets: &[f64],
+        shifts: &Shifts,
         y: &mut [E],
         log_sum: &mut E,
     )
@@ -51,7 +51,7 @@ fn answer_query<E: Vector, const FUSED: bool>(
     inputs: &Inputs<'_, E>,
     head: usize,
     query: usize,
-    offsets: &[f64],
+    shifts: &Shifts,
     y: &mut [E],
     log_sum: &mut E,
 ) {
@@ -69,7 +69,7 @@ fn answer_query<E: Vector, const FUSED: bool>(
     let (mut k_space, mut v_space) = (vec![E::default(); n], vec![E::default(); y.len()]);
     let mut weights = [E::default(); KEYS];
     y.fill(E::default());
-    let keys = inputs.seen(query);
+    let (keys, own) = (inputs.seen(query), inputs.weighing.cached + query);
     for first in keys.clone().step_by(KEYS) {
         let weights = &mut weights[..KEYS.min(keys.end - first)];
         let before = top;
@@ -78,9 +78,7 @@ fn answer_query<E: Vector, const FUSED: bool>(
             if let Some(cap) = cap {
                 score = (score / E::of(cap)).bounded::<FUSED>() * E::of(cap);
             }
-            if !offsets.is_empty() {
-                score += E::of(offsets[first + j]);
-            }
+            score += E::of(shifts.at(head, own, first + j));
             *weight = score;
             top = if score > top { score } else { top };
         }

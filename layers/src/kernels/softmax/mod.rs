@@ -2,7 +2,7 @@
 //! was added up is scaled down whenever a larger score appears. No scores are kept: the backward pass makes them again
 //! from one logarithm per query, so memory is linear in the number of tokens.
 //!
-//! Queries may be fewer than keys (a cache), share key-value heads, see only a window, have a sink, a softcap, and
+//! Queries may be fewer than keys (a cache), share key-value heads, see only a window, have a sink, a softcap, gates and
 //! padding. Floor for `t` causal queries of `h` heads of `n` channels: `2 t² h n` floating-point operations forward,
 //! 2.5 times that backward, and `t² h / 2` exponentials in each.
 
@@ -54,28 +54,34 @@ pub(crate) fn applies(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> bool {
 }
 
 /// `softmax(scores) v`: `[b, h, t, p]`, from `q: [b, h, t, n]`, `k: [b, h_kv, T, n]`, `v: [b, h_kv, T, p]`, a score of
-/// nothing per head, `sink: [h]`, and a number that all scores of a key get, `offsets: [b, 1, 1, T]`, which has no
+/// nothing per head, `sink: [h]`, gates `forget`, `log f: [b, h, T, 1]`, of which scores get `Σ_{j < s ≤ i} log f_s`, and a number that all scores of a key get, `offsets: [b, 1, 1, T]`, which has no
 /// gradient. A query that sees no key gets 0.
 pub(crate) fn run(
     [q, k, v]: [Tensor<4>; 3],
     sink: Option<Tensor<1>>,
+    forget: Option<Tensor<4>>,
     offsets: Option<Tensor<4>>,
     weighing: Weighing,
 ) -> Tensor<4> {
     let dtype = q.dtype();
-    let options = (q.device().inner(), dtype);
-    let given = Given { sink: sink.is_some(), offsets: offsets.is_some() };
-    let sink = sink.unwrap_or_else(|| Tensor::zeros([1], (&options.0, dtype))).cast(dtype);
-    let offsets = offsets.unwrap_or_else(|| Tensor::zeros([1, 1, 1, 1], (&options.0, dtype))).cast(dtype);
-    let [q, k, v, offsets] = [q, k, v, offsets].map(Tensor::into_dispatch);
-    let y = <Dispatch as Softmax>::softmax(q, k, v, sink.into_dispatch(), offsets, given, weighing);
+    let device = q.device().inner();
+    let (sunk, forgets, shifted) = (sink.is_some(), forget.is_some(), offsets.is_some());
+    let options = Options { weighing, sink: sunk, forget: forgets, offsets: shifted };
+    let sink = sink.unwrap_or_else(|| Tensor::zeros([1], (&device, dtype))).cast(dtype);
+    let [forget, offsets] = [forget, offsets]
+        .map(|x| x.unwrap_or_else(|| Tensor::zeros([1, 1, 1, 1], (&device, dtype))).cast(dtype));
+    let [q, k, v, forget, offsets] = [q, k, v, forget, offsets].map(Tensor::into_dispatch);
+    let sink = sink.into_dispatch();
+    let y = <Dispatch as Softmax>::softmax(q, k, v, sink, forget, offsets, options);
     Tensor::from_dispatch(y)
 }
 
-/// Which of the optional inputs are there.
+/// How products become weights, and which of the optional inputs are there.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Given {
+pub(crate) struct Options {
+    weighing: Weighing,
     sink: bool,
+    forget: bool,
     offsets: bool,
 }
 
@@ -88,9 +94,9 @@ pub(crate) trait Softmax: Backend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         sink: FloatTensor<Self>,
+        forget: FloatTensor<Self>,
         offsets: FloatTensor<Self>,
-        given: Given,
-        weighing: Weighing,
+        options: Options,
     ) -> FloatTensor<Self>;
 }
 
@@ -101,9 +107,9 @@ struct Read {
     k: Primitive,
     v: Primitive,
     sink: Primitive,
+    forget: Primitive,
     offsets: Primitive,
-    given: Given,
-    weighing: Weighing,
+    options: Options,
 }
 
 /// What the backward pass starts from.
@@ -118,14 +124,15 @@ struct Saved {
 
 impl Read {
     fn inputs<E: Number>(&self) -> Inputs<'_, E> {
-        let Self { q, k, v, sink, offsets, given, weighing } = self;
+        let Self { q, k, v, sink, forget, offsets, options } = self;
         Inputs {
             q: view(q),
             k: view(k),
             v: view(v),
-            sink: given.sink.then(|| view(sink)),
-            offsets: given.offsets.then(|| view(offsets)),
-            weighing: *weighing,
+            sink: options.sink.then(|| view(sink)),
+            forget: options.forget.then(|| view(forget)),
+            offsets: options.offsets.then(|| view(offsets)),
+            weighing: options.weighing,
         }
     }
 
@@ -148,28 +155,33 @@ impl Read {
 }
 
 impl Saved {
-    /// Gradients of `q`, `k`, `v` and the sink, in this order.
-    fn backward(&self, dy: &Primitive) -> [Primitive; 4] {
+    /// Gradients of `q`, `k`, `v`, the sink and the gates, in this order.
+    fn backward(&self, dy: &Primitive) -> [Primitive; 5] {
         match self.y.dtype() {
             DType::F64 => self.backward_in::<f64>(dy),
             _ => self.backward_in::<f32>(dy),
         }
     }
 
-    fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Primitive; 4] {
+    fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Primitive; 5] {
         let inputs = self.read.inputs::<E>();
         let outcome = Outcome { y: view(&self.y), log_sum: E::numbers(&self.log_sum), dy: view(dy) };
         let mut grads = tiles::Gradients::filled(&inputs, E::default());
         tiles::backward(&inputs, outcome, &mut grads);
-        let tiles::Gradients { q, k, v, sink } = grads;
+        let tiles::Gradients { q, k, v, sink, forget } = grads;
         // Without a sink, one number stands for it.
         let sink = if sink.is_empty() { vec![E::default()] } else { sink };
         let heads = sink.len();
+        let forget = match inputs.forget {
+            Some(view) => E::tensor(forget, &view.dims),
+            None => E::tensor(vec![E::default()], &[1, 1, 1, 1]),
+        };
         [
             E::tensor(q, &inputs.q.dims),
             E::tensor(k, &inputs.k.dims),
             E::tensor(v, &inputs.v.dims),
             E::tensor(sink, &[heads]),
+            forget,
         ]
     }
 }
@@ -180,21 +192,21 @@ impl Softmax for Flex {
         k: Primitive,
         v: Primitive,
         sink: Primitive,
+        forget: Primitive,
         offsets: Primitive,
-        given: Given,
-        weighing: Weighing,
+        options: Options,
     ) -> Primitive {
-        Read { q, k, v, sink, offsets, given, weighing }.forward().y
+        Read { q, k, v, sink, forget, offsets, options }.forward().y
     }
 }
 
 #[derive(Debug)]
 struct SoftmaxBackward;
 
-impl Backward<Flex, 4> for SoftmaxBackward {
+impl Backward<Flex, 5> for SoftmaxBackward {
     type State = Saved;
 
-    fn backward(self, ops: Ops<Saved, 4>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Saved, 5>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let dy = grads.consume::<Flex>(&ops.node);
         let found = ops.state.backward(&dy);
         for (parent, grad) in ops.parents.into_iter().zip(found) {
@@ -211,13 +223,13 @@ impl<C: CheckpointStrategy> Softmax for Autodiff<Flex, C> {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         sink: FloatTensor<Self>,
+        forget: FloatTensor<Self>,
         offsets: FloatTensor<Self>,
-        given: Given,
-        weighing: Weighing,
+        options: Options,
     ) -> FloatTensor<Self> {
-        let nodes = [&q, &k, &v, &sink].map(|x| x.node());
-        let [q, k, v, sink, offsets] = [q, k, v, sink, offsets].map(|x| x.into_primitive());
-        let saved = Read { q, k, v, sink, offsets, given, weighing }.forward();
+        let nodes = [&q, &k, &v, &sink, &forget].map(|x| x.node());
+        let [q, k, v, sink, forget, offsets] = [q, k, v, sink, forget, offsets].map(|x| x.into_primitive());
+        let saved = Read { q, k, v, sink, forget, offsets, options }.forward();
         let y = saved.y.clone();
         match SoftmaxBackward.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(saved, y),

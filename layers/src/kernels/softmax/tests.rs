@@ -24,6 +24,7 @@ struct Case {
     softcap: Option<f64>,
     sink: bool,
     padded: bool,
+    forget: bool,
 }
 
 const PLAIN: Case = Case {
@@ -39,10 +40,11 @@ const PLAIN: Case = Case {
     softcap: None,
     sink: false,
     padded: false,
+    forget: false,
 };
 
-/// `q`, `k`, `v`, the sink and `offsets`, on the CPU in `F64`.
-type Five = ([Tensor<4>; 3], Tensor<1>, Tensor<4>);
+/// `q`, `k`, `v`, `log f`, the sink and `offsets`, on the CPU in `F64`.
+type Five = ([Tensor<4>; 4], Tensor<1>, Tensor<4>);
 
 impl Case {
     fn weighing(self) -> Weighing {
@@ -55,8 +57,9 @@ impl Case {
         let (h, total) = (kv * group, cached + t);
         let mut draw = Draw::new(seed);
         let mut random = |dims, size: f64| draw.tensor::<4>(dims, -size, size).cast(DType::F64);
-        let three =
-            [random([b, h, t, n], 2.0), random([b, kv, total, n], 2.0), random([b, kv, total, p], 1.0)];
+        let [q, k] = [random([b, h, t, n], 2.0), random([b, kv, total, n], 2.0)];
+        let (v, log_f) = (random([b, kv, total, p], 1.0), random([b, h, total, 1], 0.2).abs().neg());
+        let four = [q, k, v, log_f];
         let sink = draw.tensor::<1>([h], -1.0, 1.0).cast(DType::F64);
         // Each row lacks its first keys, fewer and fewer of them; also one of the row's own, if that leaves any.
         let absent =
@@ -64,11 +67,11 @@ impl Case {
         let flags =
             (0..b).flat_map(|row| (0..total).map(move |key| if absent(row, key) { -1e30 } else { 0.0 }));
         let offsets = TensorData::new(flags.collect::<Vec<f64>>(), [b, 1, 1, total]);
-        (three, sink, Tensor::from_data(offsets, (&Device::flex(), DType::F64)))
+        (four, sink, Tensor::from_data(offsets, (&Device::flex(), DType::F64)))
     }
 
     /// The tensor form.
-    fn plain(self, ([q, k, v], sink, offsets): Five) -> Tensor<4> {
+    fn plain(self, ([q, k, v, log_f], sink, offsets): Five) -> Tensor<4> {
         let Weighing { causal, cached, window, scale, softcap } = self.weighing();
         let [b, h, t, _] = q.dims();
         let total = k.dims()[2];
@@ -85,6 +88,11 @@ impl Case {
         });
         let unseen = TensorData::new(unseen.collect::<Vec<f64>>(), [1, 1, t, total]);
         scores = scores + Tensor::from_data(unseen, (&Device::flex(), DType::F64));
+        if self.forget {
+            let sums = log_f.cumsum(2);
+            let own = sums.clone().narrow(2, total - t, t);
+            scores = scores + own - sums.swap_dims(2, 3);
+        }
         if self.padded {
             scores = scores + offsets;
         }
@@ -94,22 +102,23 @@ impl Case {
         activation::softmax(scores, 3).narrow(3, 0, total).matmul(repeat_heads(v, self.group))
     }
 
-    fn fused(self, (three, sink, offsets): Five) -> Tensor<4> {
-        let [q, k, v] = &three;
-        assert!(applies(q, k, v), "{self:?}");
-        run(three, self.sink.then_some(sink), self.padded.then_some(offsets), self.weighing())
+    fn fused(self, ([q, k, v, log_f], sink, offsets): Five) -> Tensor<4> {
+        assert!(applies(&q, &k, &v), "{self:?}");
+        let (sink, log_f) = (self.sink.then_some(sink), self.forget.then_some(log_f));
+        run([q, k, v], sink, log_f, self.padded.then_some(offsets), self.weighing())
     }
 
     /// Outputs, and the gradients of everything, `weight`ed differently everywhere.
     fn everything(self, five: &Five, run: impl FnOnce(Five) -> Tensor<4>) -> Vec<Vec<f64>> {
-        let (three, sink, offsets) = five.clone();
-        let three = three.map(|x| x.autodiff().require_grad());
+        let (four, sink, offsets) = five.clone();
+        let four = four.map(|x| x.autodiff().require_grad());
         let sink = sink.autodiff().require_grad();
-        let y = run((three.clone(), sink.clone(), offsets));
+        let y = run((four.clone(), sink.clone(), offsets));
         let cotangent = Draw::new(91).tensor::<4>(y.dims(), -1.0, 1.0).cast(y.dtype());
         let grads = (y.clone() * cotangent).sum().backward();
         let mut all = vec![numbers(y)];
-        all.extend(three.iter().map(|x| numbers(x.grad(&grads).expect("a gradient"))));
+        let inputs = four.iter().take(if self.forget { 4 } else { 3 });
+        all.extend(inputs.map(|x| numbers(x.grad(&grads).expect("a gradient"))));
         if self.sink {
             all.push(numbers(sink.grad(&grads).expect("a gradient of the sink")));
         }
@@ -122,10 +131,11 @@ impl Case {
         let five = self.inputs(seed);
         let expected = self.everything(&five, |five| self.plain(five));
         let exact = self.everything(&five, |five| self.fused(five));
-        let ([q, k, v], sink, offsets) = five;
-        let single = ([q, k, v].map(|x| x.cast(DType::F32)), sink.cast(DType::F32), offsets);
+        let (four, sink, offsets) = five;
+        let single = (four.map(|x| x.cast(DType::F32)), sink.cast(DType::F32), offsets);
         let single = self.everything(&single, |five| self.fused(five));
-        for (i, name) in ["y", "dq", "dk", "dv", "dsink"].into_iter().enumerate().take(expected.len()) {
+        for i in 0..expected.len() {
+            let name = if i < 4 { ["y", "dq", "dk", "dv"][i] } else { "dlog_f or dsink" };
             for (found, limit) in [(&exact[i], 1e-11), (&single[i], if i == 0 { 1e-5 } else { 1e-4 })] {
                 let off = error(found, &expected[i]);
                 assert!(off <= limit, "{name}: off by {off:e} in {self:?}");
@@ -155,6 +165,9 @@ fn it_is_a_softmax_with_every_option() {
             {
                 let case = Case { b: 2, group, window, softcap, sink, padded, ..PLAIN };
                 case.check(1);
+                Case { forget: true, ..case }.check(5);
+                Case { forget: true, cached: 75, ..case }.check(6);
+                Case { forget: true, t: 2, cached: 75, ..case }.check(7);
                 Case { cached: 75, ..case }.check(2);
                 // So few that tiles are not used.
                 Case { t: 3, cached: 175, ..case }.check(4);
@@ -175,11 +188,11 @@ proptest! {
         causal in any::<bool>(),
         window in proptest::option::of(1usize..200),
         softcap in proptest::option::of(0.5f64..30.0),
-        (sink, padded) in any::<(bool, bool)>(),
+        (sink, padded, forget) in any::<(bool, bool, bool)>(),
         seed in any::<u64>(),
     ) {
-        let window = window.filter(|_| causal);
-        Case { b, kv, group, t, cached, n, p, causal, window, softcap, sink, padded }.check(seed);
+        let (window, forget) = (window.filter(|_| causal), forget && causal);
+        Case { b, kv, group, t, cached, n, p, causal, window, softcap, sink, padded, forget }.check(seed);
     }
 }
 
@@ -187,7 +200,7 @@ proptest! {
 #[test]
 fn gradients_are_slopes() {
     let case = Case { group: 2, t: 7, cached: 3, n: 3, p: 2, window: Some(4), softcap: Some(2.0), ..PLAIN };
-    let case = Case { sink: true, padded: true, ..case };
+    let case = Case { sink: true, padded: true, forget: true, ..case };
     let five = case.inputs(5);
     let found = case.everything(&five, |five| case.fused(five));
     let loss = |five: Five| {
@@ -196,20 +209,19 @@ fn gradients_are_slopes() {
         numbers((y * cotangent).sum())[0]
     };
     let step = 1e-5;
-    for which in 0..4 {
+    for which in 0..5 {
         let length = found[which + 1].len();
         let moved = |at: usize, by: f64| {
-            let (mut three, mut sink, offsets) = five.clone();
+            let (mut four, mut sink, offsets) = five.clone();
             let shift: Vec<f64> = (0..length).map(|i| if i == at { by } else { 0.0 }).collect();
             let options = (&Device::flex(), DType::F64);
-            if which < 3 {
-                let dims = three[which].dims();
-                three[which] =
-                    three[which].clone() + Tensor::from_data(TensorData::new(shift, dims), options);
+            if which < 4 {
+                let dims = four[which].dims();
+                four[which] = four[which].clone() + Tensor::from_data(TensorData::new(shift, dims), options);
             } else {
                 sink = sink + Tensor::from_data(TensorData::new(shift, [length]), options);
             }
-            loss((three, sink, offsets))
+            loss((four, sink, offsets))
         };
         let slopes: Vec<f64> =
             (0..length).map(|at| (moved(at, step) - moved(at, -step)) / (2.0 * step)).collect();
@@ -221,18 +233,20 @@ fn gradients_are_slopes() {
 /// Heads split from `[b, t, h n]`, one key for all rows, a part of a longer tensor, reversed time.
 #[test]
 fn inputs_may_lie_in_any_order() {
-    let case = Case { b: 2, kv: 3, t: 21, n: 5, p: 5, ..PLAIN };
+    let case = Case { b: 2, kv: 3, t: 21, n: 5, p: 5, forget: true, ..PLAIN };
     let mut draw = Draw::new(7);
     let mut random = |dims| draw.tensor::<4>(dims, -1.0, 1.0).cast(DType::F64);
-    let three = [random([2, 21, 3, 5]), random([1, 3, 21, 5]), random([2, 3, 42, 5])];
+    let log_f = random([1, 3, 1, 21]).abs().neg();
+    let four = [random([2, 21, 3, 5]), random([1, 3, 21, 5]), random([2, 3, 42, 5]), log_f];
     let (_, sink, offsets) = case.inputs(7);
-    let views = |([q, k, v], sink, offsets): Five| {
-        ([q.swap_dims(1, 2), k.expand([2, 3, 21, 5]), v.narrow(2, 7, 21).flip([2])], sink, offsets)
+    let views = |([q, k, v, log_f], sink, offsets): Five| {
+        let (q, k, v) = (q.swap_dims(1, 2), k.expand([2, 3, 21, 5]), v.narrow(2, 7, 21).flip([2]));
+        ([q, k, v, log_f.expand([2, 3, 1, 21]).swap_dims(2, 3)], sink, offsets)
     };
-    let five = (three, sink, offsets);
+    let five = (four, sink, offsets);
     let expected = case.everything(&five, |five| case.plain(views(five)));
     let found = case.everything(&five, |five| case.fused(views(five)));
-    for ((found, expected), name) in found.iter().zip(&expected).zip(["y", "dq", "dk", "dv"]) {
+    for ((found, expected), name) in found.iter().zip(&expected).zip(["y", "dq", "dk", "dv", "dlog_f"]) {
         assert!(error(found, expected) <= 1e-11, "{name}");
     }
 }
@@ -242,11 +256,12 @@ fn inputs_may_lie_in_any_order() {
 fn results_do_not_depend_on_what_was_there() {
     for (t, causal, window) in [(1, true, None), (70, true, Some(3)), (37, false, None)] {
         let case = Case { b: 2, t, causal, window, sink: true, ..PLAIN };
-        let ([q, k, v], sink, offsets) = case.inputs(3);
-        let [q, k, v, offsets] = [q, k, v, offsets].map(|x| x.try_into_primitive::<Flex>().unwrap());
+        let ([q, k, v, forget], sink, offsets) = case.inputs(3);
+        let [q, k, v, forget, offsets] =
+            [q, k, v, forget, offsets].map(|x| x.try_into_primitive::<Flex>().unwrap());
         let sink = sink.try_into_primitive::<Flex>().unwrap();
-        let given = Given { sink: true, offsets: true };
-        let read = Read { q, k, v, sink, offsets, given, weighing: case.weighing() };
+        let options = Options { weighing: case.weighing(), sink: true, forget: causal, offsets: true };
+        let read = Read { q, k, v, sink, forget, offsets, options };
         let inputs = read.inputs::<f64>();
         let [b, h, t, _] = inputs.q.dims;
         let (mut y, mut log_sum) = (vec![f64::NAN; b * h * t * case.p], vec![f64::NAN; b * h * t]);
@@ -255,8 +270,8 @@ fn results_do_not_depend_on_what_was_there() {
         let y = <f64 as Number>::tensor(y, &[b, h, t, case.p]);
         let mut dirty = Gradients::filled(&inputs, f64::NAN);
         tiles::backward(&inputs, Outcome { y: view(&y), log_sum: &log_sum, dy: view(&y) }, &mut dirty);
-        let Gradients { q, k, v, sink } = dirty;
-        assert!([q, k, v, sink].concat().iter().all(|x| x.is_finite()));
+        let Gradients { q, k, v, sink, forget } = dirty;
+        assert!([q, k, v, sink, forget].concat().iter().all(|x| x.is_finite()));
     }
 }
 
@@ -265,10 +280,10 @@ fn results_do_not_depend_on_what_was_there() {
 fn who_sees_nothing_says_nothing() {
     for dtype in [DType::F32, DType::F64] {
         let case = Case { b: 2, t: 20, causal: false, padded: true, ..PLAIN };
-        let (three, sink, offsets) = case.inputs(4);
+        let (four, sink, offsets) = case.inputs(4);
         let nothing = offsets.clone().narrow(0, 0, 1).full_like(-1e30);
         let offsets = Tensor::cat(vec![nothing, offsets.narrow(0, 1, 1)], 0);
-        let five = (three.map(|x| x.cast(dtype)), sink, offsets);
+        let five = (four.map(|x| x.cast(dtype)), sink, offsets);
         for all in case.everything(&five, |five| case.fused(five)) {
             let (nothing, some) = all.split_at(all.len() / 2);
             assert!(nothing.iter().all(|&x| x == 0.0) && some.iter().all(|&x| x != 0.0 && x.is_finite()));
@@ -280,11 +295,11 @@ fn who_sees_nothing_says_nothing() {
 #[test]
 fn the_future_does_not_show() {
     let case = Case { t: 100, ..PLAIN };
-    let ([q, k, v], sink, offsets) = case.inputs(8);
+    let ([q, k, v, log_f], sink, offsets) = case.inputs(8);
     let nan = k.clone().narrow(2, 0, 60).full_like(f64::NAN);
     let spoilt = Tensor::cat(vec![k.clone().narrow(2, 0, 40), nan], 2);
     let run = |k: Tensor<4>| {
-        let y = case.fused(([q.clone(), k, v.clone()], sink.clone(), offsets.clone()));
+        let y = case.fused(([q.clone(), k, v.clone(), log_f.clone()], sink.clone(), offsets.clone()));
         numbers(y.narrow(2, 0, 40))
     };
     assert_eq!(run(k), run(spoilt));
@@ -294,9 +309,13 @@ fn the_future_does_not_show() {
 #[test]
 fn large_scores_do_not_overflow() {
     let case = Case { t: 40, ..PLAIN };
-    let ([q, k, v], sink, offsets) = case.inputs(9);
+    let ([q, k, v, log_f], sink, offsets) = case.inputs(9);
     for factor in [0.0, 3000.0] {
-        let five = ([q.clone().mul_scalar(factor), k.clone(), v.clone()], sink.clone(), offsets.clone());
+        let five = (
+            [q.clone().mul_scalar(factor), k.clone(), v.clone(), log_f.clone()],
+            sink.clone(),
+            offsets.clone(),
+        );
         let expected = case.everything(&five, |five| case.plain(five));
         let found = case.everything(&five, |five| case.fused(five));
         for (found, expected) in found.iter().zip(&expected) {
@@ -307,7 +326,7 @@ fn large_scores_do_not_overflow() {
 
 #[test]
 fn it_declines_what_it_cannot_do() {
-    let ([q, k, v], ..) = PLAIN.inputs(1);
+    let ([q, k, v, _], ..) = PLAIN.inputs(1);
     assert!(applies(&q, &k, &v));
     assert!(!applies(&q.clone().cast(DType::F32), &k, &v));
     assert!(!applies(&q.clone().narrow(1, 0, 1), &k, &v));

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::Weighing;
-use super::weights::{FLOOR, Running, Scores, Seen, differentiate, weigh, weigh_again};
+use super::weights::{FLOOR, Running, Scores, Seen, Sums, differentiate, weigh, weigh_again};
 use crate::kernels::dense::{ALIGNED, Matrix, Part, dot};
 use crate::kernels::tiled::blocks::{Head, View, read, write};
 use crate::kernels::vector::Vector;
@@ -30,6 +30,8 @@ pub(super) struct Inputs<'a, E> {
     pub(super) sink: Option<View<'a, E>>,
     /// What each key's scores get, `[b, 1, 1, T]`
     pub(super) offsets: Option<View<'a, E>>,
+    /// `log f: [b, h, T, 1]`, of which scores get `Σ_{j < s ≤ i} log f_s`
+    pub(super) forget: Option<View<'a, E>>,
     pub(super) weighing: Weighing,
 }
 
@@ -37,7 +39,8 @@ impl<E: Vector> Gradients<E> {
     pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
         let size = |dims: [usize; 4]| vec![with; dims.iter().product()];
         let sink = vec![with; inputs.sink.map_or(0, |_| inputs.q.dims[1])];
-        Self { q: size(inputs.q.dims), k: size(inputs.k.dims), v: size(inputs.v.dims), sink }
+        let forget = inputs.forget.map_or(Vec::new(), |forget| size(forget.dims));
+        Self { q: size(inputs.q.dims), k: size(inputs.k.dims), v: size(inputs.v.dims), sink, forget }
     }
 }
 
@@ -57,14 +60,6 @@ impl<E: Vector> Inputs<'_, E> {
     pub(super) fn sink(&self, head: usize) -> Option<f64> {
         let heads = self.q.dims[1];
         self.sink.map(|sink| sink.head(head % heads).column(0, 1).sum())
-    }
-
-    /// What each key's scores get in batch row `row`, in units of `ln 2`; empty for nothing.
-    pub(super) fn offsets(&self, row: usize) -> Vec<f64> {
-        let Some(offsets) = self.offsets else { return Vec::new() };
-        let [_, total, ..] = self.sizes();
-        let head = offsets.head(row).turned();
-        head.column(0, total).map(|x| x * std::f64::consts::LOG2_E).collect()
     }
 
     /// Keys that a query sees.
@@ -132,13 +127,80 @@ impl<E: Vector> Tile<E> {
     }
 }
 
-/// How the products of queries from `query` on with keys from `key` on become scores.
-fn scores(weighing: Weighing, offsets: &[f64], query: usize, key: usize) -> Scores<'_> {
-    let Weighing { causal, cached, window, softcap, .. } = weighing;
-    Scores {
-        cap: softcap.map(|cap| cap * std::f64::consts::LOG2_E),
-        offsets: (!offsets.is_empty()).then(|| &offsets[key..]),
-        seen: Seen { causal, window, query: cached + query, key },
+/// What scores get besides products, in units of `ln 2`.
+pub(super) struct Shifts {
+    heads: usize,
+    /// Of every batch row and key, if there are any
+    offsets: Vec<Vec<f64>>,
+    /// Of every head and key `j`, `Σ_{s ≤ j} log f_s`, if anything is forgotten. Differences of such sums lose nothing
+    /// that matters in `f64`.
+    fades: Vec<Vec<f64>>,
+}
+
+impl Shifts {
+    pub(super) fn new<E: Vector>(inputs: &Inputs<'_, E>) -> Self {
+        let ([b, heads, ..], [_, total, ..]) = (inputs.q.dims, inputs.sizes());
+        let bits = |x: f64| x * std::f64::consts::LOG2_E;
+        let offsets = inputs.offsets.map_or(Vec::new(), |offsets| {
+            (0..b).map(|row| offsets.head(row).turned().column(0, total).map(bits).collect()).collect()
+        });
+        let fades = inputs.forget.map_or(Vec::new(), |forget| {
+            let sums = |head| {
+                let mut sum = 0.0;
+                let add = |log_f| {
+                    sum += bits(log_f);
+                    sum
+                };
+                forget.head(head).column(0, total).map(add).collect()
+            };
+            (0..b * heads).map(sums).collect()
+        });
+        Self { heads, offsets, fades }
+    }
+
+    /// What a head's scores of key `key` get at the query whose own key is `own`.
+    pub(super) fn at(&self, head: usize, own: usize, key: usize) -> f64 {
+        let offset = self.offsets.get(head / self.heads).map_or(0.0, |offsets| offsets[key]);
+        self.fades.get(head).map_or(offset, |fades| offset + fades[own] - fades[key])
+    }
+}
+
+/// [`Shifts`] of a tile: a number per key and one per query.
+struct TileShifts<E> {
+    keys: Vec<E>,
+    queries: Vec<E>,
+}
+
+impl<E: Vector> TileShifts<E> {
+    fn new() -> Self {
+        Self { keys: Vec::new(), queries: Vec::new() }
+    }
+
+    /// For queries whose own keys are from `own` on.
+    fn set_queries(&mut self, shifts: &Shifts, head: usize, own: usize, rows: usize) {
+        self.queries.clear();
+        if let Some(fades) = shifts.fades.get(head) {
+            self.queries.extend(fades[own..own + rows].iter().map(|fade| E::of(fade - fades[own])));
+        }
+    }
+
+    /// For keys from `key` on, up to the first query.
+    fn set_keys(&mut self, shifts: &Shifts, head: usize, own: usize, key: usize, count: usize) {
+        self.keys.clear();
+        if !shifts.offsets.is_empty() || !shifts.fades.is_empty() {
+            self.keys.extend((key..key + count).map(|key| E::of(shifts.at(head, own, key))));
+        }
+    }
+
+    /// How the products of queries from `query` on with keys from `key` on become scores.
+    fn scores(&self, weighing: Weighing, query: usize, key: usize) -> Scores<'_, E> {
+        let Weighing { causal, cached, window, softcap, .. } = weighing;
+        Scores {
+            cap: softcap.map(|cap| cap * std::f64::consts::LOG2_E),
+            keys: (!self.keys.is_empty()).then_some(&self.keys),
+            queries: (!self.queries.is_empty()).then_some(&self.queries),
+            seen: Seen { causal, window, query: cached + query, key },
+        }
     }
 }
 
@@ -160,19 +222,18 @@ pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut [E], log_sum: &
             shares.push(Share { head, first: tile * QUERIES, y, log_sum });
         }
     }
-    let offsets: Vec<Vec<f64>> = (0..inputs.q.dims[0]).map(|row| inputs.offsets(row)).collect();
-    let keys = Keys::all(inputs);
+    let (shifts, keys) = (Shifts::new(inputs), Keys::all(inputs));
     // Later tiles of a head see more keys: small jobs, so that all threads end together.
     let job = shares.len().div_ceil(8 * rayon::current_num_threads());
     let scratch = || Forward::new(sizes);
     shares.into_par_iter().with_max_len(job).for_each_init(scratch, |scratch, share| {
-        let (keys, offsets) = (&keys[share.head / inputs.group()], &offsets[share.head / inputs.q.dims[1]]);
-        scratch.tile(inputs, keys, offsets, share);
+        scratch.tile(inputs, &keys[share.head / inputs.group()], &shifts, share);
     });
 }
 
 struct Forward<E> {
     tile: Tile<E>,
+    here: TileShifts<E>,
     y: Matrix<E>,
     top: Vec<E>,
     sum: Vec<E>,
@@ -182,20 +243,23 @@ struct Forward<E> {
 impl<E: Vector> Forward<E> {
     fn new(sizes: [usize; 4]) -> Self {
         let [top, sum, factor] = [(); 3].map(|()| vec![E::default(); QUERIES]);
-        Self { tile: Tile::new(sizes), y: Matrix::new(QUERIES, sizes[3]), top, sum, factor }
+        let (tile, here) = (Tile::new(sizes), TileShifts::new());
+        Self { tile, here, y: Matrix::new(QUERIES, sizes[3]), top, sum, factor }
     }
 
     fn tile(
         &mut self,
         inputs: &Inputs<'_, E>,
         Keys { k, v }: &Keys<E>,
-        offsets: &[f64],
+        shifts: &Shifts,
         share: Share<'_, E>,
     ) {
-        let Self { tile, y, top, sum, factor } = self;
+        let Self { tile, here, y, top, sum, factor } = self;
         let Share { head, first, y: out, log_sum } = share;
         let rows = log_sum.len();
         tile.read_queries(inputs, inputs.q.head(head), (first, rows));
+        let own = inputs.weighing.cached + first;
+        here.set_queries(shifts, head, own, rows);
         // A sink is a key whose value is 0.
         let sink = inputs.sink(head);
         top.fill(E::of(sink.map_or(FLOOR, |sink| sink * std::f64::consts::LOG2_E)));
@@ -206,8 +270,9 @@ impl<E: Vector> Forward<E> {
         for key in keys.clone().step_by(KEYS) {
             let count = KEYS.min(keys.end - key);
             tile.weights.set_product_of_rows(k.some(key, count), &tile.q_turned, Part::Whole);
+            here.set_keys(shifts, head, own, key, count);
             let running = Running { top, sum, factor };
-            weigh(&mut tile.weights, scores(inputs.weighing, offsets, first, key), running);
+            weigh(&mut tile.weights, here.scores(inputs.weighing, first, key), running);
             y.scale_rows(factor);
             y.add_turned_product_of_rows(&tile.weights, v.some(key, count), Part::Whole);
         }
@@ -234,6 +299,8 @@ pub(super) struct Gradients<E> {
     pub(super) v: Vec<E>,
     /// `[h]`, empty without a sink
     pub(super) sink: Vec<E>,
+    /// `[b, h, T, 1]`, empty without forgetting
+    pub(super) forget: Vec<E>,
 }
 
 /// What the forward pass left and what came back.
@@ -247,8 +314,8 @@ pub(super) struct Outcome<'a, E> {
     pub(super) dy: View<'a, E>,
 }
 
-/// Fills `to` with the gradients of everything from that of the outputs. Weights are made again from the sums that [`forward`] left;
-/// `dS = P ∘ (dP - y · dy)`, `dP = dY Vᵀ`, and
+/// Fills `to` with the gradients of everything from that of the outputs. Weights are made again from the sums that
+/// [`forward`] left; `dS = P ∘ (dP - y · dy)`, `dP = dY Vᵀ`, and
 ///
 /// ```text
 /// dQ = scale dS K      dK = scale dSᵀ Q      dV = Pᵀ dY
@@ -261,24 +328,27 @@ pub(super) fn backward<E: Vector>(inputs: &Inputs<'_, E>, outcome: Outcome<'_, E
     let sizes @ [t, total, n, p] = inputs.sizes();
     let [b, heads, ..] = inputs.q.dims;
     let groups = b * inputs.k.dims[1];
-    let parts = rayon::current_num_threads().div_ceil(groups).min(t.div_ceil(QUERIES));
-    let offsets: Vec<Vec<f64>> = (0..b).map(|row| inputs.offsets(row)).collect();
+    let threads = rayon::current_num_threads();
+    // As few as give every thread as much.
+    let even = |parts: &usize| (groups * parts).is_multiple_of(threads) || groups * parts >= 4 * threads;
+    let parts = (1..).find(even).unwrap_or(1).min(t.div_ceil(QUERIES));
 
-    let mut jobs: Vec<Job<'_, E>> = (0..groups * parts).map(|_| Job::new(sizes)).collect();
+    let faded = if inputs.forget.is_some() { inputs.group() } else { 0 };
+    let mut jobs: Vec<Job<'_, E>> = (0..groups * parts).map(|_| Job::new(sizes, faded)).collect();
     for (head, q) in to.q.chunks_mut(t * n).enumerate() {
         for (tile, dq) in q.chunks_mut(QUERIES * n).enumerate() {
             let job = head / inputs.group() * parts + tile % parts;
             jobs[job].tiles.push(QueryTile { head, first: tile * QUERIES, dq });
         }
     }
-    let keys = Keys::all(inputs);
+    let (shifts, keys) = (Shifts::new(inputs), Keys::all(inputs));
     jobs.par_iter_mut().enumerate().for_each(|(index, job)| {
         let keys = &keys[index / parts];
         let mut scratch = Backward::new(sizes, inputs.weighing.softcap.is_some());
         for tile in std::mem::take(&mut job.tiles) {
-            let (head, row) = (tile.head, tile.head / heads);
-            let sink = scratch.tile(inputs, outcome, keys, &offsets[row], tile, job);
-            job.sink.push((head % heads, sink));
+            let head = tile.head % heads;
+            let sink = scratch.tile(inputs, outcome, keys, &shifts, tile, job);
+            job.sink.push((head, sink));
         }
     });
 
@@ -287,6 +357,15 @@ pub(super) fn backward<E: Vector>(inputs: &Inputs<'_, E>, outcome: Outcome<'_, E
         sink[head] += gradient;
     }
     to.sink.iter_mut().zip(sink).for_each(|(to, sum)| *to = E::of(sum));
+    for (head, forget) in to.forget.chunks_mut(total).enumerate() {
+        let (group, member) = (head / inputs.group(), head % inputs.group());
+        // `log f_s` is in the sums of all tokens from `s` on.
+        let mut sum = 0.0;
+        for (token, to) in forget.iter_mut().enumerate().rev() {
+            sum += jobs[group * parts..][..parts].iter().map(|job| job.fades[member][token]).sum::<f64>();
+            *to = E::of(sum);
+        }
+    }
     let shares = to.k.par_chunks_mut(total * n).zip(to.v.par_chunks_mut(total * p));
     shares.zip(jobs.par_chunks_mut(parts)).for_each(|((k, v), jobs)| {
         let (sum, rest) = jobs.split_at_mut(1);
@@ -306,12 +385,14 @@ struct Job<'a, E> {
     v: Matrix<E>,
     /// Heads and gradients of their sinks
     sink: Vec<(usize, f64)>,
+    /// Gradients of each head's sums of `log f`, `[T]`
+    fades: Vec<Vec<f64>>,
 }
 
 impl<E: Vector> Job<'_, E> {
-    fn new([_, total, n, p]: [usize; 4]) -> Self {
+    fn new([_, total, n, p]: [usize; 4], faded: usize) -> Self {
         let (k, v) = (Matrix::new(total, n), Matrix::new(total, p));
-        Self { tiles: Vec::new(), k, v, sink: Vec::new() }
+        Self { tiles: Vec::new(), k, v, sink: Vec::new(), fades: vec![vec![0.0; total]; faded] }
     }
 }
 
@@ -323,6 +404,9 @@ struct QueryTile<'a, E> {
 
 struct Backward<E> {
     tile: Tile<E>,
+    here: TileShifts<E>,
+    /// Sums of a tile's gradients of scores
+    sums: [Vec<E>; 2],
     y: Matrix<E>,
     dy: Matrix<E>,
     dy_turned: Matrix<E>,
@@ -337,6 +421,8 @@ impl<E: Vector> Backward<E> {
     fn new(sizes @ [.., n, p]: [usize; 4], capped: bool) -> Self {
         Self {
             tile: Tile::new(sizes),
+            here: TileShifts::new(),
+            sums: [vec![E::default(); QUERIES], vec![E::default(); KEYS]],
             y: Matrix::new(QUERIES, p),
             dy: Matrix::new(QUERIES, p),
             dy_turned: Matrix::new(p, QUERIES),
@@ -353,11 +439,12 @@ impl<E: Vector> Backward<E> {
         inputs: &Inputs<'_, E>,
         outcome: Outcome<'_, E>,
         Keys { k, v }: &Keys<E>,
-        offsets: &[f64],
+        shifts: &Shifts,
         queries: QueryTile<'_, E>,
         job: &mut Job<'_, E>,
     ) -> f64 {
-        let Self { tile, y, dy, dy_turned, d_weights, slopes, dq, means } = self;
+        let Self { tile, here, sums, y, dy, dy_turned, d_weights, slopes, dq, means } = self;
+        let [query_sums, key_sums] = sums;
         let QueryTile { head, first, dq: dq_out } = queries;
         let [t, _, n, p] = inputs.sizes();
         let rows = dq_out.len() / n;
@@ -369,6 +456,10 @@ impl<E: Vector> Backward<E> {
         means.extend(y.rows().zip(dy.rows()).map(|(y, dy)| E::of(dot(y, dy))));
         let log_sum = &outcome.log_sum[head * t + first..][..rows];
 
+        let own = inputs.weighing.cached + first;
+        here.set_queries(shifts, head, own, rows);
+        query_sums.fill(E::default());
+        let member = head % inputs.group();
         dq.resize(rows, n);
         dq.rows_mut().for_each(|row| row.fill(E::default()));
         let keys = inputs.keys(first, rows);
@@ -378,13 +469,22 @@ impl<E: Vector> Backward<E> {
             if let Some(slopes) = slopes {
                 slopes.resize(count, rows);
             }
-            let scores = scores(inputs.weighing, offsets, first, key);
+            here.set_keys(shifts, head, own, key, count);
+            let scores = here.scores(inputs.weighing, first, key);
             weigh_again(&mut tile.weights, slopes.as_mut(), scores, log_sum);
             job.v.some_mut(key, count).add_product(&tile.weights, dy, Part::Whole);
             d_weights.set_product_of_rows(v.some(key, count), dy_turned, Part::Whole);
-            differentiate(d_weights, &tile.weights, slopes.as_ref(), means);
+            let wanted = !job.fades.is_empty();
+            let sums = wanted.then_some(Sums { queries: query_sums, keys: key_sums });
+            differentiate(d_weights, &tile.weights, slopes.as_ref(), means, sums);
+            if let Some(fades) = job.fades.get_mut(member) {
+                fades[key..key + count].iter_mut().zip(&*key_sums).for_each(|(to, sum)| *to -= sum.to_f64());
+            }
             job.k.some_mut(key, count).add_product(d_weights, &tile.q, Part::Whole);
             dq.add_turned_product_of_rows(d_weights, k.some(key, count), Part::Whole);
+        }
+        if let Some(fades) = job.fades.get_mut(member) {
+            fades[own..own + rows].iter_mut().zip(&*query_sums).for_each(|(to, sum)| *to += sum.to_f64());
         }
         dq.scale(E::of(inputs.weighing.scale));
         write(dq, dq_out);

@@ -41,10 +41,12 @@ impl Seen {
 
 /// From products to scores, in units of `ln 2`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Scores<'a> {
+pub(super) struct Scores<'a, E> {
     pub(super) cap: Option<f64>,
     /// One number per key of the tile that its scores get.
-    pub(super) offsets: Option<&'a [f64]>,
+    pub(super) keys: Option<&'a [E]>,
+    /// One number per query of the tile that its scores get.
+    pub(super) queries: Option<&'a [E]>,
     pub(super) seen: Seen,
 }
 
@@ -56,9 +58,17 @@ pub(super) struct Running<'a, E> {
     pub(super) factor: &'a mut [E],
 }
 
+/// Sums of a tile's gradients of scores.
+pub(super) struct Sums<'a, E> {
+    /// Over keys, added to what is there
+    pub(super) queries: &'a mut [E],
+    /// Over queries
+    pub(super) keys: &'a mut [E],
+}
+
 vectors! {
     /// Makes scores of the products in `tile`, then weights relative to the largest score so far of each query.
-    pub(super) fn weigh = weigh_tile(tile: &mut Matrix<E>, scores: Scores<'_>, running: Running<'_, E>)
+    pub(super) fn weigh = weigh_tile(tile: &mut Matrix<E>, scores: Scores<'_, E>, running: Running<'_, E>)
 }
 
 vectors! {
@@ -67,18 +77,20 @@ vectors! {
     pub(super) fn weigh_again = weigh_tile_again(
         tile: &mut Matrix<E>,
         slopes: Option<&mut Matrix<E>>,
-        scores: Scores<'_>,
+        scores: Scores<'_, E>,
         log_sum: &[E],
     )
 }
 
 vectors! {
-    /// From gradients of weights to gradients of scores: `P (dP - mean) slope`, with each query's mean of `dP`.
+    /// From gradients of weights to gradients of products: `P (dP - mean) slope`, with each query's mean of `dP`. Into
+    /// `sums` goes what comes before the slopes, the gradients of scores.
     pub(super) fn differentiate = differentiate_tile(
         d_weights: &mut Matrix<E>,
         weights: &Matrix<E>,
         slopes: Option<&Matrix<E>>,
         means: &[E],
+        sums: Option<Sums<'_, E>>,
     )
 }
 
@@ -88,7 +100,7 @@ fn score_row<E: Vector, const FUSED: bool>(
     row: &mut [E],
     slopes: Option<&mut [E]>,
     key: usize,
-    scores: Scores<'_>,
+    scores: Scores<'_, E>,
     all: bool,
 ) {
     if let Some(cap) = scores.cap {
@@ -106,12 +118,18 @@ fn score_row<E: Vector, const FUSED: bool>(
             }
         }
     }
-    if let Some(offsets) = scores.offsets {
-        let offset = E::of(offsets[key]);
+    if let Some(keys) = scores.keys {
+        let offset = keys[key];
         if offset < E::of(0.0) || offset > E::of(0.0) {
             for x in row.iter_mut() {
                 *x += offset;
             }
+        }
+    }
+    if let Some(queries) = scores.queries {
+        let queries = &queries[..row.len()];
+        for i in 0..row.len() {
+            row[i] += queries[i];
         }
     }
     if !all {
@@ -124,7 +142,7 @@ fn score_row<E: Vector, const FUSED: bool>(
 #[inline(always)]
 fn weigh_tile<E: Vector, const FUSED: bool>(
     tile: &mut Matrix<E>,
-    scores: Scores<'_>,
+    scores: Scores<'_, E>,
     running: Running<'_, E>,
 ) {
     let columns = tile.row(0).len();
@@ -156,7 +174,7 @@ fn weigh_tile<E: Vector, const FUSED: bool>(
 fn weigh_tile_again<E: Vector, const FUSED: bool>(
     tile: &mut Matrix<E>,
     mut slopes: Option<&mut Matrix<E>>,
-    scores: Scores<'_>,
+    scores: Scores<'_, E>,
     log_sum: &[E],
 ) {
     let columns = tile.row(0).len();
@@ -178,6 +196,7 @@ fn differentiate_tile<E: Vector, const FUSED: bool>(
     weights: &Matrix<E>,
     slopes: Option<&Matrix<E>>,
     means: &[E],
+    mut sums: Option<Sums<'_, E>>,
 ) {
     let columns = weights.row(0).len();
     let means = &means[..columns];
@@ -185,6 +204,14 @@ fn differentiate_tile<E: Vector, const FUSED: bool>(
         let (row, weights) = (&mut row[..columns], &weights[..columns]);
         for i in 0..columns {
             row[i] = weights[i] * (row[i] - means[i]);
+        }
+        if let Some(Sums { queries, keys }) = &mut sums {
+            let (queries, mut sum) = (&mut queries[..columns], E::default());
+            for i in 0..columns {
+                queries[i] += row[i];
+                sum += row[i];
+            }
+            keys[key] = sum;
         }
         if let Some(slopes) = slopes {
             let slopes = &slopes.row(key)[..columns];
