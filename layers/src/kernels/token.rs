@@ -4,8 +4,8 @@
 //! H ← diag(e^{log a}) H + b (aᵀ H) + k vᵀ,   y = Hᵀ q
 //! ```
 //!
-//! It has no backward pass: where gradients are wanted, the recurrent form of plain tensor operations runs. Floor: memory,
-//! the state is read once (twice with a rank-one part) and written once.
+//! It has no backward pass: where gradients are wanted, the recurrent form of plain tensor operations runs. Floor:
+//! memory, the state is read once (twice with a rank-one part) and written once.
 
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{DType, Tensor};

@@ -17,7 +17,8 @@ const TALL: usize = ALIGNED;
 const _: () = assert!(WIDEST.is_multiple_of(TALL) && TALL.is_multiple_of(super::TALL));
 
 macro_rules! wide {
-    ($name:ident, $tile:ident, $real:ty, $register:ty, $lanes:literal, $zero:ident, $load:ident, $store:ident, $spread:ident, $fused:ident, $add:ident) => {
+    ($name:ident, $tile:ident, $real:ty, $register:ty, $lanes:literal, $zero:ident, $load:ident,
+     $store:ident, $spread:ident, $fused:ident, $add:ident) => {
         /// See [`Matrix::set_product`](super::Matrix::set_product).
         #[target_feature(enable = "avx512f")]
         #[allow(unsafe_code, reason = "tiles are addressed without checks; their corners are checked before")]

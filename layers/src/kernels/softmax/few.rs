@@ -19,7 +19,7 @@ const LARGE: usize = 1 << 20;
 /// Partial sums of a product of two rows.
 const LANES: usize = 16;
 
-/// As `tiles::forward`.
+/// As `forward::forward`.
 pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut [E], log_sum: &mut [E]) {
     let ([_, _, t, n], [_, _, total, p]) = (inputs.q.dims, inputs.v.dims);
     let shifts = Shifts::new(inputs);

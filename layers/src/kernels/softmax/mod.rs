@@ -6,7 +6,9 @@
 //! padding. Floor for `t` causal queries of `h` heads of `n` channels: `2 t² h n` floating-point operations forward,
 //! 2.5 times that backward, and `t² h / 2` exponentials in each.
 
+mod backward;
 mod few;
+mod forward;
 mod tiles;
 mod weights;
 
@@ -21,7 +23,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
 use burn::tensor::{DType, Tensor};
 
-use self::tiles::{Inputs, Outcome};
+use self::backward::{Gradients as AllGradients, Outcome};
+use self::tiles::Inputs;
 use super::tiled::{Number, Primitive, view};
 use super::vector::Vector;
 
@@ -54,8 +57,9 @@ pub(crate) fn applies(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> bool {
 }
 
 /// `softmax(scores) v`: `[b, h, t, p]`, from `q: [b, h, t, n]`, `k: [b, h_kv, T, n]`, `v: [b, h_kv, T, p]`, a score of
-/// nothing per head, `sink: [h]`, gates `forget`, `log f: [b, h, T, 1]`, of which scores get `Σ_{j < s ≤ i} log f_s`, and a number that all scores of a key get, `offsets: [b, 1, 1, T]`, which has no
-/// gradient. A query that sees no key gets 0.
+/// nothing per head, `sink: [h]`, the gates `log f` in `forget: [b, h, T, 1]`, of which scores get
+/// `Σ_{j < s ≤ i} log f_s`, and a number that all scores of a key get, `offsets: [b, 1, 1, T]`, which has no gradient.
+/// A query that sees no key gets 0.
 pub(crate) fn run(
     [q, k, v]: [Tensor<4>; 3],
     sink: Option<Tensor<1>>,
@@ -148,7 +152,7 @@ impl Read {
         let inputs = self.inputs::<E>();
         let ([b, h, t, _], [.., p]) = (inputs.q.dims, inputs.v.dims);
         let (mut y, mut log_sum) = (vec![E::default(); b * h * t * p], vec![E::default(); b * h * t]);
-        let forward = if t <= few::FEW { few::forward } else { tiles::forward };
+        let forward = if t <= few::FEW { few::forward } else { forward::forward };
         forward(&inputs, &mut y, &mut log_sum);
         [E::tensor(y, &[b, h, t, p]), E::tensor(log_sum, &[b, h, t])]
     }
@@ -166,9 +170,9 @@ impl Saved {
     fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Primitive; 5] {
         let inputs = self.read.inputs::<E>();
         let outcome = Outcome { y: view(&self.y), log_sum: E::numbers(&self.log_sum), dy: view(dy) };
-        let mut grads = tiles::Gradients::filled(&inputs, E::default());
-        tiles::backward(&inputs, outcome, &mut grads);
-        let tiles::Gradients { q, k, v, sink, forget } = grads;
+        let mut grads = AllGradients::filled(&inputs, E::default());
+        backward::backward(&inputs, outcome, &mut grads);
+        let AllGradients { q, k, v, sink, forget } = grads;
         // Without a sink, one number stands for it.
         let sink = if sink.is_empty() { vec![E::default()] } else { sink };
         let heads = sink.len();

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 use proptest::prelude::*;
 
-use super::tiles::{self, Gradients};
+use super::backward::Gradients;
 use super::*;
 use crate::nn::repeat_heads;
 use crate::testing::{Draw, error, numbers};
@@ -265,11 +265,11 @@ fn results_do_not_depend_on_what_was_there() {
         let inputs = read.inputs::<f64>();
         let [b, h, t, _] = inputs.q.dims;
         let (mut y, mut log_sum) = (vec![f64::NAN; b * h * t * case.p], vec![f64::NAN; b * h * t]);
-        tiles::forward(&inputs, &mut y, &mut log_sum);
+        forward::forward(&inputs, &mut y, &mut log_sum);
         assert!(y.iter().chain(&log_sum).all(|x| x.is_finite()));
         let y = <f64 as Number>::tensor(y, &[b, h, t, case.p]);
         let mut dirty = Gradients::filled(&inputs, f64::NAN);
-        tiles::backward(&inputs, Outcome { y: view(&y), log_sum: &log_sum, dy: view(&y) }, &mut dirty);
+        backward::backward(&inputs, Outcome { y: view(&y), log_sum: &log_sum, dy: view(&y) }, &mut dirty);
         let Gradients { q, k, v, sink, forget } = dirty;
         assert!([q, k, v, sink, forget].concat().iter().all(|x| x.is_finite()));
     }

@@ -1,4 +1,4 @@
-//! The arithmetic of the kernel on slices: tiles of some queries and some keys.
+//! What tiles of some queries and some keys are made of, and what their scores get besides products.
 //!
 //! Scores are made turned, keys in rows and queries in columns: `Sᵀ = K Qᵀ` needs one transpose per tile of queries,
 //! largest scores and sums are elementwise over rows, and `Pᵀ` is the left factor of all later products as it is.
@@ -6,9 +6,9 @@
 use rayon::prelude::*;
 
 use super::Weighing;
-use super::weights::{FLOOR, Running, Scores, Seen, Sums, differentiate, weigh, weigh_again};
-use crate::kernels::dense::{ALIGNED, Matrix, Part, dot};
-use crate::kernels::tiled::blocks::{Head, View, read, write};
+use super::weights::{Scores, Seen};
+use crate::kernels::dense::{ALIGNED, Matrix};
+use crate::kernels::tiled::blocks::{Head, View, read};
 use crate::kernels::vector::Vector;
 
 /// Queries of a tile.
@@ -35,18 +35,9 @@ pub(super) struct Inputs<'a, E> {
     pub(super) weighing: Weighing,
 }
 
-impl<E: Vector> Gradients<E> {
-    pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
-        let size = |dims: [usize; 4]| vec![with; dims.iter().product()];
-        let sink = vec![with; inputs.sink.map_or(0, |_| inputs.q.dims[1])];
-        let forget = inputs.forget.map_or(Vec::new(), |forget| size(forget.dims));
-        Self { q: size(inputs.q.dims), k: size(inputs.k.dims), v: size(inputs.v.dims), sink, forget }
-    }
-}
-
 impl<E: Vector> Inputs<'_, E> {
     /// Tokens that ask, tokens that are asked, sizes of keys and values.
-    fn sizes(&self) -> [usize; 4] {
+    pub(super) fn sizes(&self) -> [usize; 4] {
         let ([_, _, t, n], [_, _, total, p]) = (self.q.dims, self.v.dims);
         [t, total, n, p]
     }
@@ -71,7 +62,7 @@ impl<E: Vector> Inputs<'_, E> {
     }
 
     /// Keys that queries `first..first + rows` may see, and a few more, so that register tiles are whole.
-    fn keys(&self, first: usize, rows: usize) -> std::ops::Range<usize> {
+    pub(super) fn keys(&self, first: usize, rows: usize) -> std::ops::Range<usize> {
         let [_, total, ..] = self.sizes();
         let (from, to) = (self.seen(first).start, self.seen(first + rows - 1).end);
         from / ALIGNED * ALIGNED..to.next_multiple_of(ALIGNED).min(total)
@@ -79,9 +70,9 @@ impl<E: Vector> Inputs<'_, E> {
 }
 
 /// Keys and values of one head.
-struct Keys<E> {
-    k: Matrix<E>,
-    v: Matrix<E>,
+pub(super) struct Keys<E> {
+    pub(super) k: Matrix<E>,
+    pub(super) v: Matrix<E>,
 }
 
 impl<E: Vector> Keys<E> {
@@ -94,22 +85,22 @@ impl<E: Vector> Keys<E> {
     }
 
     /// Of all heads.
-    fn all(inputs: &Inputs<'_, E>) -> Vec<Self> {
+    pub(super) fn all(inputs: &Inputs<'_, E>) -> Vec<Self> {
         let heads = inputs.k.dims[0] * inputs.k.dims[1];
         (0..heads).into_par_iter().map(|head| Self::read(inputs, head)).collect()
     }
 }
 
 /// A tile of queries: scratch memory of one thread.
-struct Tile<E> {
-    q: Matrix<E>,
-    q_turned: Matrix<E>,
+pub(super) struct Tile<E> {
+    pub(super) q: Matrix<E>,
+    pub(super) q_turned: Matrix<E>,
     /// `[keys, queries]`
-    weights: Matrix<E>,
+    pub(super) weights: Matrix<E>,
 }
 
 impl<E: Vector> Tile<E> {
-    fn new([.., n, _]: [usize; 4]) -> Self {
+    pub(super) fn new([.., n, _]: [usize; 4]) -> Self {
         Self {
             q: Matrix::new(QUERIES, n),
             q_turned: Matrix::new(n, QUERIES),
@@ -118,7 +109,7 @@ impl<E: Vector> Tile<E> {
     }
 
     /// Reads queries, scaled: the turned ones so that products are scores in units of `ln 2`.
-    fn read_queries(&mut self, inputs: &Inputs<'_, E>, head: Head<'_, E>, range: (usize, usize)) {
+    pub(super) fn read_queries(&mut self, inputs: &Inputs<'_, E>, head: Head<'_, E>, range: (usize, usize)) {
         let [.., n, _] = inputs.sizes();
         read(&mut self.q, head, range, n);
         self.q.scale(E::of(inputs.weighing.scale));
@@ -166,18 +157,18 @@ impl Shifts {
 }
 
 /// [`Shifts`] of a tile: a number per key and one per query.
-struct TileShifts<E> {
+pub(super) struct TileShifts<E> {
     keys: Vec<E>,
     queries: Vec<E>,
 }
 
 impl<E: Vector> TileShifts<E> {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { keys: Vec::new(), queries: Vec::new() }
     }
 
     /// For queries whose own keys are from `own` on.
-    fn set_queries(&mut self, shifts: &Shifts, head: usize, own: usize, rows: usize) {
+    pub(super) fn set_queries(&mut self, shifts: &Shifts, head: usize, own: usize, rows: usize) {
         self.queries.clear();
         if let Some(fades) = shifts.fades.get(head) {
             self.queries.extend(fades[own..own + rows].iter().map(|fade| E::of(fade - fades[own])));
@@ -185,7 +176,7 @@ impl<E: Vector> TileShifts<E> {
     }
 
     /// For keys from `key` on, up to the first query.
-    fn set_keys(&mut self, shifts: &Shifts, head: usize, own: usize, key: usize, count: usize) {
+    pub(super) fn set_keys(&mut self, shifts: &Shifts, head: usize, own: usize, key: usize, count: usize) {
         self.keys.clear();
         if !shifts.offsets.is_empty() || !shifts.fades.is_empty() {
             self.keys.extend((key..key + count).map(|key| E::of(shifts.at(head, own, key))));
@@ -193,7 +184,7 @@ impl<E: Vector> TileShifts<E> {
     }
 
     /// How the products of queries from `query` on with keys from `key` on become scores.
-    fn scores(&self, weighing: Weighing, query: usize, key: usize) -> Scores<'_, E> {
+    pub(super) fn scores(&self, weighing: Weighing, query: usize, key: usize) -> Scores<'_, E> {
         let Weighing { causal, cached, window, softcap, .. } = weighing;
         Scores {
             cap: softcap.map(|cap| cap * std::f64::consts::LOG2_E),
@@ -201,295 +192,5 @@ impl<E: Vector> TileShifts<E> {
             queries: (!self.queries.is_empty()).then_some(&self.queries),
             seen: Seen { causal, window, query: cached + query, key },
         }
-    }
-}
-
-/// One tile of queries' share of the results.
-struct Share<'a, E> {
-    head: usize,
-    first: usize,
-    y: &'a mut [E],
-    log_sum: &'a mut [E],
-}
-
-/// Fills `y: [b, h, t, p]` with `softmax(scores) v`, and `log_sum: [b, h, t]` with the binary logarithms of the sums
-/// over each query's keys. Where a query sees no key, its output is 0.
-pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut [E], log_sum: &mut [E]) {
-    let sizes @ [t, _, _, p] = inputs.sizes();
-    let mut shares = Vec::new();
-    for (head, (y, log_sum)) in y.chunks_mut(t * p).zip(log_sum.chunks_mut(t)).enumerate() {
-        for (tile, (y, log_sum)) in y.chunks_mut(QUERIES * p).zip(log_sum.chunks_mut(QUERIES)).enumerate() {
-            shares.push(Share { head, first: tile * QUERIES, y, log_sum });
-        }
-    }
-    let (shifts, keys) = (Shifts::new(inputs), Keys::all(inputs));
-    // Later tiles of a head see more keys: small jobs, so that all threads end together.
-    let job = shares.len().div_ceil(8 * rayon::current_num_threads());
-    let scratch = || Forward::new(sizes);
-    shares.into_par_iter().with_max_len(job).for_each_init(scratch, |scratch, share| {
-        scratch.tile(inputs, &keys[share.head / inputs.group()], &shifts, share);
-    });
-}
-
-struct Forward<E> {
-    tile: Tile<E>,
-    here: TileShifts<E>,
-    y: Matrix<E>,
-    top: Vec<E>,
-    sum: Vec<E>,
-    factor: Vec<E>,
-}
-
-impl<E: Vector> Forward<E> {
-    fn new(sizes: [usize; 4]) -> Self {
-        let [top, sum, factor] = [(); 3].map(|()| vec![E::default(); QUERIES]);
-        let (tile, here) = (Tile::new(sizes), TileShifts::new());
-        Self { tile, here, y: Matrix::new(QUERIES, sizes[3]), top, sum, factor }
-    }
-
-    fn tile(
-        &mut self,
-        inputs: &Inputs<'_, E>,
-        Keys { k, v }: &Keys<E>,
-        shifts: &Shifts,
-        share: Share<'_, E>,
-    ) {
-        let Self { tile, here, y, top, sum, factor } = self;
-        let Share { head, first, y: out, log_sum } = share;
-        let rows = log_sum.len();
-        tile.read_queries(inputs, inputs.q.head(head), (first, rows));
-        let own = inputs.weighing.cached + first;
-        here.set_queries(shifts, head, own, rows);
-        // A sink is a key whose value is 0.
-        let sink = inputs.sink(head);
-        top.fill(E::of(sink.map_or(FLOOR, |sink| sink * std::f64::consts::LOG2_E)));
-        sum.fill(E::of(if sink.is_some() { 1.0 } else { 0.0 }));
-        y.resize(rows, inputs.v.dims[3]);
-        y.rows_mut().for_each(|row| row.fill(E::default()));
-        let keys = inputs.keys(first, rows);
-        for key in keys.clone().step_by(KEYS) {
-            let count = KEYS.min(keys.end - key);
-            tile.weights.set_product_of_rows(k.some(key, count), &tile.q_turned, Part::Whole);
-            here.set_keys(shifts, head, own, key, count);
-            let running = Running { top, sum, factor };
-            weigh(&mut tile.weights, here.scores(inputs.weighing, first, key), running);
-            y.scale_rows(factor);
-            y.add_turned_product_of_rows(&tile.weights, v.some(key, count), Part::Whole);
-        }
-        for ((log_sum, &sum), &top) in log_sum.iter_mut().zip(&*sum).zip(&*top) {
-            *log_sum = E::of(top.to_f64() + sum.to_f64().max(f64::MIN_POSITIVE).log2());
-        }
-        if keys.is_empty() {
-            out.fill(E::default());
-            return;
-        }
-        for (factor, sum) in factor.iter_mut().zip(&*sum) {
-            *factor = if *sum > E::default() { E::of(1.0) / *sum } else { E::default() };
-        }
-        y.scale_rows(factor);
-        write(y, out);
-    }
-}
-
-/// Gradients of [`Inputs`], contiguous.
-#[derive(Debug)]
-pub(super) struct Gradients<E> {
-    pub(super) q: Vec<E>,
-    pub(super) k: Vec<E>,
-    pub(super) v: Vec<E>,
-    /// `[h]`, empty without a sink
-    pub(super) sink: Vec<E>,
-    /// `[b, h, T, 1]`, empty without forgetting
-    pub(super) forget: Vec<E>,
-}
-
-/// What the forward pass left and what came back.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Outcome<'a, E> {
-    /// `[b, h, t, p]`
-    pub(super) y: View<'a, E>,
-    /// `[b, h, t]`
-    pub(super) log_sum: &'a [E],
-    /// Gradient of `y`
-    pub(super) dy: View<'a, E>,
-}
-
-/// Fills `to` with the gradients of everything from that of the outputs. Weights are made again from the sums that
-/// [`forward`] left; `dS = P ∘ (dP - y · dy)`, `dP = dY Vᵀ`, and
-///
-/// ```text
-/// dQ = scale dS K      dK = scale dSᵀ Q      dV = Pᵀ dY
-/// ```
-///
-/// A job is some tiles of queries of all heads that share keys, so that nothing is shared between jobs but what they
-/// read. With fewer such groups than threads there are several jobs to a group, with gradients of keys and values of
-/// their own that are added up at the end.
-pub(super) fn backward<E: Vector>(inputs: &Inputs<'_, E>, outcome: Outcome<'_, E>, to: &mut Gradients<E>) {
-    let sizes @ [t, total, n, p] = inputs.sizes();
-    let [b, heads, ..] = inputs.q.dims;
-    let groups = b * inputs.k.dims[1];
-    let threads = rayon::current_num_threads();
-    // As few as give every thread as much.
-    let even = |parts: &usize| (groups * parts).is_multiple_of(threads) || groups * parts >= 4 * threads;
-    let parts = (1..).find(even).unwrap_or(1).min(t.div_ceil(QUERIES));
-
-    let faded = if inputs.forget.is_some() { inputs.group() } else { 0 };
-    let mut jobs: Vec<Job<'_, E>> = (0..groups * parts).map(|_| Job::new(sizes, faded)).collect();
-    for (head, q) in to.q.chunks_mut(t * n).enumerate() {
-        for (tile, dq) in q.chunks_mut(QUERIES * n).enumerate() {
-            let job = head / inputs.group() * parts + tile % parts;
-            jobs[job].tiles.push(QueryTile { head, first: tile * QUERIES, dq });
-        }
-    }
-    let (shifts, keys) = (Shifts::new(inputs), Keys::all(inputs));
-    jobs.par_iter_mut().enumerate().for_each(|(index, job)| {
-        let keys = &keys[index / parts];
-        let mut scratch = Backward::new(sizes, inputs.weighing.softcap.is_some());
-        for tile in std::mem::take(&mut job.tiles) {
-            let head = tile.head % heads;
-            let sink = scratch.tile(inputs, outcome, keys, &shifts, tile, job);
-            job.sink.push((head, sink));
-        }
-    });
-
-    let mut sink = vec![0.0; heads];
-    for &(head, gradient) in jobs.iter().flat_map(|job| &job.sink) {
-        sink[head] += gradient;
-    }
-    to.sink.iter_mut().zip(sink).for_each(|(to, sum)| *to = E::of(sum));
-    for (head, forget) in to.forget.chunks_mut(total).enumerate() {
-        let (group, member) = (head / inputs.group(), head % inputs.group());
-        // `log f_s` is in the sums of all tokens from `s` on.
-        let mut sum = 0.0;
-        for (token, to) in forget.iter_mut().enumerate().rev() {
-            sum += jobs[group * parts..][..parts].iter().map(|job| job.fades[member][token]).sum::<f64>();
-            *to = E::of(sum);
-        }
-    }
-    let shares = to.k.par_chunks_mut(total * n).zip(to.v.par_chunks_mut(total * p));
-    shares.zip(jobs.par_chunks_mut(parts)).for_each(|((k, v), jobs)| {
-        let (sum, rest) = jobs.split_at_mut(1);
-        for job in rest {
-            sum[0].k.add(&job.k);
-            sum[0].v.add(&job.v);
-        }
-        write(&sum[0].k, k);
-        write(&sum[0].v, v);
-    });
-}
-
-/// Tiles of queries on the same keys, and the gradients that they have in common.
-struct Job<'a, E> {
-    tiles: Vec<QueryTile<'a, E>>,
-    k: Matrix<E>,
-    v: Matrix<E>,
-    /// Heads and gradients of their sinks
-    sink: Vec<(usize, f64)>,
-    /// Gradients of each head's sums of `log f`, `[T]`
-    fades: Vec<Vec<f64>>,
-}
-
-impl<E: Vector> Job<'_, E> {
-    fn new([_, total, n, p]: [usize; 4], faded: usize) -> Self {
-        let (k, v) = (Matrix::new(total, n), Matrix::new(total, p));
-        Self { tiles: Vec::new(), k, v, sink: Vec::new(), fades: vec![vec![0.0; total]; faded] }
-    }
-}
-
-struct QueryTile<'a, E> {
-    head: usize,
-    first: usize,
-    dq: &'a mut [E],
-}
-
-struct Backward<E> {
-    tile: Tile<E>,
-    here: TileShifts<E>,
-    /// Sums of a tile's gradients of scores
-    sums: [Vec<E>; 2],
-    y: Matrix<E>,
-    dy: Matrix<E>,
-    dy_turned: Matrix<E>,
-    d_weights: Matrix<E>,
-    /// Derivatives of the softcap
-    slopes: Option<Matrix<E>>,
-    dq: Matrix<E>,
-    means: Vec<E>,
-}
-
-impl<E: Vector> Backward<E> {
-    fn new(sizes @ [.., n, p]: [usize; 4], capped: bool) -> Self {
-        Self {
-            tile: Tile::new(sizes),
-            here: TileShifts::new(),
-            sums: [vec![E::default(); QUERIES], vec![E::default(); KEYS]],
-            y: Matrix::new(QUERIES, p),
-            dy: Matrix::new(QUERIES, p),
-            dy_turned: Matrix::new(p, QUERIES),
-            d_weights: Matrix::new(KEYS, QUERIES),
-            slopes: capped.then(|| Matrix::new(KEYS, QUERIES)),
-            dq: Matrix::new(QUERIES, n),
-            means: Vec::new(),
-        }
-    }
-
-    /// Fills the tile's `dq`, adds to the job's other gradients, and returns that of the sink.
-    fn tile(
-        &mut self,
-        inputs: &Inputs<'_, E>,
-        outcome: Outcome<'_, E>,
-        Keys { k, v }: &Keys<E>,
-        shifts: &Shifts,
-        queries: QueryTile<'_, E>,
-        job: &mut Job<'_, E>,
-    ) -> f64 {
-        let Self { tile, here, sums, y, dy, dy_turned, d_weights, slopes, dq, means } = self;
-        let [query_sums, key_sums] = sums;
-        let QueryTile { head, first, dq: dq_out } = queries;
-        let [t, _, n, p] = inputs.sizes();
-        let rows = dq_out.len() / n;
-        tile.read_queries(inputs, inputs.q.head(head), (first, rows));
-        read(y, outcome.y.head(head), (first, rows), p);
-        read(dy, outcome.dy.head(head), (first, rows), p);
-        dy_turned.set_transpose(dy);
-        means.clear();
-        means.extend(y.rows().zip(dy.rows()).map(|(y, dy)| E::of(dot(y, dy))));
-        let log_sum = &outcome.log_sum[head * t + first..][..rows];
-
-        let own = inputs.weighing.cached + first;
-        here.set_queries(shifts, head, own, rows);
-        query_sums.fill(E::default());
-        let member = head % inputs.group();
-        dq.resize(rows, n);
-        dq.rows_mut().for_each(|row| row.fill(E::default()));
-        let keys = inputs.keys(first, rows);
-        for key in keys.clone().step_by(KEYS) {
-            let count = KEYS.min(keys.end - key);
-            tile.weights.set_product_of_rows(k.some(key, count), &tile.q_turned, Part::Whole);
-            if let Some(slopes) = slopes {
-                slopes.resize(count, rows);
-            }
-            here.set_keys(shifts, head, own, key, count);
-            let scores = here.scores(inputs.weighing, first, key);
-            weigh_again(&mut tile.weights, slopes.as_mut(), scores, log_sum);
-            job.v.some_mut(key, count).add_product(&tile.weights, dy, Part::Whole);
-            d_weights.set_product_of_rows(v.some(key, count), dy_turned, Part::Whole);
-            let wanted = !job.fades.is_empty();
-            let sums = wanted.then_some(Sums { queries: query_sums, keys: key_sums });
-            differentiate(d_weights, &tile.weights, slopes.as_ref(), means, sums);
-            if let Some(fades) = job.fades.get_mut(member) {
-                fades[key..key + count].iter_mut().zip(&*key_sums).for_each(|(to, sum)| *to -= sum.to_f64());
-            }
-            job.k.some_mut(key, count).add_product(d_weights, &tile.q, Part::Whole);
-            dq.add_turned_product_of_rows(d_weights, k.some(key, count), Part::Whole);
-        }
-        if let Some(fades) = job.fades.get_mut(member) {
-            fades[own..own + rows].iter_mut().zip(&*query_sums).for_each(|(to, sum)| *to += sum.to_f64());
-        }
-        dq.scale(E::of(inputs.weighing.scale));
-        write(dq, dq_out);
-        let sink = inputs.sink(head).map(|sink| sink * std::f64::consts::LOG2_E);
-        let share = |(log_sum, mean): (&E, &E)| sink.map(|z| -(z - log_sum.to_f64()).exp2() * mean.to_f64());
-        log_sum.iter().zip(&*means).filter_map(share).sum()
     }
 }
