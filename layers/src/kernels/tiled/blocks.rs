@@ -97,6 +97,10 @@ impl Sizes {
         self.t.div_ceil(self.block)
     }
 
+    fn segments(self) -> usize {
+        self.blocks().div_ceil(SEGMENT)
+    }
+
     /// First token of a block and how many it has.
     fn range(self, block: usize) -> (usize, usize) {
         let first = block * self.block;
@@ -133,14 +137,31 @@ fn advance<E: Real>(state: &mut Matrix<E>, k: &Matrix<E>, v: &mut Matrix<E>, dec
     state.add_turned_product(k, v, Part::Whole);
 }
 
+/// Blocks that share one memory kept for the backward pass, which recomputes those between: with eight, what is kept
+/// is a sixteenth of the keys and values at blocks and heads of 64, and no pass over all blocks is needed to find it.
+const SEGMENT: usize = 8;
+
+/// Room for the memories before every segment of [`forward`], `[b, h, segments, n, p]`.
+pub(super) fn kept<E: Real>(inputs: &Inputs<'_, E>, block: usize) -> Vec<E> {
+    let sizes = inputs.sizes(block);
+    vec![E::default(); inputs.heads() * sizes.segments() * sizes.n * sizes.p]
+}
+
 /// `H_t = a_t H_{t-1} + k_t v_tᵀ`, `y_t = H_tᵀ q_t`. Fills `out: [b, h, t + n, p]` with the outputs and, below
-/// them, the final memory.
-pub(super) fn forward<E: Real>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E]) {
+/// them, the final memory; and `kept`, where it has room, with the memories before every segment.
+pub(super) fn forward<E: Real>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E], kept: &mut [E]) {
     let sizes @ Sizes { t, n, p, .. } = inputs.sizes(block);
     let scratch = || Forward::new(sizes);
-    out.par_chunks_mut((t + n) * p)
-        .enumerate()
-        .for_each_init(scratch, |scratch, (head, out)| scratch.head(inputs, head, out));
+    let run = |scratch: &mut Forward<E>, head: usize, out: &mut [E], kept: &mut [E]| {
+        scratch.head(inputs, head, out, kept);
+    };
+    let heads = out.par_chunks_mut((t + n) * p).enumerate();
+    if kept.is_empty() {
+        heads.for_each_init(scratch, |scratch, (head, out)| run(scratch, head, out, &mut []));
+    } else {
+        let kept = kept.par_chunks_mut(sizes.segments() * n * p);
+        heads.zip(kept).for_each_init(scratch, |scratch, ((head, out), kept)| run(scratch, head, out, kept));
+    }
 }
 
 struct Forward<E> {
@@ -165,13 +186,16 @@ impl<E: Real> Forward<E> {
         }
     }
 
-    fn head(&mut self, inputs: &Inputs<'_, E>, head: usize, out: &mut [E]) {
+    fn head(&mut self, inputs: &Inputs<'_, E>, head: usize, out: &mut [E], kept: &mut [E]) {
         let Self { sizes, common: Common { k, v, state, decay }, q, k_turned, scores, y } = self;
         let Sizes { t, n, p, .. } = *sizes;
         let (y_out, state_out) = out.split_at_mut(t * p);
         read(state, inputs.memory.head(head), (0, n), p);
         for block in 0..sizes.blocks() {
             let (first, rows) = sizes.range(block);
+            if block % SEGMENT == 0 && !kept.is_empty() {
+                write(state, &mut kept[block / SEGMENT * n * p..]);
+            }
             read(q, inputs.q.head(head), (first, rows), n);
             read(k, inputs.k.head(head), (first, rows), n);
             read(v, inputs.v.head(head), (first, rows), p);
@@ -220,14 +244,14 @@ impl<E: Real> Gradients<E> {
 
 /// Fills `to` with the gradients for `out: [b, h, t + n, p]`, the gradient of what [`forward`] filled.
 ///
-/// Nothing of the forward pass is kept. A first pass over the blocks recomputes the memory and remembers it once
-/// per segment of `√blocks` blocks; a second pass goes through the segments from the last to the first, recomputes
-/// the memories inside, and has both a block's memory `S` and its gradient `dS` at hand (arXiv 2401.04658 keeps
-/// neither and goes over everything twice; with both, scores are made once and the decay's gradient needs no
-/// sums over the whole sequence).
+/// Goes through the segments from the last to the first, recomputes the memories inside from the one `kept`, and
+/// has both a block's memory `S` and its gradient `dS` at hand (arXiv 2401.04658 keeps nothing and goes over
+/// everything twice; with both, scores are made once and the decay's gradient needs no sums over the whole
+/// sequence).
 pub(super) fn backward<E: Real>(
     inputs: &Inputs<'_, E>,
     out: View<'_, E>,
+    kept: &[E],
     block: usize,
     decay: bool,
     to: &mut Gradients<E>,
@@ -241,10 +265,11 @@ pub(super) fn backward<E: Real>(
         to.memory.par_chunks_mut(n * p),
     );
     debug_assert_eq!(out.dims[0] * out.dims[1], inputs.heads());
+    let per_head = sizes.segments() * n * p;
     let scratch = || Backward::new(sizes);
     heads.into_par_iter().enumerate().for_each_init(scratch, |scratch, (head, (q, k, v, log_a, memory))| {
         let to = HeadGradients { q, k, v, log_a: decay.then_some(log_a), memory };
-        scratch.head(inputs, head, out.head(head), to);
+        scratch.head(inputs, head, out.head(head), &kept[head * per_head..][..per_head], to);
     });
 }
 
@@ -259,11 +284,7 @@ struct HeadGradients<'a, E> {
 
 struct Backward<E> {
     sizes: Sizes,
-    /// Blocks per segment.
-    segment: usize,
     common: Common<E>,
-    /// Before every segment
-    saved: Vec<Matrix<E>>,
     /// Before every block of a segment
     states: Vec<Matrix<E>>,
     d_state: Matrix<E>,
@@ -293,14 +314,10 @@ struct BlockRows<E> {
 impl<E: Real> Backward<E> {
     fn new(sizes: Sizes) -> Self {
         let Sizes { n, p, block, .. } = sizes;
-        let segment = (sizes.blocks() as f64).sqrt().ceil() as usize;
-        let states = |count: usize| vec![Matrix::new(n, p); count];
         Self {
             sizes,
-            segment,
             common: Common::new(sizes),
-            saved: states(sizes.blocks().div_ceil(segment)),
-            states: states(segment),
+            states: vec![Matrix::new(n, p); SEGMENT.min(sizes.blocks())],
             d_state: Matrix::new(n, p),
             rows: BlockRows {
                 q: Matrix::new(block, n),
@@ -320,25 +337,20 @@ impl<E: Real> Backward<E> {
         }
     }
 
-    fn head(&mut self, inputs: &Inputs<'_, E>, head: usize, out: Head<'_, E>, mut to: HeadGradients<'_, E>) {
+    fn head(
+        &mut self,
+        inputs: &Inputs<'_, E>,
+        head: usize,
+        out: Head<'_, E>,
+        kept: &[E],
+        mut to: HeadGradients<'_, E>,
+    ) {
         let Sizes { t, n, p, .. } = self.sizes;
-        read(&mut self.common.state, inputs.memory.head(head), (0, n), p);
-        let segments = self.saved.len();
-        for segment in 0..segments {
-            self.saved[segment].copy_from(&self.common.state);
-            if segment + 1 < segments {
-                for block in segment * self.segment..(segment + 1) * self.segment {
-                    self.read(inputs, head, block);
-                    let Common { k, v, state, decay } = &mut self.common;
-                    advance(state, k, v, decay);
-                }
-            }
-        }
         read(&mut self.d_state, out, (t, n), p);
-        for segment in (0..segments).rev() {
-            let first = segment * self.segment;
-            let last = (first + self.segment).min(self.sizes.blocks());
-            self.common.state.copy_from(&self.saved[segment]);
+        for (segment, kept) in kept.chunks_exact(n * p).enumerate().rev() {
+            let first = segment * SEGMENT;
+            let last = (first + SEGMENT).min(self.sizes.blocks());
+            self.common.state.set_rows(kept);
             for block in first..last {
                 self.states[block - first].copy_from(&self.common.state);
                 if block + 1 < last {

@@ -1,6 +1,6 @@
 //! Lightning attention's tiling (arXiv 2401.04658) for any decay that is one number per head and token: blocks of
-//! tokens are quadratic inside and pass a memory on. Only that memory is kept between blocks, and the backward pass
-//! recomputes it, so that the graph holds the inputs and the outputs and nothing else.
+//! tokens are quadratic inside and pass a memory on. The graph holds the inputs, the outputs and one memory for every
+//! few blocks, from which the backward pass recomputes those between.
 
 mod blocks;
 mod decay;
@@ -103,9 +103,9 @@ fn view<E: Number>(tensor: &Primitive) -> View<'_, E> {
     View { numbers: E::numbers(tensor), start: layout.start_offset(), dims, strides }
 }
 
-/// What the backward pass starts from.
+/// What the operation reads.
 #[derive(Clone, Debug)]
-struct Saved {
+struct Call {
     q: Primitive,
     k: Primitive,
     v: Primitive,
@@ -114,41 +114,44 @@ struct Saved {
     block: usize,
 }
 
-impl Saved {
+impl Call {
     fn inputs<E: Number>(&self) -> Inputs<'_, E> {
         let Self { q, k, v, log_a, memory, .. } = self;
         Inputs { q: view(q), k: view(k), v: view(v), log_a: view(log_a), memory: view(memory) }
     }
 
-    /// `[b, h, t + n, p]`
-    fn forward(&self) -> Primitive {
+    /// The outputs `[b, h, t + n, p]` and the memories that the backward pass starts from, none unless they are to
+    /// be kept.
+    fn forward(&self, keep: bool) -> (Primitive, Primitive) {
         match self.k.dtype() {
-            DType::F64 => self.forward_in::<f64>(),
-            _ => self.forward_in::<f32>(),
+            DType::F64 => self.forward_in::<f64>(keep),
+            _ => self.forward_in::<f32>(keep),
         }
     }
 
-    fn forward_in<E: Number>(&self) -> Primitive {
+    fn forward_in<E: Number>(&self, keep: bool) -> (Primitive, Primitive) {
         let inputs = self.inputs::<E>();
         let ([b, h, t, n], [.., p]) = (inputs.k.dims, inputs.v.dims);
         let mut out = vec![E::default(); b * h * (t + n) * p];
-        blocks::forward(&inputs, self.block, &mut out);
-        E::tensor(out, &[b, h, t + n, p])
+        let mut kept = if keep { blocks::kept(&inputs, self.block) } else { Vec::new() };
+        blocks::forward(&inputs, self.block, &mut out, &mut kept);
+        let count = kept.len();
+        (E::tensor(out, &[b, h, t + n, p]), E::tensor(kept, &[count]))
     }
 
     /// Gradients of `q`, `k`, `v`, `log_a` and the memory, in this order; that of `log_a` is 0 where it is not
     /// wanted.
-    fn backward(&self, out: &Primitive, decay: bool) -> [Primitive; 5] {
+    fn backward(&self, out: &Primitive, kept: &Primitive, decay: bool) -> [Primitive; 5] {
         match self.k.dtype() {
-            DType::F64 => self.backward_in::<f64>(out, decay),
-            _ => self.backward_in::<f32>(out, decay),
+            DType::F64 => self.backward_in::<f64>(out, kept, decay),
+            _ => self.backward_in::<f32>(out, kept, decay),
         }
     }
 
-    fn backward_in<E: Number>(&self, out: &Primitive, decay: bool) -> [Primitive; 5] {
+    fn backward_in<E: Number>(&self, out: &Primitive, kept: &Primitive, decay: bool) -> [Primitive; 5] {
         let inputs = self.inputs::<E>();
         let mut grads = blocks::Gradients::filled(&inputs, E::default());
-        blocks::backward(&inputs, view(out), self.block, decay, &mut grads);
+        blocks::backward(&inputs, view(out), E::numbers(kept), self.block, decay, &mut grads);
         let [b, h, t, _] = inputs.log_a.dims;
         let blocks::Gradients { q, k, v, log_a, memory } = grads;
         [
@@ -170,7 +173,7 @@ impl Tiled for Flex {
         memory: Primitive,
         block: usize,
     ) -> Primitive {
-        Saved { q, k, v, log_a, memory, block }.forward()
+        Call { q, k, v, log_a, memory, block }.forward(false).0
     }
 }
 
@@ -178,11 +181,12 @@ impl Tiled for Flex {
 struct TiledBackward;
 
 impl Backward<Flex, 5> for TiledBackward {
-    type State = Saved;
+    type State = (Call, Primitive);
 
-    fn backward(self, ops: Ops<Saved, 5>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 5>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let out = grads.consume::<Flex>(&ops.node);
-        let found = ops.state.backward(&out, ops.parents[3].is_some());
+        let (call, kept) = ops.state;
+        let found = call.backward(&out, &kept, ops.parents[3].is_some());
         for (parent, grad) in ops.parents.into_iter().zip(found) {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, grad);
@@ -202,11 +206,13 @@ impl<C: CheckpointStrategy> Tiled for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let nodes = [&q, &k, &v, &log_a, &memory].map(|x| x.node());
         let [q, k, v, log_a, memory] = [q, k, v, log_a, memory].map(|x| x.into_primitive());
-        let saved = Saved { q, k, v, log_a, memory, block };
-        let out = saved.forward();
+        let call = Call { q, k, v, log_a, memory, block };
         match TiledBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(saved, out),
-            OpsKind::UnTracked(prep) => prep.finish(out),
+            OpsKind::Tracked(prep) => {
+                let (out, kept) = call.forward(true);
+                prep.finish((call, kept), out)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(call.forward(false).0),
         }
     }
 }
