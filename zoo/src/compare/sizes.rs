@@ -44,9 +44,13 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         // Memory and momentum share the budget.
         "momentum_deltanet" => json!({ "heads": HEADS, "head_dim": head_dim / 2, "expand_v": 2.0 }),
         "longhorn" => json!({ "expand": 2.0, "state": state / (2 * d_model) }),
-        // A memory of two layers would leave heads too narrow to address anything.
-        "yaad" | "miras" | "moneta" | "memora" | "titans" => {
+        // A memory of two layers would leave heads too narrow to address anything, or too few.
+        "yaad" | "miras" | "moneta" | "titans" => {
             json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" })
+        }
+        // Weights on a simplex are positive: only behind a layer norm can they say no.
+        "memora" => {
+            json!({ "heads": HEADS / 2, "head_dim": head_dim, "memory": { "mlp": { "expansion": 1 } } })
         }
         "ttt_linear" => json!({ "heads": HEADS, "head_dim": head_dim }),
         // Two matrices where the others have one: half the heads, no wider inside.
