@@ -8,11 +8,19 @@
 //! | kernel | device | serves |
 //! | --- | --- | --- |
 //! | `tiled` | Flex, `f32` and `f64` | every [`System`](crate::system::System) without decay or with one decay per head |
+//! | `scan` | Flex, `f32` and `f64` | every `System` with one state per channel |
+//! | `softmax` | Flex, `f32` and `f64` | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, caches, padding |
 
 #[cfg(feature = "flex")]
 mod dense;
 #[cfg(feature = "flex")]
+pub(crate) mod scan;
+#[cfg(feature = "flex")]
+pub(crate) mod softmax;
+#[cfg(feature = "flex")]
 pub(crate) mod tiled;
+#[cfg(feature = "flex")]
+mod vector;
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -7,16 +7,16 @@ use crate::kernels::dense::{Matrix, Part, Real, dot};
 
 /// A tensor `[b, h, t, n]` where it lies, in any order of its axes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct View<'a, E> {
-    pub(super) numbers: &'a [E],
-    pub(super) start: usize,
-    pub(super) dims: [usize; 4],
-    pub(super) strides: [isize; 4],
+pub(in crate::kernels) struct View<'a, E> {
+    pub(in crate::kernels) numbers: &'a [E],
+    pub(in crate::kernels) start: usize,
+    pub(in crate::kernels) dims: [usize; 4],
+    pub(in crate::kernels) strides: [isize; 4],
 }
 
 /// One head of a [`View`]: `[t, n]`.
 #[derive(Clone, Copy)]
-struct Head<'a, E> {
+pub(in crate::kernels) struct Head<'a, E> {
     numbers: &'a [E],
     start: isize,
     strides: [isize; 2],
@@ -24,7 +24,7 @@ struct Head<'a, E> {
 
 impl<'a, E: Real> View<'a, E> {
     /// Head `index` of all `b h`.
-    fn head(&self, index: usize) -> Head<'a, E> {
+    pub(in crate::kernels) fn head(&self, index: usize) -> Head<'a, E> {
         let [_, heads, ..] = self.dims;
         let [b, h, t, n] = self.strides;
         let start = self.start as isize + (index / heads) as isize * b + (index % heads) as isize * h;
@@ -32,7 +32,12 @@ impl<'a, E: Real> View<'a, E> {
     }
 }
 
-impl<E: Real> Head<'_, E> {
+impl<'a, E: Real> Head<'a, E> {
+    /// Its transpose.
+    pub(in crate::kernels) fn turned(self) -> Self {
+        Self { strides: [self.strides[1], self.strides[0]], ..self }
+    }
+
     /// Where row `i` starts.
     fn row(&self, i: usize) -> isize {
         self.start + i as isize * self.strides[0]
@@ -51,8 +56,21 @@ impl<E: Real> Head<'_, E> {
         }
     }
 
+    /// `count` numbers of row `i` from column `first` on, if they lie side by side.
+    #[inline(always)]
+    pub(in crate::kernels) fn slice(&self, i: usize, first: usize, count: usize) -> Option<&'a [E]> {
+        let start = self.row(i) as usize + first;
+        (self.strides[1] == 1).then(|| &self.numbers[start..][..count])
+    }
+
+    /// Copies numbers of row `i` from column `first` on, as many as fit.
+    pub(in crate::kernels) fn copy(&self, i: usize, first: usize, to: &mut [E]) {
+        let place = |j: usize| (self.row(i) + (first + j) as isize * self.strides[1]) as usize;
+        to.iter_mut().enumerate().for_each(|(j, x)| *x = self.numbers[place(j)]);
+    }
+
     /// The first number of `count` rows from `first` on.
-    fn column(&self, first: usize, count: usize) -> impl Iterator<Item = f64> {
+    pub(in crate::kernels) fn column(&self, first: usize, count: usize) -> impl Iterator<Item = f64> {
         (first..first + count).map(|i| self.numbers[self.row(i) as usize].to_f64())
     }
 }
@@ -125,7 +143,12 @@ impl<E: Real> Common<E> {
 }
 
 /// A matrix for a block's rows, read from `head`.
-fn read<E: Real>(to: &mut Matrix<E>, head: Head<'_, E>, (first, rows): (usize, usize), columns: usize) {
+pub(in crate::kernels) fn read<E: Real>(
+    to: &mut Matrix<E>,
+    head: Head<'_, E>,
+    (first, rows): (usize, usize),
+    columns: usize,
+) {
     to.resize(rows, columns);
     head.read(first, to);
 }
@@ -214,7 +237,7 @@ impl<E: Real> Forward<E> {
 }
 
 /// Copies a matrix to the front of `out`.
-fn write<E: Real>(from: &Matrix<E>, out: &mut [E]) {
+pub(in crate::kernels) fn write<E: Real>(from: &Matrix<E>, out: &mut [E]) {
     let columns = from.row(0).len();
     out.chunks_exact_mut(columns).zip(from.rows()).for_each(|(out, row)| out.copy_from_slice(row));
 }

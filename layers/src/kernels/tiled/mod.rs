@@ -2,7 +2,7 @@
 //! tokens are quadratic inside and pass a memory on. The graph holds the inputs, the outputs and one memory for every
 //! few blocks, from which the backward pass recomputes those between.
 
-mod blocks;
+pub(super) mod blocks;
 mod decay;
 #[cfg(test)]
 mod tests;
@@ -69,10 +69,10 @@ pub(crate) trait Tiled: Backend {
 }
 
 /// A tensor on Flex.
-type Primitive = FloatTensor<Flex>;
+pub(super) type Primitive = FloatTensor<Flex>;
 
 /// Numbers that tensors on Flex hold.
-trait Number: Real {
+pub(super) trait Number: Real {
     fn numbers(tensor: &Primitive) -> &[Self];
     fn tensor(numbers: Vec<Self>, shape: &[usize]) -> Primitive;
 }
@@ -94,7 +94,7 @@ macro_rules! number {
 number!(f32 f64);
 
 /// `tensor: [b, h, ..]` as a view of rank 4.
-fn view<E: Number>(tensor: &Primitive) -> View<'_, E> {
+pub(super) fn view<E: Number>(tensor: &Primitive) -> View<'_, E> {
     let layout = tensor.layout();
     let (mut dims, mut strides) = ([1; 4], [1; 4]);
     for (i, (dim, stride)) in layout.shape().iter().zip(layout.strides()).enumerate() {
