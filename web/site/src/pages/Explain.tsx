@@ -1,0 +1,1 @@
+export function Explain() { return <h1>Explain</h1>; }

@@ -1,0 +1,1 @@
+export function Learn() { return <h1>Learn</h1>; }

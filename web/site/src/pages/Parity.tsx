@@ -1,0 +1,1 @@
+export function Parity() { return <h1>Parity</h1>; }

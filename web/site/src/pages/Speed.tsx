@@ -1,0 +1,1 @@
+export function Speed() { return <h1>Speed</h1>; }
