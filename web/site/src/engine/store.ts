@@ -42,12 +42,15 @@ export const dismiss = (id: number) => (notices.value = notices.peek().filter((n
 const base = () => new URL('.', document.baseURI).href;
 
 let client: Client | undefined;
+/** What the running or starting worker computes on. */
+let active: Backend | undefined;
 let crashes = 0;
 
 const webgpuHere = () => 'gpu' in navigator;
 
 /** Starts a worker on a backend; where WebGPU does not start, on the CPU with a notice. */
 export async function start(backend: Backend): Promise<void> {
+  active = backend;
   client?.close('restarted');
   const worker = new Worker(new URL('./worker.ts', import.meta.url), { type: 'module', name: 'seqzoo' });
   const mine = new Client(worker, {
@@ -73,6 +76,7 @@ export async function start(backend: Backend): Promise<void> {
     } catch (error) {
       if (backend === 'cpu' || error instanceof Gone) throw error;
       notify(`WebGPU is not available here (${said(error)}): computing on the CPU instead.`);
+      active = 'cpu';
       wantedBackend.set('cpu');
       info = await mine.call('init', ['cpu']);
     }
@@ -97,6 +101,7 @@ function recover(backend: Backend, reason: string) {
   }
   if (backend === 'webgpu') {
     notify(`WebGPU stopped: ${reason}. Computing on the CPU from now on; nothing you entered is lost.`);
+    active = 'cpu';
     wantedBackend.set('cpu');
   } else {
     notify(`The engine stopped and was started again: ${reason}.`);
@@ -107,15 +112,30 @@ function recover(backend: Backend, reason: string) {
 /** Starts the engine, and again whenever the reader asks for the other backend. */
 export function boot() {
   void fetchShipped();
-  let running: Backend | undefined;
   effect(() => {
     const wanted = wantedBackend.value;
-    const info = status.peek();
-    const now = info.phase === 'ready' ? info.info.backend : running;
-    if (wanted === now) return;
-    running = wanted;
-    void start(wanted);
+    if (wanted !== active) void start(wanted);
   });
+}
+
+/** When the engine has started, or failed to. */
+export function settled(): Promise<Status> {
+  return new Promise((resolve) => {
+    let stop: (() => void) | undefined;
+    stop = effect(() => {
+      const now = status.value;
+      if (now.phase === 'loading') return;
+      resolve(now);
+      queueMicrotask(() => stop?.());
+    });
+  });
+}
+
+/** Makes the engine compute there; false where it cannot. */
+export async function computeOn(backend: Backend): Promise<boolean> {
+  wantedBackend.set(backend);
+  const now = await settled();
+  return now.phase === 'ready' && now.info.backend === backend;
 }
 
 async function fetchShipped() {
@@ -139,10 +159,19 @@ export function call<K extends Op>(
   return client.call(op, args, options);
 }
 
-export type ModelSpec = { kind: 'drawn'; config: string; seed: number } | { kind: 'shipped'; file: string };
+export type ModelSpec =
+  | { kind: 'drawn'; config: string; seed: number }
+  | { kind: 'shipped'; file: string }
+  /** Trained on this page; `id` is its place in `own`. */
+  | { kind: 'own'; id: number };
 
-export const specKey = (spec: ModelSpec) =>
-  spec.kind === 'drawn' ? `${spec.config}#${spec.seed}` : `file:${spec.file}`;
+export function specKey(spec: ModelSpec): string {
+  if (spec.kind === 'drawn') return `${spec.config}#${spec.seed}`;
+  return spec.kind === 'shipped' ? `file:${spec.file}` : `own:${spec.id}`;
+}
+
+/** Models that the reader trained: lost when the page is closed. */
+export const own = signal<readonly { name: string; arch: string; task: 'mqar' | 'text'; bytes: Uint8Array }[]>([]);
 
 export interface Opened {
   handle: number;
@@ -165,6 +194,11 @@ export function model(spec: ModelSpec): Promise<Opened> {
 
 async function open(spec: ModelSpec): Promise<Opened> {
   if (spec.kind === 'drawn') return call('openPreset', [spec.config, spec.seed]);
+  if (spec.kind === 'own') {
+    const mine = own.peek()[spec.id];
+    if (mine === undefined) throw new Error('this model was trained in another visit');
+    return call('openWeights', [mine.bytes]);
+  }
   const response = await fetch(new URL(`models/${spec.file}`, base()));
   if (!response.ok) throw new Error(`${spec.file}: ${response.status} ${response.statusText}`);
   return call('openWeights', [new Uint8Array(await response.arrayBuffer())]);
@@ -254,6 +288,7 @@ async function fill(found: Entry, layer: number) {
     const all = fresh ? [] : now.states.slice();
     all[layer] = states;
     found.value.value = { key: now.key, spec: now.spec, text: now.text, info, trace, states: all };
+    if (performance.getEntriesByName('seqzoo:live').length === 0) performance.mark('seqzoo:live');
   } catch (error) {
     if (error instanceof Stale || error instanceof Gone) return;
     const { key, spec, text } = before;

@@ -2,6 +2,7 @@
 import { CATEGORIES, DASHES } from '../lib/palette';
 import { theme } from '../lib/theme';
 import { number } from '../lib/format';
+import { ticks } from '../lib/series';
 
 export interface Series {
   name: string;
@@ -29,26 +30,6 @@ export interface ChartProps {
 export function colourOf(style: number): string {
   const colours = CATEGORIES[theme.value];
   return colours[style % colours.length]!;
-}
-
-/** Round numbers for an axis. */
-export function ticks(min: number, max: number, log: boolean, wanted = 5): number[] {
-  if (!(max > min)) return [min];
-  if (log) {
-    const [a, b] = [Math.ceil(Math.log10(min) - 1e-9), Math.floor(Math.log10(max) + 1e-9)];
-    if (b - a >= 2) {
-      const step = Math.ceil((b - a) / wanted);
-      return Array.from({ length: Math.floor((b - a) / step) + 1 }, (_, i) => 10 ** (a + i * step));
-    }
-    const [lo, hi] = [Math.ceil(Math.log2(min) - 1e-9), Math.floor(Math.log2(max) + 1e-9)];
-    const step = Math.max(1, Math.ceil((hi - lo) / wanted));
-    return Array.from({ length: Math.max(0, Math.floor((hi - lo) / step) + 1) }, (_, i) => 2 ** (lo + i * step));
-  }
-  const rough = (max - min) / wanted;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough) ?? rough;
-  const first = Math.ceil(min / step - 1e-9) * step;
-  return Array.from({ length: Math.floor((max - first) / step + 1e-9) + 1 }, (_, i) => Number((first + i * step).toPrecision(12)));
 }
 
 function range(values: number[], fixed: { min?: number; max?: number; log?: boolean }): [number, number] {

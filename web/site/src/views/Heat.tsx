@@ -4,6 +4,7 @@ import { effect, useSignal, type ReadonlySignal } from '@preact/signals';
 import { useEffect, useRef } from 'preact/hooks';
 import type { Grid } from '../engine/types';
 import { table, type Scale } from '../lib/palette';
+import { paint } from '../lib/paint';
 import { theme } from '../lib/theme';
 
 export interface Cell {
@@ -34,27 +35,12 @@ export interface HeatProps {
   height: number;
 }
 
-/** Fills the pixels; returns milliseconds, for the frame budget. */
-export function paint(
-  pixels: Uint32Array,
-  frameColumns: number,
-  grid: Grid,
-  colours: Uint32Array,
-  diverging: boolean,
-  max: number,
-  transpose: boolean,
-) {
-  const { rows, columns, values } = grid;
-  const top = colours.length - 1;
-  const gain = max > 0 ? (diverging ? top / 2 / max : top / max) : 0;
-  const zero = diverging ? top / 2 : 0;
-  for (let row = 0; row < rows; row += 1) {
-    for (let column = 0; column < columns; column += 1) {
-      const at = zero + values[row * columns + column]! * gain;
-      const index = at > top ? top : at > 0 ? Math.round(at) : 0;
-      pixels[transpose ? column * frameColumns + row : row * frameColumns + column] = colours[index]!;
-    }
-  }
+let seen = false;
+/** Notes when the first picture is on the page: one of the budgets. */
+function pictured() {
+  if (seen) return;
+  seen = true;
+  requestAnimationFrame(() => performance.mark('seqzoo:first-picture'));
 }
 
 export function Heat(props: HeatProps) {
@@ -88,6 +74,7 @@ export function Heat(props: HeatProps) {
         const image = context.createImageData(columns, rows);
         paint(new Uint32Array(image.data.buffer), columns, now, colours, scale === 'diverging', max, transpose);
         context.putImageData(image, 0, 0);
+        pictured();
       }),
     [grid, scale, max, transpose, props.frameRows],
   );
