@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { StateSlot } from '../src/engine/types';
-import { change, layout, peak, tiles } from '../src/lib/state';
+import { change, layout, peak, robustMax, tiles } from '../src/lib/state';
 
 const slot = (shape: number[], values: number[], growth: StateSlot['growth'] = 'fixed'): StateSlot => ({ name: 's', shape, growth, values: Float32Array.from(values) });
 const count = (n: number) => Array.from({ length: n }, (_, i) => i);
@@ -39,4 +39,11 @@ test('what changed: differences, and new rows as they are', () => {
 test('the scale is that of the whole text', () => {
   expect(peak([[slot([2], [1, -7])], [slot([2], [2, 3])]], 's')).toBe(7);
   expect(peak([[slot([1, 1], [-2], 'time')], [slot([2, 1], [-2, 5], 'time')]], 's')).toBe(5);
+});
+
+test('a few large numbers do not set the scale', () => {
+  const flat = Float32Array.from({ length: 100 }, (_, i) => (i === 0 ? -50 : 1));
+  expect(robustMax(flat)).toEqual({ max: 1, clipped: true });
+  expect(robustMax(Float32Array.from([0, -2, 2, 1.9]))).toEqual({ max: 2, clipped: false });
+  expect(robustMax(new Float32Array(4))).toEqual({ max: 0, clipped: false });
 });

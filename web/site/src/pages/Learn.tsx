@@ -9,7 +9,7 @@ import { archName } from '../lib/names';
 import { pairsOf } from '../lib/random';
 import { smooth } from '../lib/series';
 import { tensors } from '../lib/safetensors';
-import { summary } from '../lib/state';
+import { robustMax, summary } from '../lib/state';
 import { choiceParam, intParam, listParam, numberParam, textParam } from '../lib/url';
 import { Chart, type Series } from '../views/Chart';
 import { Chooser } from '../views/Chooser';
@@ -221,12 +221,12 @@ function Matrix({ matrix, side, label, words }: { matrix: Grid; side: number; la
   const grid = useDerived(() => matrix, [matrix]);
   const range = useMemo(() => summary(matrix.values), [matrix]);
   const signed = range.min < -1e-6;
-  const max = Math.max(Math.abs(range.min), Math.abs(range.max));
+  const { max, clipped } = useMemo(() => robustMax(matrix.values), [matrix]);
   const ratio = matrix.columns / matrix.rows;
   return (
     <>
       <Heat grid={grid} scale={signed ? 'diverging' : 'sequential'} max={max} label={label} say={(c, v) => `${number(v)}: ${words(c.row, c.column)}`} width={Math.round(ratio > 1 ? side : Math.max(40, side * ratio))} height={Math.round(ratio > 1 ? Math.max(24, side / ratio) : side)} />
-      <Legend scale={signed ? 'diverging' : 'sequential'} max={max} />
+      <Legend scale={signed ? 'diverging' : 'sequential'} max={max} clipped={clipped} />
     </>
   );
 }

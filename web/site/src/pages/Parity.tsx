@@ -15,6 +15,9 @@ const failing = choiceParam('show', ['all', 'failing'] as const, 'all');
 type Row = ParityRow & { backend: Backend };
 const rows = signal<readonly Row[]>([]);
 
+/** What the last run found. */
+export const parityRows = () => rows.peek();
+
 interface RecordedRun {
   recorded: string;
   browser: string;

@@ -3,7 +3,7 @@ import { signal, useSignal } from '@preact/signals';
 import { useEffect, useMemo } from 'preact/hooks';
 import { intParam, textParam } from '../lib/url';
 import { count, number } from '../lib/format';
-import { peak, summary, tiles } from '../lib/state';
+import { peak, robustMax, tiles } from '../lib/state';
 import { reducedMotion } from '../lib/theme';
 import { Heat, Legend } from '../views/Heat';
 import { useReading } from '../views/use';
@@ -37,11 +37,7 @@ export function Tiles() {
     return () => clearInterval(timer);
   }, [playing.value, last]);
   const grid = useMemo(() => signal(matrix), [matrix]);
-  const max = useMemo(() => {
-    if (matrix === undefined) return 1;
-    const s = summary(matrix.values);
-    return Math.max(-s.min, s.max);
-  }, [matrix]);
+  const { max, clipped } = useMemo(() => (matrix === undefined ? { max: 1, clipped: false } : robustMax(matrix.values)), [matrix]);
   const states = reading.states[0];
   const slot = states?.at(-1)?.[0];
   // The state that this block reads is the one that the block before left behind.
@@ -97,7 +93,7 @@ export function Tiles() {
                 })}
                 {phase === 1 && from > 0 && <rect class="tile on" x={0} y={from * cell} width={from * cell} height={(to - from) * cell} />}
               </svg>
-              <Legend scale="diverging" max={max} />
+              <Legend scale="diverging" max={max} clipped={clipped} />
             </div>
           )}
           {slot !== undefined && states !== undefined && (

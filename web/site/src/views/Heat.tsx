@@ -179,8 +179,8 @@ export function Heat(props: HeatProps) {
 }
 
 /** The colours' meaning. */
-export function Legend({ scale, max, unit = '' }: { scale: Scale; max: number; unit?: string }) {
-  const show = (v: number) => `${Number(v.toPrecision(2))}${unit}`.replace('-', '−');
+export function Legend({ scale, max, clipped = false }: { scale: Scale; max: number; clipped?: boolean }) {
+  const show = (v: number) => `${clipped ? (v < 0 ? '≤ ' : '≥ ') : ''}${Number(v.toPrecision(2))}`.replace('-', '−');
   return (
     <span class="legend">
       <span>{scale === 'diverging' ? show(-max) : '0'}</span>

@@ -5,7 +5,7 @@ import { architectures, type ModelSpec, type Reading } from '../engine/store';
 import type { Grid, LayerTrace, StateSlot } from '../engine/types';
 import { bytes, count, number, token as show } from '../lib/format';
 import { archName, KIND } from '../lib/names';
-import { change, layout, peak, summary, tiles } from '../lib/state';
+import { change, layout, peak, robustMax, summary, tiles } from '../lib/state';
 import { look, pinned, type Looked, type Spot } from './cell';
 import { Chart, colourOf } from './Chart';
 import { Circle, HalfLives } from './Circle';
@@ -246,7 +246,7 @@ function Reads(props: BodyProps) {
   const { layer, tokens, token, head } = props;
   const h = Math.min(head, layer.attention.length - 1);
   const matrix = layer.attention[h];
-  const range = useMemo(() => (matrix === undefined ? undefined : summary(matrix.values)), [matrix]);
+  const range = useMemo(() => (matrix === undefined ? undefined : { ...robustMax(matrix.values), min: summary(matrix.values).min }), [matrix]);
   const grid = useDerived(() => matrix, [matrix]);
   const row = useDerived(() => {
     if (matrix === undefined) return undefined;
@@ -257,7 +257,7 @@ function Reads(props: BodyProps) {
     return <p class="absent">{layer.notes[0] ?? 'What this model reads from a token depends on everything it read before: there is no such matrix.'}</p>;
   }
   const signed = range.min < -1e-6;
-  const max = Math.max(Math.abs(range.min), Math.abs(range.max));
+  const { max, clipped } = range;
   const scale = signed ? 'diverging' : 'sequential';
   const words = ({ row, column }: Cell) => `head ${h + 1}: what “${show(tokens[row] ?? '')}” (${row + 1}) reads from “${show(tokens[column] ?? '')}” (${column + 1})`;
   const { say, cellOf, pinned: pin } = spots(props, 'attention', h, words);
@@ -266,7 +266,7 @@ function Reads(props: BodyProps) {
     <div class="reads">
       <Heat grid={grid} scale={scale} max={max} cursor={token} fadeFuture label={`${archName(props.arch)}: implied attention of head ${h + 1}, ${matrix.rows} by ${matrix.columns}`} say={say} onCell={cellOf(grid)} pinned={pin} width={side} height={side} />
       <div class="reads-row">
-        <Legend scale={scale} max={max} />
+        <Legend scale={scale} max={max} clipped={clipped} />
         <Strongest row={row} tokens={tokens} token={token} />
       </div>
     </div>
