@@ -208,7 +208,7 @@ function Inside({ racer }: { racer: Racer }) {
       </header>
       <div class="row" style={{ alignItems: 'flex-start' }}>
         <figure style={{ margin: 0 }}>
-          {trace === undefined ? <div class="skeleton" style={{ width: '240px' }} /> : matrix === undefined ? <p class="absent">No implied attention: {layer?.notes[0] ?? 'it follows from no matrix.'}</p> : <Matrix matrix={matrix} side={240} label="Implied attention" words={(r, c) => `“${show(trace.tokens[r] ?? '')}” reads from “${show(trace.tokens[c] ?? '')}”`} />}
+          {trace === undefined ? <div class="skeleton" style={{ width: '240px' }} /> : matrix === undefined ? <p class="absent">{layer?.notes.find((n) => /attention/i.test(n)) ?? 'No attention matrix follows from this model.'}</p> : <Matrix matrix={matrix} side={240} label="Implied attention" words={(r, c) => `“${show(trace.tokens[r] ?? '')}” reads from “${show(trace.tokens[c] ?? '')}”`} />}
           <figcaption>what each token reads</figcaption>
         </figure>
         {racer.weights !== undefined && <Weights file={racer.weights} chosen={at.value.tensor} set={(tensor) => (at.value = { ...at.value, tensor })} />}

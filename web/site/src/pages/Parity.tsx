@@ -13,6 +13,7 @@ const where = choiceParam('on', ['both', 'cpu', 'webgpu'] as const, 'both');
 const failing = choiceParam('show', ['all', 'failing'] as const, 'all');
 
 type Row = ParityRow & { backend: Backend };
+const skipped = (row: ParityRow) => row.ok && row.note?.startsWith('skipped') === true;
 const rows = signal<readonly Row[]>([]);
 
 /** What the last run found. */
@@ -108,16 +109,18 @@ export function Parity() {
   );
 }
 
+const share = (row: ParityRow) => (Number.isFinite(row.error) ? row.error / Math.max(row.limit, Number.MIN_VALUE) : Infinity);
+
 const BACKENDS: Record<Backend, string> = { cpu: 'CPU', webgpu: 'WebGPU' };
 
 function Totals({ all }: { all: readonly Row[] }) {
   return (
     <div class="row" role="status" style={{ margin: '0.8rem 0' }}>
       {(['cpu', 'webgpu'] as const).map((backend) => {
-        const mine = all.filter((r) => r.backend === backend && r.note === undefined);
+        const mine = all.filter((r) => r.backend === backend && !skipped(r));
         if (mine.length === 0) return null;
         const bad = mine.filter((r) => !r.ok).length;
-        const worst = mine.reduce((a, b) => (b.error / b.limit > a.error / a.limit ? b : a));
+        const worst = mine.reduce((a, b) => (share(b) > share(a) ? b : a));
         return (
           <p key={backend} data-backend={backend} data-bad={bad} data-total={mine.length}>
             <strong>{BACKENDS[backend]}</strong>: <span class={bad === 0 ? 'verdict-ok' : 'verdict-bad'}>{mine.length - bad} of {mine.length} agree</span>; nearest to its limit: {worst.subject}, {worst.check}, {number(worst.error, 2)} of {number(worst.limit, 2)}
@@ -136,20 +139,20 @@ function Table({ all }: { all: readonly Row[] }) {
       {groups.map((group) => {
         const mine = shown.filter((r) => `${r.backend} ${r.arch}` === group);
         const first = mine[0]!;
-        const bad = mine.filter((r) => !r.ok && r.note === undefined).length;
+        const bad = mine.filter((r) => !r.ok).length;
         return (
           <details key={group} open={bad > 0}>
             <summary>
-              {archName(first.arch)} on {BACKENDS[first.backend]}: <span class={bad === 0 ? 'verdict-ok' : 'verdict-bad'}>{bad === 0 ? `all ${mine.length} agree` : `${bad} of ${mine.length} fail`}</span>
+              {archName(first.arch)} on {BACKENDS[first.backend]}: <span class={bad === 0 ? 'verdict-ok' : 'verdict-bad'}>{bad === 0 ? `all ${mine.filter((r) => !skipped(r)).length} agree` : `${bad} of ${mine.length} fail`}</span>
             </summary>
             <div class="scroll" tabIndex={0} role="region" aria-label={`${archName(first.arch)} on ${BACKENDS[first.backend]}`}>
               <table>
-                <thead><tr><th scope="col">check</th><th scope="col">of</th><th scope="col">relative error</th><th scope="col">limit</th><th scope="col">verdict</th></tr></thead>
+                <thead><tr><th scope="col">check</th><th scope="col">of</th><th scope="col">relative error</th><th scope="col">limit</th><th scope="col">verdict</th><th scope="col">where</th></tr></thead>
                 <tbody>
                   {mine.map((r, i) => (
                     <tr key={i}>
-                      <th scope="row">{r.check}</th><td>{r.subject}</td><td>{r.note ?? number(r.error, 2)}</td><td>{number(r.limit, 2)}</td>
-                      <td class={r.ok ? 'verdict-ok' : 'verdict-bad'}>{r.ok ? 'agrees' : r.note === undefined ? 'fails' : 'did not run'}</td>
+                      <th scope="row">{r.check}</th><td>{r.subject}</td><td>{skipped(r) ? '' : number(r.error ?? Infinity, 2)}</td><td>{skipped(r) ? '' : number(r.limit, 2)}</td>
+                      <td class={r.ok ? 'verdict-ok' : 'verdict-bad'}>{skipped(r) ? 'does not apply' : r.ok ? 'agrees' : 'fails'}</td><td class="quiet">{r.note}</td>
                     </tr>
                   ))}
                 </tbody>

@@ -49,7 +49,7 @@ export function Circle({ layer, token, style, name }: { layer: LayerTrace; token
       }),
     [spectrum, token],
   );
-  if (tokens === 0) return <p class="absent">{layer.notes[0] ?? 'No transition matrix: this state has no eigenvalues to show.'}</p>;
+  if (tokens === 0) return <p class="absent">{layer.notes.find((n) => /eigenvalue/i.test(n)) ?? 'No transition matrix: this state has no eigenvalues to show.'}</p>;
   const meaning = {
     exact: 'eigenvalues of the transition',
     frozen: 'eigenvalues with the gates held still',
@@ -78,7 +78,7 @@ export function Circle({ layer, token, style, name }: { layer: LayerTrace; token
 /** Half-lives on a logarithmic axis, one row per head. */
 export function HalfLives({ layer, style, name }: { layer: LayerTrace; style: number; name: string }) {
   const grid = layer.halfLife;
-  if (grid === undefined) return <p class="absent">{layer.notes[0] ?? 'No decay to take a half-life of.'}</p>;
+  if (grid === undefined) return <p class="absent">{layer.notes.find((n) => /eigenvalue/i.test(n)) ?? 'No decay to take a half-life of.'}</p>;
   const [from, to] = [0.3, 3000];
   const x = (v: number) => (v >= 1e8 ? 262 : 20 + (220 * (Math.log(Math.min(to, Math.max(from, v))) - Math.log(from))) / (Math.log(to) - Math.log(from)));
   const rows = grid.rows;

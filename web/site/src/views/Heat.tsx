@@ -59,8 +59,9 @@ export function Heat(props: HeatProps) {
   };
 
   useEffect(
-    () =>
-      effect(() => {
+    () => {
+      let image: ImageData | undefined;
+      return effect(() => {
         const now = grid.value;
         const node = canvas.current;
         const colours = table(theme.value, scale);
@@ -71,11 +72,13 @@ export function Heat(props: HeatProps) {
         if (node.height !== rows) node.height = rows;
         const context = node.getContext('2d');
         if (context === null) return;
-        const image = context.createImageData(columns, rows);
+        if (image === undefined || image.width !== columns || image.height !== rows) image = context.createImageData(columns, rows);
+        else new Uint32Array(image.data.buffer).fill(0);
         paint(new Uint32Array(image.data.buffer), columns, now, colours, scale === 'diverging', max, transpose);
         context.putImageData(image, 0, 0);
         pictured();
-      }),
+      });
+    },
     [grid, scale, max, transpose, props.frameRows],
   );
 

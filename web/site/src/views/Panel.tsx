@@ -1,12 +1,12 @@
 // One architecture reading the text, seen one way.
-import type { ReadonlySignal } from '@preact/signals';
-import { useMemo } from 'preact/hooks';
+import { effect, useSignal, type ReadonlySignal } from '@preact/signals';
+import { useEffect, useMemo } from 'preact/hooks';
 import { architectures, type ModelSpec, type Reading } from '../engine/store';
 import type { Grid, LayerTrace, StateSlot } from '../engine/types';
 import { bytes, count, number, token as show } from '../lib/format';
 import { archName, KIND } from '../lib/names';
 import { change, layout, peak, robustMax, summary, tiles } from '../lib/state';
-import { look, pinned, type Looked, type Spot } from './cell';
+import { kept, look, pinned, type Looked, type Spot } from './cell';
 import { Chart, colourOf } from './Chart';
 import { Circle, HalfLives } from './Circle';
 import { Heat, Legend, type Cell } from './Heat';
@@ -94,30 +94,30 @@ function Body(props: BodyProps) {
   return <Memory {...props} />;
 }
 
-/** Makes the callbacks of a heat map whose cells are spots. */
-function spots(props: BodyProps, kind: Spot['kind'], head: number, words: (cell: Cell) => string, offset = (c: Cell) => c) {
-  const explains = (props.layer.explains as string[]).includes(kind);
+/** What a heat map needs for its cells to be looked at, pinned, and found again from the address. */
+function useSpots(props: BodyProps, grid: ReadonlySignal<Grid | undefined>, kind: Spot['kind'], head: number, words: (cell: Cell) => string) {
   const pin = pinned.value;
   const mine = pin !== undefined && pin.arch === props.arch && pin.kind === kind && pin.head === head;
+  const cell = mine ? { row: pin.row, column: pin.column } : undefined;
+  const make = ({ row, column }: Cell): Looked | undefined => {
+    const now = grid.peek();
+    if (now === undefined || row >= now.rows || column >= now.columns) return undefined;
+    return {
+      arch: props.arch, kind, head, row, column, spec: props.spec, text: props.text, layer: props.index, token: props.token.peek(),
+      value: now.values[row * now.columns + column]!, words: `${archName(props.arch)}: ${words({ row, column })}`,
+      equations: props.equations, explains: (props.layer.explains as string[]).includes(kind),
+    };
+  };
+  useEffect(() => {
+    if (cell === undefined) return;
+    return effect(() => {
+      if (grid.value !== undefined && props.token.value >= 0) kept.value = make(cell) ?? kept.peek();
+    });
+  }, [cell?.row, cell?.column, grid, kind, props.layer]);
   return {
-    say: (cell: Cell, value: number) => `${number(value, 4)}: ${words(cell)}`,
-    pinned: mine ? { row: pin.row, column: pin.column } : undefined,
-    cellOf(grid: ReadonlySignal<Grid | undefined>) {
-      return (cell: Cell | undefined, keep: boolean) => {
-        const now = grid.peek();
-        if (cell === undefined || now === undefined) {
-          look(undefined, keep);
-          return;
-        }
-        const at = offset(cell);
-        const looked: Looked = {
-          arch: props.arch, kind, head, row: at.row, column: at.column, spec: props.spec, text: props.text, layer: props.index,
-          token: props.token.peek(), value: now.values[cell.row * now.columns + cell.column]!,
-          words: `${archName(props.arch)}: ${words(cell)}`, equations: props.equations, explains,
-        };
-        look(looked, keep);
-      };
-    },
+    pinned: cell,
+    say: (at: Cell, value: number) => `${number(value, 4)}: ${words(at)}`,
+    onCell: (at: Cell | undefined, keep: boolean) => look(at === undefined ? undefined : make(at), keep),
   };
 }
 
@@ -144,7 +144,8 @@ function fit(count: number, rows: number, columns: number, width: number, height
 const isTail = (slot: StateSlot) => /conv|tail|shift|last|previous|position|start/i.test(slot.name);
 
 function States(props: BodyProps) {
-  const { reading, index, token, view, tokens } = props;
+  const { reading, index, token, tokens } = props;
+  const open = useSignal(false);
   const states = reading.states[index];
   const final = states?.at(-1);
   const slots = useMemo(() => {
@@ -162,9 +163,9 @@ function States(props: BodyProps) {
       {others.length > 0 && (
         <p class="quiet">also {others.map((s) => `${s.name} ${s.shape.join('×')}`).join(', ')}</p>
       )}
-      <details>
+      <details onToggle={(event) => (open.value = event.currentTarget.open)}>
         <summary>In numbers</summary>
-        <StateTable states={states} token={token} view={view} tokens={tokens} />
+        {open.value && <StateTable states={states} token={token} tokens={tokens} />}
       </details>
     </div>
   );
@@ -210,19 +211,19 @@ function StateTile(
     return slot === undefined ? undefined : tiles(slot, final)[head]?.grid;
   }, [now, head, final]);
   const name = `${final.name}${props.heads > 1 ? `, head ${head + 1}` : ''}`;
-  const { say, cellOf, pinned: pin } = spots(props, view === 'change' ? 'change' : 'state', head, ({ row, column }) =>
+  const spots = useSpots(props, grid, view === 'change' ? 'change' : 'state', head, ({ row, column }) =>
     `${view === 'change' ? 'change of ' : ''}${name}, row ${row + 1}, column ${column + 1}, after token ${props.token.peek() + 1}`,
   );
   return (
     <Heat
       grid={grid} frameRows={props.frameRows} scale="diverging" max={props.max} transpose={props.transpose}
       label={`${archName(props.arch)}: ${name}, ${final.shape.join(' by ')}`}
-      say={say} onCell={cellOf(grid)} pinned={pin} width={props.width} height={props.height}
+      {...spots} width={props.width} height={props.height}
     />
   );
 }
 
-function StateTable({ states, token, tokens }: { states: StateSlot[][]; token: ReadonlySignal<number>; view: View; tokens: readonly string[] }) {
+function StateTable({ states, token, tokens }: { states: StateSlot[][]; token: ReadonlySignal<number>; tokens: readonly string[] }) {
   const t = Math.min(states.length - 1, token.value);
   return (
     <table>
@@ -253,18 +254,18 @@ function Reads(props: BodyProps) {
     const t = Math.min(matrix.rows - 1, token.value);
     return { rows: 1, columns: matrix.columns, values: matrix.values.subarray(t * matrix.columns, (t + 1) * matrix.columns) };
   }, [matrix]);
+  const words = ({ row, column }: Cell) => `head ${h + 1}: what “${show(tokens[row] ?? '')}” (${row + 1}) reads from “${show(tokens[column] ?? '')}” (${column + 1})`;
+  const spots = useSpots(props, grid, 'attention', Math.max(0, h), words);
   if (matrix === undefined || range === undefined) {
-    return <p class="absent">{layer.notes[0] ?? 'What this model reads from a token depends on everything it read before: there is no such matrix.'}</p>;
+    return <p class="absent">{layer.notes.find((n) => /attention/i.test(n)) ?? 'What this model reads from a token depends on everything it read before: there is no such matrix.'}</p>;
   }
   const signed = range.min < -1e-6;
   const { max, clipped } = range;
   const scale = signed ? 'diverging' : 'sequential';
-  const words = ({ row, column }: Cell) => `head ${h + 1}: what “${show(tokens[row] ?? '')}” (${row + 1}) reads from “${show(tokens[column] ?? '')}” (${column + 1})`;
-  const { say, cellOf, pinned: pin } = spots(props, 'attention', h, words);
   const side = Math.min(HEIGHT, WIDTH);
   return (
     <div class="reads">
-      <Heat grid={grid} scale={scale} max={max} cursor={token} fadeFuture label={`${archName(props.arch)}: implied attention of head ${h + 1}, ${matrix.rows} by ${matrix.columns}`} say={say} onCell={cellOf(grid)} pinned={pin} width={side} height={side} />
+      <Heat grid={grid} scale={scale} max={max} cursor={token} fadeFuture label={`${archName(props.arch)}: implied attention of head ${h + 1}, ${matrix.rows} by ${matrix.columns}`} {...spots} width={side} height={side} />
       <div class="reads-row">
         <Legend scale={scale} max={max} clipped={clipped} />
         <Strongest row={row} tokens={tokens} token={token} />
@@ -302,7 +303,7 @@ function Strongest({ row, tokens, token }: { row: ReadonlySignal<Grid | undefine
 function Gates(props: BodyProps) {
   const { layer } = props;
   const grids = [...(layer.router === undefined ? [] : [{ name: 'router: weight of each head', grid: layer.router, router: true }]), ...layer.gates.map((g) => ({ ...g, router: false }))];
-  if (grids.length === 0) return <p class="absent">{layer.notes[0] ?? 'No gates: it keeps everything, always, and weighs when it reads.'}</p>;
+  if (grids.length === 0) return <p class="absent">{layer.notes.find((n) => /gate/i.test(n)) ?? 'No gates: it keeps everything, always, and weighs when it reads.'}</p>;
   const shown = grids.slice(0, 4);
   return (
     <div class="gates">
@@ -321,11 +322,11 @@ function GateRow(props: BodyProps & { name: string; matrix: Grid; router: boolea
   const max = signed ? Math.max(-range.min, range.max) : Math.max(range.max, 1e-9);
   const height = Math.min(props.height, Math.max(14, matrix.columns * 14));
   const kind = props.router ? 'router' : props.first ? 'decay' : 'gate';
-  const { say, cellOf, pinned: pin } = spots(props, kind, 0, ({ row, column }) => `${name}, ${props.router ? 'head' : 'channel'} ${column + 1}, at “${show(tokens[row] ?? '')}” (${row + 1})`);
+  const spots = useSpots(props, grid, kind, 0, ({ row, column }) => `${name}, ${props.router ? 'head' : 'channel'} ${column + 1}, at “${show(tokens[row] ?? '')}” (${row + 1})`);
   return (
     <div class="slot">
       <div class="slot-name"><span>{name}</span><Legend scale={signed ? 'diverging' : 'sequential'} max={max} /></div>
-      <Heat grid={grid} scale={signed ? 'diverging' : 'sequential'} max={max} transpose cursor={token} label={`${archName(props.arch)}: ${name}, ${matrix.columns} channels over ${matrix.rows} tokens`} say={say} onCell={cellOf(grid)} pinned={pin} width={WIDTH} height={height} />
+      <Heat grid={grid} scale={signed ? 'diverging' : 'sequential'} max={max} transpose cursor={token} label={`${archName(props.arch)}: ${name}, ${matrix.columns} channels over ${matrix.rows} tokens`} {...spots} width={WIDTH} height={height} />
     </div>
   );
 }

@@ -42,11 +42,13 @@ export const pinned = param<Spot | undefined>(
   (spot) => (spot === undefined ? '' : [spot.arch, spot.kind, spot.head, spot.row, spot.column].join(':')),
 );
 
+/** Shows a number; pinned ones stay, and are in the address. Without `pin`, leaving goes back to the pinned one. */
 export function look(at: Looked | undefined, pin: boolean) {
   if (!pin) {
-    hovered.value = at;
+    if (at !== undefined || kept.peek() !== undefined) hovered.value = at;
     return;
   }
+  hovered.value = undefined;
   kept.value = at;
   pinned.set(at === undefined ? undefined : { arch: at.arch, kind: at.kind, head: at.head, row: at.row, column: at.column });
 }
