@@ -51,7 +51,7 @@ export function Chart({ series, title, x, y, cursor, height = 240, width = 560, 
     log === true ? (Math.log(v) - Math.log(lo)) / (Math.log(hi) - Math.log(lo)) : (v - lo) / (hi - lo);
   const px = (v: number) => margin.left + w * along(v, x0, x1, x.log);
   const py = (v: number) => margin.top + h * (1 - along(v, y0, y1, y.log));
-  const showX = x.show ?? ((v: number) => number(v, 3));
+  const showX = x.show ?? ((v: number) => (Number.isInteger(v) ? v.toLocaleString('en') : number(v, 3)));
   const showY = y.show ?? ((v: number) => number(v, 3));
   const path = (points: Series['points']) => {
     const good = points.filter(([a, b]) => Number.isFinite(a) && Number.isFinite(b) && (y.log !== true || b > 0));
@@ -71,13 +71,14 @@ export function Chart({ series, title, x, y, cursor, height = 240, width = 560, 
     .join(', ');
   return (
     <svg class="chart" viewBox={`0 0 ${width} ${height}`} role="img" aria-label={`${title}. ${y.label} against ${x.label}. ${words === '' ? 'No data yet' : words}.`}>
-      {ticks(y0, y1, y.log === true).map((v) => (
+      {shown.length === 0 && <text class="axis" x={margin.left + w / 2} y={margin.top + h / 2} text-anchor="middle">nothing measured yet</text>}
+      {shown.length > 0 && ticks(y0, y1, y.log === true).map((v) => (
         <g key={`y${v}`}>
           <line class="rule" x1={margin.left} x2={margin.left + w} y1={py(v)} y2={py(v)} />
           <text class="tick" x={margin.left - 6} y={py(v) + 3.5} text-anchor="end">{showY(v)}</text>
         </g>
       ))}
-      {ticks(x0, x1, x.log === true).map((v) => (
+      {shown.length > 0 && ticks(x0, x1, x.log === true).map((v) => (
         <text key={`x${v}`} class="tick" x={px(v)} y={margin.top + h + 15} text-anchor="middle">{showX(v)}</text>
       ))}
       <text class="axis" x={margin.left + w / 2} y={height - 5} text-anchor="middle">{x.label}</text>
