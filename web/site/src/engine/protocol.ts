@@ -2,7 +2,7 @@
 import type { BenchPoint, Engine, ParityRow, StateSlot, Trace } from './types';
 
 /** Engine calls that go through as they are, and the worker's own. */
-export interface Calls extends Omit<Engine, 'read' | 'state' | 'explain'> {
+export interface Calls extends Omit<Engine, 'read' | 'state' | 'states' | 'explain'> {
   /** Fetches and starts the module; `base` is the folder of the page. */
   load(base: string): Promise<void>;
   read(handle: number, text: string): Promise<Trace>;

@@ -7,6 +7,12 @@ const scope = self as unknown as DedicatedWorkerGlobalScope;
 const post = (reply: Reply, transfer: Transferable[] = []) => scope.postMessage(reply, transfer);
 
 const devices: GPUDeviceLike[] = [];
+let adapter = '';
+
+interface AdapterLike {
+  info?: { vendor?: string; architecture?: string; description?: string };
+  requestDevice(descriptor?: object): Promise<GPUDeviceLike>;
+}
 
 interface GPUDeviceLike {
   lost: Promise<{ reason: string; message: string }>;
@@ -16,12 +22,13 @@ interface GPUDeviceLike {
 
 /** The engine asks for its device inside the module; the only place to learn that it is gone is this call. */
 function watchDevices() {
-  const adapter = (globalThis as { GPUAdapter?: { prototype: { requestDevice(d?: object): Promise<GPUDeviceLike> } } })
-    .GPUAdapter;
-  if (adapter === undefined) return;
-  const request = adapter.prototype.requestDevice;
-  adapter.prototype.requestDevice = async function (descriptor?: object) {
+  const kind = (globalThis as { GPUAdapter?: { prototype: AdapterLike } }).GPUAdapter;
+  if (kind === undefined) return;
+  const request = kind.prototype.requestDevice;
+  kind.prototype.requestDevice = async function (this: AdapterLike, descriptor?: object) {
     const device = await request.call(this, descriptor);
+    const { vendor = '', architecture = '', description = '' } = this.info ?? {};
+    adapter = description || [vendor, architecture].filter((s) => s !== '').join(' ');
     devices.push(device);
     void device.lost.then(({ reason, message }) => {
       post({ event: 'lost', reason: `the graphics device was lost (${message || reason})` });
@@ -58,9 +65,13 @@ async function readAgain(handle: number, text: string): Promise<number> {
   return last?.text === text ? last.tokens : (await read(handle, text)).tokens.length;
 }
 
-const own: Pick<Calls, 'load' | 'read' | 'states' | 'explainIn' | 'loseDevice' | 'close'> = {
+const own: Pick<Calls, 'load' | 'read' | 'init' | 'states' | 'explainIn' | 'loseDevice' | 'close'> = {
   async load(base) {
     engine = await loadEngine(base, (loaded, total) => post({ event: 'loading', loaded, total }));
+  },
+  async init(backend) {
+    const info = await ready().init(backend);
+    return backend === 'webgpu' && info.adapter === undefined && adapter !== '' ? { ...info, adapter } : info;
   },
   read,
   async states(handle, text, layer) {
