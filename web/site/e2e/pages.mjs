@@ -116,7 +116,7 @@ export async function pages({ report, browser, server, webgpu, parityFile }) {
       await page.getByRole('button', { name: view, exact: true }).click();
       await live(page);
       expect((await page.locator('.panel .error').count()) === 0, `${view}: an error`);
-      const heat = page.locator('.panel .heat').first();
+      const heat = page.locator('.panel', { has: page.getByRole('heading', { name: view === 'Gates' ? 'Mamba-2' : 'Linear attention' }) }).locator('.heat').first();
       if ((await heat.count()) === 0) continue;
       await heat.focus();
       await page.keyboard.press('ArrowRight');

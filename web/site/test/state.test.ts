@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { StateSlot } from '../src/engine/types';
-import { change, layout, peak, robustMax, tiles } from '../src/lib/state';
+import { change, layout, peak, placeOf, robustMax, tiles } from '../src/lib/state';
 
 const slot = (shape: number[], values: number[], growth: StateSlot['growth'] = 'fixed'): StateSlot => ({ name: 's', shape, growth, values: Float32Array.from(values) });
 const count = (n: number) => Array.from({ length: n }, (_, i) => i);
@@ -46,4 +46,10 @@ test('a few large numbers do not set the scale', () => {
   expect(robustMax(flat)).toEqual({ max: 1, clipped: true });
   expect(robustMax(Float32Array.from([0, -2, 2, 1.9]))).toEqual({ max: 2, clipped: false });
   expect(robustMax(new Float32Array(4))).toEqual({ max: 0, clipped: false });
+});
+
+test('a number knows its head, row and column', () => {
+  expect(placeOf([2, 3, 4], 23)).toEqual([1, 2, 3]);
+  expect(placeOf([2, 5, 1], 7)).toEqual([1, 2, 0]);
+  expect(placeOf([3, 4], 6)).toEqual([0, 1, 2]);
 });

@@ -1,5 +1,5 @@
 // What the page knows of the engine: its status, the open models, and what they read.
-import { batch, effect, signal, type Signal } from '@preact/signals';
+import { batch, effect, signal, untracked, type Signal } from '@preact/signals';
 import { choiceParam } from '../lib/url';
 import { Client, Gone, Stale } from './client';
 import type { Calls, Op } from './protocol';
@@ -114,7 +114,7 @@ export function boot() {
   void fetchShipped();
   effect(() => {
     const wanted = wantedBackend.value;
-    if (wanted !== active) void start(wanted);
+    if (wanted !== active) untracked(() => void start(wanted));
   });
 }
 
@@ -129,6 +129,16 @@ export function settled(): Promise<Status> {
       queueMicrotask(() => stop?.());
     });
   });
+}
+
+/** Does something that moves the engine, and moves it back. */
+export async function withBackends(work: () => Promise<void>): Promise<void> {
+  const before = wantedBackend.peek();
+  try {
+    await work();
+  } finally {
+    wantedBackend.set(before);
+  }
 }
 
 /** Makes the engine compute there; false where it cannot. */

@@ -35,6 +35,13 @@ export function layout(shape: readonly number[]): { heads: number; rows: number;
   return { heads: 1, rows, columns };
 }
 
+/** Head, row and column of the number at `index` of a slot `[heads, rows, columns]`, or with fewer axes. */
+export function placeOf(shape: readonly number[], index: number): [number, number, number] {
+  const columns = shape.at(-1) ?? 1;
+  const rows = shape.at(-2) ?? 1;
+  return [Math.floor(index / (rows * columns)), Math.floor(index / columns) % rows, index % columns];
+}
+
 /** The tiles of a slot; `final` is the same slot after the last token, which decides the frame. */
 export function tiles(slot: StateSlot, final: StateSlot): Tile[] {
   const { heads, rows, columns } = layout(slot.shape);

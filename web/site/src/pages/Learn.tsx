@@ -202,7 +202,7 @@ function Inside({ racer }: { racer: Racer }) {
   return (
     <section class="panel" aria-label={`Inside ${archName(racer.arch)}`}>
       <header>
-        <h3>Inside {archName(racer.arch)}</h3>
+        <h2>Inside {archName(racer.arch)}</h2>
         {trace !== undefined && <Stepper label="Layer" value={at.value.layer} count={trace.layers.length} set={(v) => (at.value = { ...at.value, layer: v })} />}
         {layer !== undefined && layer.attention.length > 1 && <Stepper label="Head" value={at.value.head} count={layer.attention.length} set={(v) => (at.value = { ...at.value, head: v })} />}
       </header>

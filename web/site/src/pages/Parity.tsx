@@ -1,7 +1,7 @@
 // The library's own checks, run here: every form of every architecture, values and gradients.
 import { signal, useSignal } from '@preact/signals';
 import { useEffect } from 'preact/hooks';
-import { architectures, call, computeOn, said, status } from '../engine/store';
+import { architectures, call, computeOn, said, status, withBackends } from '../engine/store';
 import type { Backend, ParityRow } from '../engine/types';
 import { number } from '../lib/format';
 import { archName } from '../lib/names';
@@ -86,7 +86,7 @@ export function Parity() {
             <option value="webgpu">WebGPU</option>
           </select>
         </label>
-        <button type="button" class="primary" disabled={busy || status.value.phase !== 'ready'} onClick={() => void run()}>Run the checks</button>
+        <button type="button" class="primary" disabled={busy || status.value.phase !== 'ready'} onClick={() => void withBackends(run)}>Run the checks</button>
         {busy && <button type="button" onClick={() => { job.value += 1; words.value = ''; }}>Stop</button>}
         <label><input type="checkbox" checked={failing.value === 'failing'} onChange={(event) => failing.set(event.currentTarget.checked ? 'failing' : 'all')} /> only what fails</label>
         <span class="quiet" role="status">{words}</span>

@@ -52,7 +52,7 @@ export function Remember() {
         </p>
       </header>
       <TextInput />
-      {first === undefined ? <p class="absent">Choose an architecture below.</p> : <Board shown={shown} first={first} />}
+      {first === undefined ? <p class="absent">Choose an architecture below.</p> : text.value === '' ? <p class="absent">Type something, or take one of the texts.</p> : <Board shown={shown} first={first} />}
       <Settings />
     </>
   );

@@ -1,7 +1,7 @@
 // Time and memory against length, on the reader's own device, drawn as it is measured.
 import { signal, useSignal } from '@preact/signals';
 import { useEffect } from 'preact/hooks';
-import { architectures, call, computeOn, said, status } from '../engine/store';
+import { architectures, call, computeOn, said, status, withBackends } from '../engine/store';
 import type { Backend, BenchMode, BenchPoint } from '../engine/types';
 import { bytes, seconds } from '../lib/format';
 import { archName } from '../lib/names';
@@ -76,7 +76,7 @@ export function Speed() {
               {[128, 256, 512, 1024, 2048, 4096, 8192].map((n) => <option key={n} value={n}>{n.toLocaleString('en')} tokens</option>)}
             </select>
           </label>
-          <button type="button" class="primary" disabled={busy || status.value.phase !== 'ready'} onClick={() => void run()}>Measure</button>
+          <button type="button" class="primary" disabled={busy || status.value.phase !== 'ready'} onClick={() => void withBackends(run)}>Measure</button>
           {busy && <button type="button" onClick={() => { job.value += 1; running.value = ''; }}>Stop</button>}
           <span class="quiet" role="status">{running.value}</span>
         </div>
@@ -84,17 +84,17 @@ export function Speed() {
       <div class="panels" style={{ gridTemplateColumns: 'repeat(auto-fit, minmax(min(100%, 440px), 1fr))', marginTop: '1rem' }}>
         {(['cpu', 'webgpu'] as const).map((backend) => {
           const here = shown.filter((r) => r.backend === backend);
-          if (backend === 'webgpu' && !('gpu' in navigator)) return <section key={backend} class="panel" aria-label="WebGPU"><h3>WebGPU</h3><p class="absent">This browser does not offer WebGPU.</p></section>;
+          if (backend === 'webgpu' && !('gpu' in navigator)) return <section key={backend} class="panel" aria-label="WebGPU"><h2>WebGPU</h2><p class="absent">This browser does not offer WebGPU.</p></section>;
           return (
             <section key={backend} class="panel" aria-label={backend === 'cpu' ? 'CPU' : 'WebGPU'}>
-              <header><h3>{backend === 'cpu' ? 'CPU' : 'WebGPU'}</h3><span class="panel-kind">{adapter.value[backend] ?? ''}</span></header>
+              <header><h2>{backend === 'cpu' ? 'CPU' : 'WebGPU'}</h2><span class="panel-kind">{adapter.value[backend] ?? ''}</span></header>
               <Chart title={`Time on ${backend}`} markers series={series(here, (r) => r.seconds)} x={{ label: 'tokens', log: true, min: 32, max: longest.value }} y={{ label: mode.value === 'decode' ? 'time per token' : 'time', log: true, show: seconds }} />
               {here.filter((r) => r.error !== undefined).map((r) => <p key={`${r.arch}${r.length}`} class="quiet">{archName(r.arch)} at {r.length}: {r.error}</p>)}
             </section>
           );
         })}
         <section class="panel" aria-label="Memory">
-          <header><h3>Memory</h3><span class="panel-kind">bytes of state after that many tokens</span></header>
+          <header><h2>Memory</h2><span class="panel-kind">bytes of state after that many tokens</span></header>
           <Chart title="Memory" markers series={series(shown.filter((r, i) => shown.findIndex((s) => s.arch === r.arch && s.length === r.length) === i), (r) => r.stateBytes)}
             x={{ label: 'tokens', log: true, min: 32, max: longest.value }} y={{ label: 'state', log: true, show: bytes }} />
         </section>

@@ -13,7 +13,7 @@ const vector = (value: number | number[]) =>
 async function ask(at: Looked): Promise<Explanation> {
   const { handle } = await model(at.spec);
   const token = at.kind === 'state' ? at.token : undefined;
-  return call('explainIn', [at.text, [handle, at.layer, at.kind as ExplainKind, at.head, at.row, at.column, token]], {
+  return call('explainIn', [at.text, [handle, at.layer, at.kind as ExplainKind, ...at.place, token]], {
     urgent: true,
     wanted: () => (hovered.peek() ?? kept.peek()) === at,
   });

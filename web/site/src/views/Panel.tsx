@@ -5,7 +5,7 @@ import { architectures, type ModelSpec, type Reading } from '../engine/store';
 import type { Grid, LayerTrace, StateSlot } from '../engine/types';
 import { bytes, count, number, token as show } from '../lib/format';
 import { archName, KIND } from '../lib/names';
-import { change, layout, peak, robustMax, summary, tiles } from '../lib/state';
+import { change, layout, peak, placeOf, robustMax, summary, tiles } from '../lib/state';
 import { kept, look, pinned, type Looked, type Spot } from './cell';
 import { Chart, colourOf } from './Chart';
 import { Circle, HalfLives } from './Circle';
@@ -50,9 +50,9 @@ export function Panel(props: PanelProps) {
   }, [layer, token]);
   const waiting = trace === undefined && !reading.error;
   return (
-    <section class="panel" aria-label={archName(arch)} aria-busy={waiting} style={{ '--hue': colourOf(style) }}>
+    <section class="panel" aria-label={`${archName(arch)}: ${VIEW_WORDS[view].title}`} aria-busy={waiting} style={{ '--hue': colourOf(style) }}>
       <header>
-        <h3>{archName(arch)}</h3>
+        <h2>{archName(arch)}</h2>
         <span class="panel-kind">{KIND[arch] ?? info?.family ?? ''}</span>
         {props.onRemove !== undefined && (
           <button type="button" class="remove" onClick={props.onRemove} aria-label={`Leave out ${archName(arch)}`}>×</button>
@@ -95,23 +95,31 @@ function Body(props: BodyProps) {
 }
 
 /** What a heat map needs for its cells to be looked at, pinned, and found again from the address. */
-function useSpots(props: BodyProps, grid: ReadonlySignal<Grid | undefined>, kind: Spot['kind'], head: number, words: (cell: Cell) => string) {
+function useSpots(
+  props: BodyProps,
+  grid: ReadonlySignal<Grid | undefined>,
+  kind: Spot['kind'],
+  head: number,
+  words: (cell: Cell) => string,
+  tensor?: { slot: string; place: (cell: Cell) => [number, number, number] },
+) {
+  const slot = tensor?.slot ?? '';
   const pin = pinned.value;
-  const mine = pin !== undefined && pin.arch === props.arch && pin.kind === kind && pin.head === head;
+  const mine = pin !== undefined && pin.arch === props.arch && pin.kind === kind && pin.slot === slot && pin.head === head;
   const cell = mine ? { row: pin.row, column: pin.column } : undefined;
   const make = ({ row, column }: Cell): Looked | undefined => {
     const now = grid.peek();
     if (now === undefined || row >= now.rows || column >= now.columns) return undefined;
     return {
-      arch: props.arch, kind, head, row, column, spec: props.spec, text: props.text, layer: props.index, token: props.token.peek(),
+      arch: props.arch, kind, slot, head, row, column, place: tensor?.place({ row, column }) ?? [head, row, column], spec: props.spec, text: props.text, layer: props.index, token: props.token.peek(),
       value: now.values[row * now.columns + column]!, words: `${archName(props.arch)}: ${words({ row, column })}`,
-      equations: props.equations, explains: (props.layer.explains as string[]).includes(kind),
+      equations: props.equations, explains: (props.layer.explains as string[]).includes(kind) && (slot === '' || slot === MEMORY),
     };
   };
   useEffect(() => {
     if (cell === undefined) return;
     return effect(() => {
-      if (grid.value !== undefined && props.token.value >= 0) kept.value = make(cell) ?? kept.peek();
+      if (grid.value !== undefined && props.token.value >= 0) kept.value = make(cell);
     });
   }, [cell?.row, cell?.column, grid, kind, props.layer]);
   return {
@@ -120,6 +128,9 @@ function useSpots(props: BodyProps, grid: ReadonlySignal<Grid | undefined>, kind
     onCell: (at: Cell | undefined, keep: boolean) => look(at === undefined ? undefined : make(at), keep),
   };
 }
+
+/** The slot whose recurrence the engine explains. */
+const MEMORY = 'memory';
 
 const WIDTH = 280;
 const HEIGHT = 190;
@@ -213,6 +224,13 @@ function StateTile(
   const name = `${final.name}${props.heads > 1 ? `, head ${head + 1}` : ''}`;
   const spots = useSpots(props, grid, view === 'change' ? 'change' : 'state', head, ({ row, column }) =>
     `${view === 'change' ? 'change of ' : ''}${name}, row ${row + 1}, column ${column + 1}, after token ${props.token.peek() + 1}`,
+    {
+      slot: final.name,
+      place: ({ row, column }) => {
+        const tile = tiles(final, final)[head];
+        return placeOf(final.shape, (tile?.offset ?? 0) + row * (tile?.grid.columns ?? 1) + column);
+      },
+    },
   );
   return (
     <Heat

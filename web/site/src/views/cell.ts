@@ -7,6 +7,8 @@ import type { ModelSpec } from '../engine/store';
 export interface Spot {
   arch: string;
   kind: ExplainKind | 'gate' | 'router' | 'change' | 'number';
+  /** Which tensor of the state, for `state` and `change`; else empty. */
+  slot: string;
   head: number;
   row: number;
   column: number;
@@ -22,6 +24,8 @@ export interface Looked extends Spot {
   /** In words: `softmax attention, head 1: what "c" reads from "a"`. */
   words: string;
   equations: readonly string[];
+  /** Head, row and column as the engine counts them. */
+  place: readonly [number, number, number];
   /** The engine can explain it. */
   explains: boolean;
 }
@@ -34,12 +38,12 @@ export const pinned = param<Spot | undefined>(
   'cell',
   undefined,
   (text) => {
-    const [arch, kind, ...at] = text.split(':');
+    const [arch, kind, slot = '', ...at] = text.split(':');
     const [head, row, column] = at.map(Number);
     if (arch === undefined || kind === undefined || [head, row, column].some((n) => n === undefined || !Number.isInteger(n))) return undefined;
-    return { arch, kind: kind as Spot['kind'], head: head!, row: row!, column: column! };
+    return { arch, kind: kind as Spot['kind'], slot, head: head!, row: row!, column: column! };
   },
-  (spot) => (spot === undefined ? '' : [spot.arch, spot.kind, spot.head, spot.row, spot.column].join(':')),
+  (spot) => (spot === undefined ? '' : [spot.arch, spot.kind, spot.slot, spot.head, spot.row, spot.column].join(':')),
 );
 
 /** Shows a number; pinned ones stay, and are in the address. Without `pin`, leaving goes back to the pinned one. */
@@ -50,5 +54,5 @@ export function look(at: Looked | undefined, pin: boolean) {
   }
   hovered.value = undefined;
   kept.value = at;
-  pinned.set(at === undefined ? undefined : { arch: at.arch, kind: at.kind, head: at.head, row: at.row, column: at.column });
+  pinned.set(at === undefined ? undefined : { arch: at.arch, kind: at.kind, slot: at.slot, head: at.head, row: at.row, column: at.column });
 }
