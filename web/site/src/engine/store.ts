@@ -260,7 +260,7 @@ function entry(spec: ModelSpec, text: string): Entry {
 /** Puts a recorded reading where the live one will be. */
 export function record(reading: Reading) {
   const found = entry(reading.spec, reading.text);
-  if (found.value.peek().trace === undefined) found.value.value = { ...reading, recorded: true };
+  if (found.value.peek().trace === undefined) found.value.value = { ...reading, key: found.value.peek().key, recorded: true };
 }
 
 /** The reading of a text, kept up to date; call `release` when it is no longer shown. */

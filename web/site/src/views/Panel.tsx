@@ -1,7 +1,7 @@
 // One architecture reading the text, seen one way.
 import { effect, useSignal, type ReadonlySignal } from '@preact/signals';
 import { useEffect, useMemo } from 'preact/hooks';
-import { architectures, type ModelSpec, type Reading } from '../engine/store';
+import { architectures, call, model, said, type ModelSpec, type Reading } from '../engine/store';
 import type { Grid, LayerTrace, StateSlot } from '../engine/types';
 import { bytes, count, number, token as show } from '../lib/format';
 import { archName, KIND } from '../lib/names';
@@ -383,6 +383,32 @@ function Guesses({ reading, token }: { reading: Reading; token: ReadonlySignal<n
           <code>{show(p.text)}</code> {Math.round(100 * p.probability)} %{p.text === actual ? ' ✓' : ''}
         </span>
       ))}
+      <Continue reading={reading} />
     </p>
+  );
+}
+
+const WRITTEN = 48;
+
+/** Lets a trained model go on with the text. */
+function Continue({ reading }: { reading: Reading }) {
+  const written = useSignal<{ key: string; text: string } | undefined>(undefined);
+  const busy = useSignal(false);
+  const write = async () => {
+    busy.value = true;
+    try {
+      const { handle } = await model(reading.spec);
+      written.value = { key: reading.key, text: await call('generate', [handle, reading.text, WRITTEN, 0, 0.7], { urgent: true }) };
+    } catch (error) {
+      written.value = { key: reading.key, text: said(error) };
+    }
+    busy.value = false;
+  };
+  const mine = written.value?.key === reading.key ? written.value.text : undefined;
+  return (
+    <>
+      <button type="button" class="link" disabled={busy.value} onClick={() => void write()}>{busy.value ? 'writing…' : 'let it write on'}</button>
+      {mine !== undefined && <q class="written">{mine}</q>}
+    </>
   );
 }
