@@ -1,5 +1,6 @@
 // Several small models learning the same task, step by step in turn.
 import { signal } from '@preact/signals';
+import { trainedConfig } from '../lib/presets';
 import { Gone } from './client';
 import { call, notify, own, said, settled } from './store';
 import type { ModelInfo, StepRow, Task, Trace, TrainerConfig } from './types';
@@ -122,7 +123,7 @@ async function turn(racer: Racer, current: () => boolean) {
   let { handle } = racer;
   const { lr, seed, dModel, layers, task, batch, time, steps } = config!;
   if (handle === undefined) {
-    const trainer: TrainerConfig = { mixer: arch, dModel, layers, task, train: { lr, steps, batch, ...(task.task === 'text' && { time }) } };
+    const trainer: TrainerConfig = { mixer: trainedConfig(arch), dModel, layers, task, train: { lr, steps, batch, ...(task.task === 'text' && { time }) } };
     const opened = await call('trainer', [JSON.stringify(trainer), seed], { wanted: current });
     handle = opened.handle;
     update(arch, opened);

@@ -1,5 +1,6 @@
 // The picture that comes with the page: traces that the native library wrote, shown until the engine is there.
 import { batch } from '@preact/signals';
+import { shownConfig } from '../lib/presets';
 import { architectures, record, type ModelSpec } from './store';
 import type { ArchInfo, Grid, LayerTrace, ModelInfo, StateSlot, Trace } from './types';
 
@@ -46,7 +47,7 @@ export async function showRecorded(): Promise<void> {
   batch(() => {
     if (architectures.peek().length === 0) architectures.value = models.map((m) => m.arch);
     for (const m of models) {
-      const spec: ModelSpec = m.spec ?? { kind: 'drawn', config: m.arch.name, seed };
+      const spec: ModelSpec = m.spec ?? { kind: 'drawn', config: shownConfig(m.arch.name), seed };
       const trace: Trace = { ...m.trace, predictions: m.trace.predictions ?? [], layers: m.trace.layers.map(layer) };
       const states = m.states.map((slots) => slots.map((s) => ({ ...s, values: Float32Array.from(s.values) })));
       record({ key: '', spec, text, info: m.info, trace, states: [states] });

@@ -5,6 +5,7 @@ import { useMemo } from 'preact/hooks';
 import { choiceParam, intParam, numberParam, textParam, together } from '../lib/url';
 import type { ModelSpec } from '../engine/store';
 import { number } from '../lib/format';
+import { shownConfig } from '../lib/presets';
 import { Inspector } from '../views/Inspector';
 import { look } from '../views/cell';
 import { Panel, type View } from '../views/Panel';
@@ -43,7 +44,7 @@ interface Shown {
 /** Panels of some models on one text, with its timeline. */
 function Stage({ sample, shown }: { sample: string; shown: readonly Shown[] }) {
   const read = text.value === '' ? sample : text.value;
-  const specs = shown.map((s) => drawn(s.config ?? s.arch));
+  const specs = shown.map((s) => drawn(s.config ?? shownConfig(s.arch)));
   const lead = useReading(specs[0]!, read, 0);
   const tokens = lead.trace?.tokens ?? [];
   const last = tokens.length - 1;
@@ -84,7 +85,7 @@ function Softmax() {
     <div class="topic">
       <div class="prose">
         <p>Softmax attention weighs each earlier token by the exponential of a product of query and key.</p>
-        <code class="block">y_i = Σ_j exp(q_i·k_j) v_j / Σ_j exp(q_i·k_j)</code>
+        <code class="block">y_i = Σ_j exp(q_i·k_j/√n) v_j / Σ_j exp(q_i·k_j/√n)</code>
         <p>As a recurrence it needs features φ with exp(q·k) = φ(q)·φ(k). There are such features, but infinitely many: no finite matrix holds the sum. So the keys and values themselves are kept, all of them.</p>
         <p>Linear attention chooses a finite φ. Then Σ φ(k_j) v_jᵀ is a matrix of fixed size, whatever the length; what it gives up is that two keys with similar features can no longer be told apart.</p>
         <p>Compare the bytes after each token, and what the last token reads: softmax can pick one token, the sum spreads over all.</p>

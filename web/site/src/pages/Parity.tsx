@@ -92,7 +92,7 @@ export function Parity() {
         <span class="quiet" role="status">{words}</span>
       </div>
       {shown.length === 0 ? (
-        <p class="absent">Nothing was checked here yet. Seven architectures take about a minute on the CPU; WebGPU first compiles its programs.</p>
+        <p class="absent">Nothing was checked here yet. WebGPU compiles its programs first, which takes a while.</p>
       ) : (
         <>
           {!live && recorded.value && <p class="quiet">Recorded on {recorded.value.recorded} in {recorded.value.browser}. Run the checks to replace it by your own.</p>}

@@ -5,6 +5,7 @@ import { architectures, shipped, type ModelSpec } from '../engine/store';
 import { number } from '../lib/format';
 import { ARCHS, MAX_ARCHS, SEED, TEXT, TEXTS } from '../lib/defaults';
 import { archName } from '../lib/names';
+import { shownConfig } from '../lib/presets';
 import { choiceParam, intParam, listParam, textParam, together } from '../lib/url';
 import { Chooser } from '../views/Chooser';
 import { Inspector } from '../views/Inspector';
@@ -29,7 +30,7 @@ const weights = choiceParam('weights', ['trained', 'drawn'] as const, 'trained')
 export function specOf(arch: string): ModelSpec {
   const file = shipped.value?.find((m) => m.task === 'text' && m.arch === arch)?.file;
   if (weights.value === 'trained' && file !== undefined) return { kind: 'shipped', file };
-  return { kind: 'drawn', config: arch, seed: seed.value };
+  return { kind: 'drawn', config: shownConfig(arch), seed: seed.value };
 }
 
 const encoder = new TextEncoder();

@@ -53,12 +53,12 @@ export function Tiles() {
     playing.value = false;
     step.set(Math.min(last, Math.max(0, now + by)));
   };
-  const quadratic = tokens * tokens * n;
-  const tiled = tokens * size.value * n + 2 * tokens * n * n;
+  const quadratic = 2 * tokens * tokens * n;
+  const tiled = 2 * tokens * size.value * n + 2 * tokens * n * n;
   return (
     <div class="topic">
       <div class="prose">
-        <p>Written as a matrix, linear attention with decay costs as much as softmax: all pairs. Written as a recurrence it is cheap, but one token at a time, which hardware hates.</p>
+        <p>Written as a matrix, linear attention with decay costs as much as softmax: all pairs. Written as a recurrence it is cheap, but one token at a time, which leaves parallel hardware idle.</p>
         <p>Lightning attention cuts the text into blocks and does each thing where it is cheap:</p>
         <ol>
           <li>pairs <strong>within</strong> a block: a small product of queries and keys, masked by the decay (a tile on the diagonal);</li>
@@ -71,7 +71,7 @@ export function Tiles() {
           Block of {size.value} tokens
           <input type="range" aria-label="Tokens of a block" min={2} max={16} value={size.value} onInput={(event) => { size.set(Number(event.currentTarget.value)); step.set(0); }} />
         </label>
-        <p class="quiet">One head of {n} channels, {tokens} tokens: all pairs take about {count(quadratic)} multiplications, tiles of {size.value} about {count(tiled)} ({number(quadratic / Math.max(1, tiled), 2)} times {quadratic >= tiled ? 'fewer' : 'as many'}); twice the text: {number((2 * quadratic) / Math.max(1, tiled), 2)}.</p>
+        <p class="quiet">One head of {n} channels, {tokens} tokens: all pairs take about {count(quadratic)} multiplications, tiles of {size.value} about {count(tiled)}. That is {number(quadratic / Math.max(1, tiled), 2)} to 1, and twice the text doubles it.</p>
       </div>
       <div class="stage">
         <div class="row">
