@@ -17,7 +17,7 @@ use std::ops::ControlFlow;
 
 pub use checkpoint::{Checkpoint, Progress, RunData};
 pub use config::TrainConfig;
-pub use loss::{EvalMetrics, evaluate, loss};
+pub use loss::{EvalMetrics, evaluate, evaluate_async, loss};
 pub use metrics::{MetricsLog, Row};
 pub use optimizer::AdamW;
 pub use run::{Event, Outcome, Run};
