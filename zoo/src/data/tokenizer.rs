@@ -1,13 +1,11 @@
 //! Text to token ids and back.
 
-#[cfg(feature = "tokenizers")]
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 #[cfg(feature = "tokenizers")]
 use tokenizers::tokenizer::step_decode_stream;
 
-#[cfg(feature = "tokenizers")]
 use super::documents::read_utf8;
 use crate::{Error, Result};
 
@@ -35,10 +33,20 @@ impl Tokenizer {
     /// Reads a Hugging Face `tokenizer.json`.
     ///
     /// # Errors
-    /// When the file is missing, not UTF-8, or not such a tokenizer.
-    #[cfg(feature = "tokenizers")]
+    /// When the file is missing, not UTF-8, or not such a tokenizer, or this program reads none.
     pub fn load(path: &Path) -> Result<Self> {
         let text = read_utf8(path)?;
+        Self::from_json(path, &text)
+    }
+
+    #[cfg(not(feature = "tokenizers"))]
+    fn from_json(path: &Path, _text: &str) -> Result<Self> {
+        let reason = "not compiled in; build with the feature `tokenizers`";
+        Err(Error::Tokenizer(format!("{}: {reason}", path.display())))
+    }
+
+    #[cfg(feature = "tokenizers")]
+    fn from_json(path: &Path, text: &str) -> Result<Self> {
         let mut tokenizer: tokenizers::Tokenizer = text.parse().map_err(|e| {
             let expected = "expected a Hugging Face `tokenizer.json`";
             Error::Tokenizer(format!("{}: {expected}: {e}", path.display()))
