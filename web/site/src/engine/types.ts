@@ -147,14 +147,14 @@ export interface TrainerConfig {
   layers?: number;
   task: Task;
   train?: { steps?: number; batch?: number; time?: number; lr?: number; warmup?: number; weight_decay?: number };
-  /** Default: that of `init`. */
+  /** Default: that of `init`; `cpu` is always possible. */
   backend?: Backend;
 }
 
 export interface StepRow {
   step: number;
   loss: number;
-  /** Of the scored positions of this step's batch, before the update. */
+  /** Share of right answers on sequences that are not trained on; in the last row of a call only. */
   accuracy?: number;
   gradNorm: number;
   msPerStep: number;
@@ -216,7 +216,10 @@ export interface Engine {
   architectures(): Promise<ArchInfo[]>;
   /** One architecture, by name or configuration (JSON). */
   describe(config: string): Promise<ArchInfo>;
-  /** An untrained model that reads bytes: an architecture's name, or its configuration as JSON. */
+  /**
+   * An untrained model that reads bytes: an architecture's name, a mixer's configuration as JSON
+   * (`{"arch": "gated_deltanet", "heads": 2}`), or `{"mixer": "name" or configuration, "d_model": 32, "layers": 1}`.
+   */
   openPreset(configJson: string, seed: number): Promise<{ handle: number; info: ModelInfo }>;
   /** A model saved by `seqzoo train` or `trainerWeights`. */
   openWeights(bytes: Uint8Array): Promise<{ handle: number; info: ModelInfo }>;
@@ -226,6 +229,8 @@ export interface Engine {
   read(handle: number, text: string): Promise<Trace>;
   /** The state after a token of the text read last, counted from 0. */
   state(handle: number, layer: number, token: number): Promise<StateSlot[]>;
+  /** The states after every token at once. */
+  states(handle: number, layer: number): Promise<StateSlot[][]>;
   /**
    * Where a number of the trace comes from. `attention`: row i, column j. `decay`: token, channel of the first
    * gate. `spectrum`: token, eigenvalue. `state`: row and column of the memory of `head` after token `token`.
