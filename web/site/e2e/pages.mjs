@@ -8,7 +8,16 @@ const ready = (page, backend = 'cpu') =>
 const live = (page) => page.waitForFunction(() => performance.getEntriesByName('seqzoo:live').length > 0 && document.querySelectorAll('.panel[aria-busy="true"]').length === 0, undefined, { timeout: LONG });
 
 /** Text of the panels and of the inspector: what an address must restore. */
-const seen = (page) => page.evaluate(() => [...document.querySelectorAll('.panel, .inspector output, .inspector-number span, .strip .now, .tab[aria-pressed="true"]')].map((n) => n.textContent).join('\n'));
+const seen = (page) =>
+  page.evaluate(() =>
+    [...document.querySelectorAll('.panel, .inspector output, .inspector-number span, .strip .now, .tab[aria-pressed="true"]')]
+      .map((node) => {
+        const copy = node.cloneNode(true);
+        for (const spoken of copy.querySelectorAll('.sr')) spoken.remove();
+        return copy.textContent;
+      })
+      .join('\n'),
+  );
 
 /** In the page: the largest relative L2 error of any tensor of a recording, and how many numbers there were. */
 async function distance(file) {

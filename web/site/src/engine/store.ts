@@ -44,6 +44,8 @@ const base = () => new URL('.', document.baseURI).href;
 let client: Client | undefined;
 /** What the running or starting worker computes on. */
 let active: Backend | undefined;
+/** All architectures, once asked for; before that only the recorded ones are known. */
+let listed: readonly ArchInfo[] | undefined;
 let crashes = 0;
 
 const webgpuHere = () => 'gpu' in navigator;
@@ -80,8 +82,9 @@ export async function start(backend: Backend): Promise<void> {
       wantedBackend.set('cpu');
       info = await mine.call('init', ['cpu']);
     }
-    const all = architectures.peek().length > 0 ? architectures.peek() : await mine.call('architectures', []);
+    listed ??= await mine.call('architectures', []);
     if (client !== mine) return;
+    const all = listed;
     batch(() => {
       architectures.value = all;
       status.value = { phase: 'ready', info };

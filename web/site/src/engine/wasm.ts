@@ -44,6 +44,8 @@ export async function loadEngine(base: string, onProgress: (loaded: number, tota
   return new Proxy({ init } as Engine, {
     get: (own, name) => {
       if (name === 'init') return own.init;
+      // Or an await would take it for a promise.
+      if (name === 'then') return undefined;
       return async (...args: unknown[]) => {
         const current = open();
         return await (current[name as keyof Session] as (...a: unknown[]) => unknown).apply(current, args);

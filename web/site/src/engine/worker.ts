@@ -46,7 +46,7 @@ watchDevices();
 
 let engine: Engine | undefined;
 /** What each model read last: the text whose states it still has. */
-const lastRead = new Map<number, { text: string; tokens: number }>();
+const lastRead = new Map<number, string>();
 
 function ready(): Engine {
   if (engine === undefined) throw new Error('the engine is not loaded');
@@ -55,14 +55,13 @@ function ready(): Engine {
 
 async function read(handle: number, text: string) {
   const trace = await ready().read(handle, text);
-  lastRead.set(handle, { text, tokens: trace.tokens.length });
+  lastRead.set(handle, text);
   return trace;
 }
 
-/** Reads again if another text was read since; the number of tokens. */
-async function readAgain(handle: number, text: string): Promise<number> {
-  const last = lastRead.get(handle);
-  return last?.text === text ? last.tokens : (await read(handle, text)).tokens.length;
+/** Reads again if another text was read since. */
+async function readAgain(handle: number, text: string) {
+  if (lastRead.get(handle) !== text) await read(handle, text);
 }
 
 const own: Pick<Calls, 'load' | 'read' | 'init' | 'states' | 'explainIn' | 'loseDevice' | 'close'> = {
@@ -75,10 +74,8 @@ const own: Pick<Calls, 'load' | 'read' | 'init' | 'states' | 'explainIn' | 'lose
   },
   read,
   async states(handle, text, layer) {
-    const tokens = await readAgain(handle, text);
-    const all = [];
-    for (let token = 0; token < tokens; token += 1) all.push(await ready().state(handle, layer, token));
-    return all;
+    await readAgain(handle, text);
+    return ready().states(handle, layer);
   },
   async explainIn(text, args) {
     await readAgain(args[0], text);

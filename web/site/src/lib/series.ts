@@ -1,8 +1,12 @@
 // Arithmetic of charts.
 
 /** Round numbers for an axis. */
-export function ticks(min: number, max: number, log: boolean, wanted = 5): number[] {
+export function ticks(min: number, max: number, log: boolean, wanted = 5, binary = false): number[] {
   if (!(max > min)) return [min];
+  if (binary && !log) {
+    const step = 2 ** Math.ceil(Math.log2((max - min) / wanted));
+    return Array.from({ length: Math.floor(max / step) - Math.ceil(min / step) + 1 }, (_, i) => (Math.ceil(min / step) + i) * step);
+  }
   if (log) {
     const [a, b] = [Math.ceil(Math.log10(min) - 1e-9), Math.floor(Math.log10(max) + 1e-9)];
     if (b - a >= 2) {

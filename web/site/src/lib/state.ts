@@ -108,13 +108,13 @@ export function summary(values: Float32Array): Summary {
 }
 
 /**
- * A scale on which most numbers can be told apart: the size that all but the largest few per cent of the numbers that
+ * A scale on which most numbers can be told apart: the size that all but the largest twelfth of the numbers that
  * are not 0 stay below. The first row of an attention matrix is always 1, and would leave the rest in the dark.
  */
 export function robustMax(values: Float32Array): { max: number; clipped: boolean } {
   const sizes = Float32Array.from(values.filter((v) => v !== 0 && Number.isFinite(v)), Math.abs).sort();
   if (sizes.length === 0) return { max: 0, clipped: false };
   const top = sizes.at(-1)!;
-  const most = sizes[Math.floor(0.96 * (sizes.length - 1))]!;
+  const most = sizes[Math.floor(0.92 * (sizes.length - 1))]!;
   return most > 0.6 * top ? { max: top, clipped: false } : { max: most, clipped: true };
 }

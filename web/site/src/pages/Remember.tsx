@@ -1,12 +1,13 @@
 // The same text through every kind of memory.
-import { computed, useComputed, useSignal, useSignalEffect } from '@preact/signals';
+import { computed, useComputed, useSignal, useSignalEffect, type ReadonlySignal } from '@preact/signals';
 import { useEffect, useMemo } from 'preact/hooks';
 import { architectures, shipped, type ModelSpec } from '../engine/store';
-import { number } from '../lib/format';
+import { bytes as showBytes, number } from '../lib/format';
 import { ARCHS, MAX_ARCHS, SEED, TEXT, TEXTS } from '../lib/defaults';
 import { archName } from '../lib/names';
 import { shownConfig } from '../lib/presets';
 import { choiceParam, intParam, listParam, textParam, together } from '../lib/url';
+import { Chart, type Series } from '../views/Chart';
 import { Chooser } from '../views/Chooser';
 import { Inspector } from '../views/Inspector';
 import { look } from '../views/cell';
@@ -117,6 +118,7 @@ function Board({ shown, first }: { shown: readonly string[]; first: string }) {
         </div>
         <p class="hint">{VIEW_WORDS[view.value].hint}</p>
       </div>
+      {view.value === 'memory' && <Bytes key={shown.join()} shown={shown} token={token} />}
       <div class="panels">
         {shown.map((arch, i) => (
           <Panel key={arch} arch={arch} spec={specOf(arch)} text={text.value} view={view.value} layer={layer.value} head={head.value} token={token} style={i}
@@ -125,6 +127,21 @@ function Board({ shown, first }: { shown: readonly string[]; first: string }) {
       </div>
       <Inspector />
     </>
+  );
+}
+
+/** All states on one axis. */
+function Bytes({ shown, token }: { shown: readonly string[]; token: ReadonlySignal<number> }) {
+  const readings = shown.map((arch) => useReading(specOf(arch), text.value, layer.value));
+  const series = readings.flatMap((reading, style): Series[] => {
+    const all = reading.trace?.layers;
+    const bytes = all?.[Math.min(layer.value, all.length - 1)]?.stateBytes;
+    return bytes === undefined ? [] : [{ name: archName(shown[style]!), style, points: Array.from(bytes, (v, i) => [i + 1, v] as const) }];
+  });
+  return (
+    <div style={{ maxWidth: '820px', marginBottom: '14px' }}>
+      <Chart title="Bytes of state" series={series} width={760} height={230} cursor={token.value + 1} x={{ label: 'tokens read' }} y={{ label: 'state', log: true, show: showBytes }} />
+    </div>
   );
 }
 

@@ -17,7 +17,8 @@ export interface ChartProps {
   series: readonly Series[];
   title: string;
   x: { label: string; log?: boolean; min?: number; max?: number; show?: (v: number) => string };
-  y: { label: string; log?: boolean; min?: number; max?: number; show?: (v: number) => string };
+  /** `binary`: ticks at powers of two, for bytes. */
+  y: { label: string; log?: boolean; binary?: boolean; min?: number; max?: number; show?: (v: number) => string };
   /** A vertical line. */
   cursor?: number;
   height?: number;
@@ -45,7 +46,8 @@ export function Chart({ series, title, x, y, cursor, height = 240, width = 560, 
   const shown = series.filter((s) => s.points.length > 0);
   const [x0, x1] = range(shown.flatMap((s) => s.points.map((p) => p[0])), x);
   const [y0, y1] = range(shown.flatMap((s) => s.points.map((p) => p[1])), y);
-  const margin = { left: 52, right: quiet ? 12 : 118, top: 10, bottom: 38 };
+  const marks = Math.max(2, Math.min(5, Math.floor(height / 32)));
+  const margin = { left: 64, right: quiet ? 12 : 118, top: 10, bottom: 38 };
   const [w, h] = [width - margin.left - margin.right, height - margin.top - margin.bottom];
   const along = (v: number, lo: number, hi: number, log?: boolean) =>
     log === true ? (Math.log(v) - Math.log(lo)) / (Math.log(hi) - Math.log(lo)) : (v - lo) / (hi - lo);
@@ -72,7 +74,7 @@ export function Chart({ series, title, x, y, cursor, height = 240, width = 560, 
   return (
     <svg class="chart" viewBox={`0 0 ${width} ${height}`} role="img" aria-label={`${title}. ${y.label} against ${x.label}. ${words === '' ? 'No data yet' : words}.`}>
       {shown.length === 0 && <text class="axis" x={margin.left + w / 2} y={margin.top + h / 2} text-anchor="middle">nothing measured yet</text>}
-      {shown.length > 0 && ticks(y0, y1, y.log === true).map((v) => (
+      {shown.length > 0 && ticks(y0, y1, y.log === true, marks, y.binary === true).map((v) => (
         <g key={`y${v}`}>
           <line class="rule" x1={margin.left} x2={margin.left + w} y1={py(v)} y2={py(v)} />
           <text class="tick" x={margin.left - 6} y={py(v) + 3.5} text-anchor="end">{showY(v)}</text>

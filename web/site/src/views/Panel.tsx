@@ -1,6 +1,6 @@
 // One architecture reading the text, seen one way.
 import { effect, useSignal, type ReadonlySignal } from '@preact/signals';
-import { useEffect, useMemo } from 'preact/hooks';
+import { useEffect, useMemo, useRef } from 'preact/hooks';
 import { architectures, call, model, said, type ModelSpec, type Reading } from '../engine/store';
 import type { Grid, LayerTrace, StateSlot } from '../engine/types';
 import { bytes, count, number, token as show } from '../lib/format';
@@ -49,6 +49,15 @@ export function Panel(props: PanelProps) {
     return all === undefined || all.length === 0 ? '' : bytes(all[Math.min(all.length - 1, token.value)]!);
   }, [layer, token]);
   const waiting = trace === undefined && !reading.error;
+  const body = useRef<HTMLDivElement>(null);
+  const width = useSignal(WIDTH);
+  useEffect(() => {
+    const node = body.current;
+    if (node === null) return;
+    const observer = new ResizeObserver(() => (width.value = Math.min(440, node.clientWidth)));
+    observer.observe(node);
+    return () => observer.disconnect();
+  }, []);
   return (
     <section class="panel" aria-label={`${archName(arch)}: ${VIEW_WORDS[view].title}`} aria-busy={waiting} style={{ '--hue': colourOf(style) }}>
       <header>
@@ -58,13 +67,13 @@ export function Panel(props: PanelProps) {
           <button type="button" class="remove" onClick={props.onRemove} aria-label={`Leave out ${archName(arch)}`}>×</button>
         )}
       </header>
-      <div class="panel-body">
+      <div class="panel-body" ref={body}>
         {reading.error ? (
           <p class="error">{reading.error}</p>
         ) : layer === undefined || trace === undefined ? (
           <div class="skeleton" />
         ) : (
-          <Body {...props} view={view} reading={reading} layer={layer} tokens={trace.tokens} index={index} equations={info?.equations ?? []} />
+          <Body {...props} width={width.value} view={view} reading={reading} layer={layer} tokens={trace.tokens} index={index} equations={info?.equations ?? []} />
         )}
       </div>
       <footer>
@@ -77,6 +86,8 @@ export function Panel(props: PanelProps) {
 }
 
 interface BodyProps extends Omit<PanelProps, 'layer'> {
+  /** Pixels across. */
+  width: number;
   reading: Reading;
   layer: LayerTrace;
   tokens: readonly string[];
@@ -132,14 +143,15 @@ function useSpots(
 /** The slot whose recurrence the engine explains. */
 const MEMORY = 'memory';
 
-const WIDTH = 280;
-const HEIGHT = 190;
+const WIDTH = 278;
+const HEIGHT = 196;
 
 const GAP = 6;
 
-/** Size of each of `count` tiles: as many beside each other as make the cells largest, and cells square if they can be. */
-function fit(count: number, rows: number, columns: number, width: number, height: number): [number, number] {
+/** Size of each of `count` tiles: as many beside each other (the third number) as make the cells largest, square if they can be. */
+function fit(count: number, rows: number, columns: number, width: number, height: number): [number, number, number] {
   let best: [number, number] = [0, 0];
+  let beside = 1;
   let area = 0;
   for (let across = 1; across <= count; across += 1) {
     const down = Math.ceil(count / across);
@@ -147,9 +159,9 @@ function fit(count: number, rows: number, columns: number, width: number, height
     const y = Math.min(18, (height - GAP * (down - 1)) / down / Math.max(1, rows));
     const square = Math.min(x, y);
     const size: [number, number] = square >= 3 ? [columns * square, rows * square] : [columns * x, rows * y];
-    if (size[0] * size[1] > area) [best, area] = [size, size[0] * size[1]];
+    if (size[0] * size[1] > 1.02 * area) [best, area, beside] = [size, size[0] * size[1], across];
   }
-  return [Math.floor(best[0]), Math.floor(best[1])];
+  return [Math.floor(best[0]), Math.floor(best[1]), beside];
 }
 
 const isTail = (slot: StateSlot) => /conv|tail|shift|last|previous|position|start/i.test(slot.name);
@@ -197,11 +209,11 @@ function Slot(props: BodyProps & { states: StateSlot[][]; final: StateSlot; heig
   // A cache has a row per token: laid on its side, time runs to the right as in every other picture.
   const transpose = grows && rows > columns;
   const [frameRows, frameColumns] = transpose ? [columns, rows] : [rows, columns];
-  const [width, height] = fit(frames.length, frameRows, frameColumns, WIDTH, props.height);
+  const [width, height, beside] = fit(frames.length, frameRows, frameColumns, props.width, props.height);
   return (
     <div class="slot">
       <div class="slot-name"><span>{final.name}</span><span class="quiet">{final.shape.join('×')}</span><Legend scale="diverging" max={max} /></div>
-      <div class="tiles" style={{ gap: `${GAP}px` }}>
+      <div class="tiles" style={{ gap: `${GAP}px`, maxWidth: `${beside * (width + GAP)}px` }}>
         {frames.map((frame) => (
           <StateTile key={frame.head} {...props} now={now} head={frame.head} frameRows={rows} max={max} transpose={transpose} width={width} height={height} heads={frames.length} />
         ))}
@@ -280,7 +292,7 @@ function Reads(props: BodyProps) {
   const signed = range.min < -1e-6;
   const { max, clipped } = range;
   const scale = signed ? 'diverging' : 'sequential';
-  const side = Math.min(HEIGHT, WIDTH);
+  const side = Math.min(HEIGHT, props.width - 90);
   return (
     <div class="reads">
       <Heat grid={grid} scale={scale} max={max} cursor={token} fadeFuture label={`${archName(props.arch)}: implied attention of head ${h + 1}, ${matrix.rows} by ${matrix.columns}`} {...spots} width={side} height={side} />
@@ -344,7 +356,7 @@ function GateRow(props: BodyProps & { name: string; matrix: Grid; router: boolea
   return (
     <div class="slot">
       <div class="slot-name"><span>{name}</span><Legend scale={signed ? 'diverging' : 'sequential'} max={max} /></div>
-      <Heat grid={grid} scale={signed ? 'diverging' : 'sequential'} max={max} transpose cursor={token} label={`${archName(props.arch)}: ${name}, ${matrix.columns} channels over ${matrix.rows} tokens`} {...spots} width={WIDTH} height={height} />
+      <Heat grid={grid} scale={signed ? 'diverging' : 'sequential'} max={max} transpose cursor={token} label={`${archName(props.arch)}: ${name}, ${matrix.columns} channels over ${matrix.rows} tokens`} {...spots} width={props.width} height={height} />
     </div>
   );
 }
@@ -358,7 +370,7 @@ function Memory(props: BodyProps) {
     }));
   return (
     <div class="memory">
-      <Chart title={`${archName(props.arch)}, state`} quiet width={300} height={120} x={{ label: 'tokens' }} y={{ label: 'bytes', min: 0, show: (v) => bytes(v) }} cursor={at}
+      <Chart title={`${archName(props.arch)}, state`} quiet width={300} height={120} x={{ label: 'tokens' }} y={{ label: 'bytes', min: 0, binary: true, show: (v) => bytes(v) }} cursor={at}
         series={[{ name: 'state', style, points: Array.from(layer.stateBytes, (v, i) => [i + 1, v] as const) }]} />
       {layer.memoryLoss !== undefined && (
         <Chart title={`${archName(props.arch)}, inner loss on each token before it is written`} quiet width={300} height={110} x={{ label: 'tokens' }} y={{ label: 'inner loss' }} cursor={at} series={series(layer.memoryLoss)} />
