@@ -63,6 +63,8 @@ fn module() -> Result<PathBuf, String> {
     let args = [
         ["rustc", "--locked", "--package", "seqzoo-web", "--lib", "--crate-type", "cdylib"].as_slice(),
         &["--no-default-features", "--features", "flex,webgpu", "--profile", "web", "--target", TARGET],
+        // Gradients of long recurrences go deep.
+        &["--", "-C", "link-arg=-zstack-size=8388608"],
     ]
     .concat();
     let mut command = if rustup_has_target() {
