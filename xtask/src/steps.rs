@@ -193,7 +193,7 @@ fn with_flags(subcommand: &str, more: &[&str]) -> Command {
     command
 }
 
-/// `--examples` (there are none) makes cargo resolve the features of development dependencies too, as
+/// `--examples` makes cargo resolve the features of development dependencies too, as
 /// the tests do; without it some dependencies would be compiled again.
 fn build_binaries() -> Result<(), String> {
     shell::run(&mut with_flags("build", &["--quiet", "--bins", "--examples"]))
