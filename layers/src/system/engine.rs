@@ -135,6 +135,15 @@ fn run_plain(
         Io::Direct { u, .. } => u.dims()[2],
     };
     let chunk = chunk_size(form, t);
+    #[cfg(feature = "flex")]
+    if let Io::Outer { q, k, v } = &io
+        && kernels
+        && t == 1
+        && matches!(form, Form::Auto | Form::Chunked { .. })
+        && let Some(done) = kernels::token::step(&transition, [q, k, v], &memory)
+    {
+        return Ok(done);
+    }
     Ok(match (transition, io) {
         #[cfg(feature = "flex")]
         (Transition::Diagonal { log_a }, Io::Direct { u, c })

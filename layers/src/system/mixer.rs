@@ -106,7 +106,7 @@ pub trait Mixer: Send + Debug {
 
     /// Reads one token: `x: [batch, d_model]`. The same numbers as [`Mixer::forward`] on it.
     fn step(&self, x: Tensor<2>, state: State) -> Result<(Tensor<2>, State)> {
-        let (y, state) = self.forward(x.unsqueeze_dim(1), state, Form::Recurrent)?;
+        let (y, state) = self.forward(x.unsqueeze_dim(1), state, Form::Auto)?;
         Ok((y.squeeze_dim(1), state))
     }
 

@@ -2,11 +2,14 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::tiled::blocks::{Head, View};
+use crate::kernels::tiled::blocks::View;
 use crate::kernels::vector::{Vector, fused, vectors};
 
-/// Channels that one thread takes on: few enough that all threads have some, whole cache lines.
-const CHANNELS: usize = 64;
+/// Most channels of a job.
+const CHANNELS: usize = 256;
+
+/// Channels of a whole cache line.
+const LINE: usize = 16;
 
 /// What both passes read.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +71,7 @@ impl<E> Target<E> {
     #[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
     unsafe fn row<'a>(self, index: usize, first: usize, count: usize) -> &'a mut [E] {
         let start = index * self.stride + first;
-        debug_assert!(start + count <= self.length);
+        assert!(first + count <= self.stride && start + count <= self.length, "no such row");
         // SAFETY: within the numbers; the caller's for the rest.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), count) }
     }
@@ -82,26 +85,13 @@ pub(crate) struct Share {
     count: usize,
 }
 
+/// All jobs: as many channels as leave some for every thread, because whole rows are read fastest.
 fn shares([b, h, _, n]: [usize; 4]) -> Vec<Share> {
-    let channels = |head| {
-        (0..n).step_by(CHANNELS).map(move |first| Share { head, first, count: CHANNELS.min(n - first) })
-    };
+    let parts = rayon::current_num_threads().div_ceil(b * h);
+    let width = n.div_ceil(parts).next_multiple_of(LINE).min(CHANNELS);
+    let channels =
+        |head| (0..n).step_by(width).map(move |first| Share { head, first, count: width.min(n - first) });
     (0..b * h).flat_map(channels).collect()
-}
-
-/// A row's channels where they lie, or copied to `space` where they do not lie side by side.
-#[inline(always)]
-fn row<'a, E: Vector>(
-    head: Head<'a, E>,
-    index: usize,
-    Share { first, count, .. }: Share,
-    space: &'a mut [E; CHANNELS],
-) -> &'a [E] {
-    if let Some(row) = head.slice(index, first, count) {
-        return row;
-    }
-    head.copy(index, first, &mut space[..count]);
-    &space[..count]
 }
 
 /// Fills `y: [b, h, t, n]` with the states.
@@ -132,7 +122,7 @@ fn scan_channels<E: Vector, const FUSED: bool>(
     inputs.memory.head(head).turned().copy(0, first, &mut h[..count]);
     let h = &mut h[..count];
     for i in 0..t {
-        let (log_a, u) = (row(log_a, i, share, log_space), row(u, i, share, u_space));
+        let (log_a, u) = (log_a.some(i, first, count, log_space), u.some(i, first, count, u_space));
         // SAFETY: `y` is borrowed by `forward`, and this job's channels are its own.
         let y = unsafe { y.row(head * t + i, first, count) };
         let (log_a, u) = (&log_a[..count], &u[..count]);
@@ -184,19 +174,33 @@ fn scan_channels_back<E: Vector, const FUSED: bool>(
     inputs.memory.head(head).turned().copy(0, first, &mut start[..count]);
     let dh = &mut dh[..count];
     for i in (0..t).rev() {
-        let log_a = &row(log_a, i, share, log_space)[..count];
-        let before = if i > 0 { row(y, i - 1, share, y_space) } else { &start[..] };
-        let (before, dy) = (&before[..count], &row(dy, i, share, dy_space)[..count]);
+        let log_a = &log_a.some(i, first, count, log_space)[..count];
+        let before = if i > 0 { y.some(i - 1, first, count, y_space) } else { &start[..] };
+        let (before, dy) = (&before[..count], &dy.some(i, first, count, dy_space)[..count]);
         // SAFETY: what they point to is borrowed by `backward`, and this job's channels are its own.
         let (log_out, u_out) =
             unsafe { (log_out.row(head * t + i, first, count), u_out.row(head * t + i, first, count)) };
-        for c in 0..count {
-            let sum = dh[c] + dy[c];
-            u_out[c] = sum;
-            dh[c] = sum * log_a[c].exponential::<FUSED>();
-            log_out[c] = dh[c] * before[c];
-        }
+        step_back::<E, FUSED>(dh, [log_a, before, dy], log_out, u_out);
     }
     // SAFETY: as above.
     unsafe { memory_out.row(head, first, count) }.copy_from_slice(dh);
+}
+
+/// One token back. A function of its own because its arguments are known not to overlap.
+#[inline(always)]
+fn step_back<E: Vector, const FUSED: bool>(
+    dh: &mut [E],
+    [log_a, before, dy]: [&[E]; 3],
+    log_out: &mut [E],
+    u_out: &mut [E],
+) {
+    let count = dh.len();
+    let (log_a, before, dy) = (&log_a[..count], &before[..count], &dy[..count]);
+    let (log_out, u_out) = (&mut log_out[..count], &mut u_out[..count]);
+    for c in 0..count {
+        let sum = dh[c] + dy[c];
+        u_out[c] = sum;
+        dh[c] = sum * log_a[c].exponential::<FUSED>();
+        log_out[c] = dh[c] * before[c];
+    }
 }

@@ -63,6 +63,8 @@ fn it_is_the_recurrence_and_the_tensor_form_at_every_size() {
             check([2, 3, t, n], weakest, t as u64);
         }
     }
+    // More channels than a job has.
+    check([1, 1, 40, 300], -0.02, 1);
 }
 
 proptest! {
