@@ -119,6 +119,21 @@ impl<E: Real> Matrix<E> {
         &self.numbers[row * self.stride..][..self.columns]
     }
 
+    /// A row's numbers.
+    #[inline]
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [E] {
+        &mut self.numbers[row * self.stride..][..self.columns]
+    }
+
+    /// A row to change and another one to read.
+    #[inline]
+    pub(crate) fn two_rows(&mut self, change: usize, read: usize) -> (&mut [E], &[E]) {
+        let part = |row: usize| row * self.stride..row * self.stride + self.columns;
+        let [change, read] =
+            self.numbers.get_disjoint_mut([part(change), part(read)]).expect("two rows of the matrix");
+        (change, read)
+    }
+
     /// All rows.
     #[inline]
     pub(crate) fn rows(&self) -> impl Iterator<Item = &[E]> {
@@ -148,16 +163,6 @@ impl<E: Real> Matrix<E> {
         for row in self.rows_mut() {
             for x in row {
                 *x *= factor;
-            }
-        }
-    }
-
-    /// Adds a matrix of the same size.
-    #[inline]
-    pub(crate) fn add(&mut self, other: &Self) {
-        for (row, other) in self.rows_mut().zip(other.rows()) {
-            for (x, &y) in row.iter_mut().zip(other) {
-                *x += y;
             }
         }
     }

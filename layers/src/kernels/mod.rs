@@ -7,12 +7,14 @@
 //!
 //! | kernel | device | serves |
 //! | --- | --- | --- |
-//! | `tiled` | Flex, `f32` and `f64` | every [`System`](crate::system::System) without decay or with one decay per head |
+//! | `tiled` | Flex, `f32` and `f64` | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 
 #[cfg(feature = "flex")]
 mod dense;
 #[cfg(feature = "flex")]
 pub(crate) mod tiled;
+#[cfg(feature = "flex")]
+mod vector;
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -135,6 +135,14 @@ fn run_plain(
         Io::Direct { u, .. } => u.dims()[2],
     };
     let chunk = chunk_size(form, t);
+    #[cfg(feature = "flex")]
+    if let Some(size) = chunk
+        && kernels
+        && form != Form::Parallel
+        && let Some(recurrence) = kernels::tiled::Recurrence::new(&transition, &io, &memory)
+    {
+        return Ok(recurrence.run(size));
+    }
     Ok(match (transition, io) {
         (Transition::Diagonal { log_a }, Io::Direct { u, c }) => {
             let h0 = memory.squeeze_dim::<3>(3);
@@ -147,16 +155,6 @@ fn run_plain(
         }
         (_, Io::Direct { .. }) => {
             return Err(Error::State("one state per channel needs a `Diagonal` transition".into()));
-        }
-        #[cfg(feature = "flex")]
-        (transition @ (Transition::Identity | Transition::Scalar { .. }), Io::Outer { q, k, v })
-            if kernels
-                && form != Form::Parallel
-                && chunk.is_some()
-                && kernels::tiled::applies(&q, &k, &v, &memory) =>
-        {
-            let log_a = if let Transition::Scalar { log_a } = transition { Some(log_a) } else { None };
-            kernels::tiled::run(log_a, q, k, v, memory, chunk.unwrap_or(AUTO_CHUNK))
         }
         (transition, Io::Outer { q, k, v }) => match (chunk, transition) {
             (None, transition) => recurrent(transition, q, k, v, memory),
