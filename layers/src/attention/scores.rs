@@ -4,6 +4,8 @@
 use burn::tensor::{Int, Tensor, activation};
 
 use super::reflections::Reflections;
+#[cfg(feature = "flex")]
+use crate::kernels;
 use crate::system::scan::{NEGATIVE, pad, prefix, suffix};
 use crate::system::{Form, Spectrum, SpectrumKind, Views};
 
@@ -106,7 +108,33 @@ impl Scoring {
 
     /// `softmax(scores) v` in blocks of queries, so that the scores of a long sequence are never all in memory:
     /// `[b, h, t, p]`.
+    ///
+    /// In `Auto` and `Chunked` form a [kernel](crate::kernels) does the work where there is one.
     pub(super) fn attend(&self, read: &Read, form: Form) -> Tensor<4> {
+        #[cfg(feature = "flex")]
+        if kernels::enabled()
+            && matches!(form, Form::Auto | Form::Chunked { .. })
+            && let Some(y) = self.fused(read)
+        {
+            return y;
+        }
+        self.attend_in_blocks(read, form)
+    }
+
+    /// [`Scoring::attend`] by a kernel, where one can do it.
+    #[cfg(feature = "flex")]
+    fn fused(&self, read: &Read) -> Option<Tensor<4>> {
+        let Read { q, k, v, cached, absent, reflections, log_forget } = read;
+        if reflections.is_some() || log_forget.is_some() || !kernels::softmax::applies(q, k, v) {
+            return None;
+        }
+        let Self { causal, window, scale, softcap, .. } = *self;
+        let weighing = kernels::softmax::Weighing { causal, cached: *cached, window, scale, softcap };
+        let inputs = [q, k, v].map(Clone::clone);
+        Some(kernels::softmax::run(inputs, self.sink.clone(), absent.clone(), weighing))
+    }
+
+    fn attend_in_blocks(&self, read: &Read, form: Form) -> Tensor<4> {
         let [b, h, t, _] = read.q.dims();
         let [_, kv, total, p] = read.v.dims();
         let size = match form {

@@ -4,6 +4,9 @@
 
 use std::ops::{Add, AddAssign, Mul, MulAssign};
 
+#[cfg(target_arch = "x86_64")]
+mod wide;
+
 /// Rows of a register tile.
 const TALL: usize = 4;
 
@@ -29,7 +32,7 @@ pub(crate) trait Real:
 }
 
 macro_rules! real {
-    ($real:ty, $wide:literal, $narrow:literal) => {
+    ($real:ty, $widest:ident, $wide:literal, $narrow:literal) => {
         impl Real for $real {
             #[inline(always)]
             fn of(x: f64) -> Self {
@@ -54,6 +57,10 @@ macro_rules! real {
                     fn wide(job: Job<'_, $real>) {
                         tiles::<$real, true, $wide>(job);
                     }
+                    if is_x86_feature_detected!("avx512f") {
+                        // SAFETY: the machine has it.
+                        return unsafe { wide::$widest(job) };
+                    }
                     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                         // SAFETY: the machine has both features.
                         return unsafe { wide(job) };
@@ -66,8 +73,8 @@ macro_rules! real {
     };
 }
 
-real!(f32, 16, 8);
-real!(f64, 8, 4);
+real!(f32, product_f32, 16, 8);
+real!(f64, product_f64, 8, 4);
 
 /// A row-major matrix in scratch memory. What lies beyond its rows and columns means nothing.
 #[derive(Clone, Debug)]
@@ -89,14 +96,36 @@ pub(crate) enum Part {
     LeftLower,
 }
 
+/// Some rows of a [`Matrix`], from a multiple of [`ALIGNED`] on. Products read and write whole register tiles: rows
+/// after the last one up to a multiple of [`ALIGNED`] must be there, and are overwritten.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows<N> {
+    numbers: N,
+    rows: usize,
+    columns: usize,
+    stride: usize,
+}
+
+/// Register tiles start at multiples of it, and have no more rows.
+pub(crate) const ALIGNED: usize = 8;
+
 /// `c = a b` or `c += a b`, with `aᵀ` for `a` where it is turned.
 pub(crate) struct Job<'a, E> {
-    c: &'a mut Matrix<E>,
-    a: &'a Matrix<E>,
+    c: Rows<&'a mut [E]>,
+    a: Rows<&'a [E]>,
     turned: bool,
-    b: &'a Matrix<E>,
+    b: Rows<&'a [E]>,
     part: Part,
     add: bool,
+}
+
+impl<E: Real> Rows<&mut [E]> {
+    /// `self += a b`, for as many rows as `a` has.
+    #[inline]
+    pub(crate) fn add_product(self, a: &Matrix<E>, b: &Matrix<E>, part: Part) {
+        debug_assert_eq!(self.rows, a.rows);
+        E::product(Job { c: self, a: a.all(), turned: false, b: b.all(), part, add: true });
+    }
 }
 
 impl<E: Real> Matrix<E> {
@@ -167,6 +196,16 @@ impl<E: Real> Matrix<E> {
         }
     }
 
+    /// Adds a matrix of the same size.
+    #[inline]
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (row, other) in self.rows_mut().zip(other.rows()) {
+            for (x, &y) in row.iter_mut().zip(other) {
+                *x += y;
+            }
+        }
+    }
+
     /// Copies a matrix of the same size and stride.
     #[inline]
     pub(crate) fn copy_from(&mut self, other: &Self) {
@@ -190,30 +229,66 @@ impl<E: Real> Matrix<E> {
         }
     }
 
+    /// `count` rows from `first` on.
+    #[inline]
+    pub(crate) fn some(&self, first: usize, count: usize) -> Rows<&[E]> {
+        assert!(first.is_multiple_of(ALIGNED) && first + count <= self.rows, "no such rows");
+        let Self { columns, stride, .. } = *self;
+        Rows { numbers: &self.numbers[first * stride..], rows: count, columns, stride }
+    }
+
+    /// `count` rows from `first` on.
+    #[inline]
+    pub(crate) fn some_mut(&mut self, first: usize, count: usize) -> Rows<&mut [E]> {
+        assert!(first.is_multiple_of(ALIGNED) && first + count <= self.rows, "no such rows");
+        let Self { columns, stride, .. } = *self;
+        Rows { numbers: &mut self.numbers[first * stride..], rows: count, columns, stride }
+    }
+
+    fn all(&self) -> Rows<&[E]> {
+        self.some(0, self.rows)
+    }
+
+    fn all_mut(&mut self) -> Rows<&mut [E]> {
+        self.some_mut(0, self.rows)
+    }
+
     /// `self = a b`
     #[inline]
     pub(crate) fn set_product(&mut self, a: &Self, b: &Self, part: Part) {
+        self.set_product_of_rows(a.all(), b, part);
+    }
+
+    /// `self = a b`
+    #[inline]
+    pub(crate) fn set_product_of_rows(&mut self, a: Rows<&[E]>, b: &Self, part: Part) {
         self.resize(a.rows, b.columns);
-        E::product(Job { c: self, a, turned: false, b, part, add: false });
+        E::product(Job { c: self.all_mut(), a, turned: false, b: b.all(), part, add: false });
     }
 
     /// `self += a b`
     #[inline]
     pub(crate) fn add_product(&mut self, a: &Self, b: &Self, part: Part) {
-        E::product(Job { c: self, a, turned: false, b, part, add: true });
+        E::product(Job { c: self.all_mut(), a: a.all(), turned: false, b: b.all(), part, add: true });
     }
 
     /// `self = aᵀ b`
     #[inline]
     pub(crate) fn set_turned_product(&mut self, a: &Self, b: &Self, part: Part) {
         self.resize(a.columns, b.columns);
-        E::product(Job { c: self, a, turned: true, b, part, add: false });
+        E::product(Job { c: self.all_mut(), a: a.all(), turned: true, b: b.all(), part, add: false });
     }
 
     /// `self += aᵀ b`
     #[inline]
     pub(crate) fn add_turned_product(&mut self, a: &Self, b: &Self, part: Part) {
-        E::product(Job { c: self, a, turned: true, b, part, add: true });
+        self.add_turned_product_of_rows(a, b.all(), part);
+    }
+
+    /// `self += aᵀ b`
+    #[inline]
+    pub(crate) fn add_turned_product_of_rows(&mut self, a: &Self, b: Rows<&[E]>, part: Part) {
+        E::product(Job { c: self.all_mut(), a: a.all(), turned: true, b, part, add: true });
     }
 }
 
@@ -272,8 +347,8 @@ fn tiles<E: Real, const FUSED: bool, const WIDE: usize>(job: Job<'_, E>) {
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the tile stays in registers")]
 fn plain_tile<E: Real, const FUSED: bool, const WIDE: usize>(
-    a: &Matrix<E>,
-    b: &Matrix<E>,
+    a: Rows<&[E]>,
+    b: Rows<&[E]>,
     row: usize,
     column: usize,
     from: usize,
@@ -300,8 +375,8 @@ fn plain_tile<E: Real, const FUSED: bool, const WIDE: usize>(
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the tile stays in registers")]
 fn turned_tile<E: Real, const FUSED: bool, const WIDE: usize>(
-    a: &Matrix<E>,
-    b: &Matrix<E>,
+    a: Rows<&[E]>,
+    b: Rows<&[E]>,
     row: usize,
     column: usize,
     from: usize,
@@ -393,7 +468,8 @@ mod tests {
         let (a, b) = (matrix::<f32>(&mut draw, 20, 19), matrix::<f32>(&mut draw, 19, 37));
         let (mut wide, mut narrow) = (Matrix::new(20, 37), Matrix::new(20, 37));
         wide.set_product(&a, &b, Part::Whole);
-        let job = Job { c: &mut narrow, a: &a, turned: false, b: &b, part: Part::Whole, add: false };
+        let job =
+            Job { c: narrow.all_mut(), a: a.all(), turned: false, b: b.all(), part: Part::Whole, add: false };
         tiles::<f32, false, 8>(job);
         let gap = |(x, y): (&f32, &f32)| (x - y).abs();
         assert!(wide.rows().flatten().zip(narrow.rows().flatten()).map(gap).all(|gap| gap < 1e-5));

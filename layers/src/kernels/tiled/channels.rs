@@ -4,9 +4,10 @@
 
 use super::decay::{Decay, Ledger, Side, SideBack, When};
 use super::exp::{Exp, exp_each};
-use super::view::{Head, Sizes};
+use super::inputs::Sizes;
 use crate::kernels::dense::{Matrix, Part, Real, dot as whole_dot};
 use crate::kernels::vector::{Work, dot, fused, vectorised};
+use crate::kernels::view::{Head, read};
 
 /// Tokens of a tile.
 const TILE: usize = 8;
@@ -108,8 +109,8 @@ impl<E: Real + Exp> Decay<E> for ChannelDecay<E> {
 
     fn set(&mut self, log: Head<'_, E>, range: (usize, usize)) {
         let Self { decays, from_start, to_end, total, levels, .. } = self;
-        log.read(range, decays);
-        let (m, n) = (range.1, decays.row(0).len());
+        let (m, n) = (range.1, total.len());
+        read(decays, log, range, n);
         total.fill(E::default());
         for row in decays.rows_mut() {
             total.iter_mut().zip(&*row).for_each(|(sum, &log)| *sum += log);

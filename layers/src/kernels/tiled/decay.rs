@@ -1,8 +1,9 @@
 //! What decays inside a block do to scores, to reads and writes of the memory, and to their own gradient.
 
-use super::view::{Head, Sizes};
+use super::inputs::Sizes;
 use crate::kernels::dense::{Matrix, Part, Real, dot};
 use crate::kernels::vector::{self, Work, fused, vectorised};
+use crate::kernels::view::Head;
 
 /// Whether a token sees its own decay and what it wrote itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,7 +202,7 @@ impl<E: Real> Decay<E> for HeadDecay<E> {
 
     fn set(&mut self, log: Head<'_, E>, range: (usize, usize)) {
         self.next.clear();
-        self.next.extend(log.column(range));
+        self.next.extend(log.column(range.0, range.1));
         if self.next == self.log {
             return;
         }

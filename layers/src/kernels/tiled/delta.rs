@@ -9,10 +9,11 @@
 //! ```
 
 use super::decay::{Decay, Ledger, Side, SideBack, When};
+use super::inputs::{Place, Sizes};
 use super::passes::{HeadGradients, Rule};
 use super::solve::Solver;
-use super::view::{Head, Place, Sizes, write};
 use crate::kernels::dense::{Matrix, Part, Real};
+use crate::kernels::view::{Head, read, write};
 
 /// Scratch memory for a block.
 pub(super) struct Delta<E: Real, D: Decay<E>> {
@@ -227,7 +228,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         }
         at.read(&at.inputs.q, &mut self.q);
         self.query_scores();
-        dy.read(at.range, &mut self.y);
+        read(&mut self.y, dy, at.range, self.sizes.p);
         let Self { sizes, decay, solver, q, k, v, a, b, u, y, k_keys, b_keys, ab, ak, qb, qk, back, .. } =
             self;
         let Some(Back { dr, d_ab, d_ak, d_qb, d_qk, dq, dk, dv, da, db, turned, scaled, ledger }) = back

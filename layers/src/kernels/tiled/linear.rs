@@ -1,9 +1,10 @@
 //! `H_t = D_t H_{t-1} + k_t v_tᵀ`, `y_t = H_tᵀ q_t`: a block is quadratic inside.
 
 use super::decay::{Decay, Ledger, Side, SideBack, When};
+use super::inputs::{Place, Sizes};
 use super::passes::{HeadGradients, Rule};
-use super::view::{Head, Place, Sizes, write};
 use crate::kernels::dense::{Matrix, Part, Real};
+use crate::kernels::view::{Head, read, write};
 
 /// Scratch memory for a block.
 pub(super) struct Linear<E, D: Decay<E>>
@@ -110,7 +111,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
         let Self { sizes, decay, q, k, v, keys, scores, y, back } = self;
         let Some(Back { d_scores, dq, dk, dv, v_turned, state_turned, ledger }) = back else { return };
         at.read(&at.inputs.q, q);
-        dy.read(at.range, y);
+        read(y, dy, at.range, sizes.p);
         ledger.clear(to.log_d.is_some(), at.range.1, sizes.width);
 
         decay.keys(k, keys);

@@ -15,12 +15,12 @@ mod channels;
 mod decay;
 mod delta;
 mod exp;
+mod inputs;
 mod linear;
 mod passes;
 mod solve;
 #[cfg(test)]
 mod tests;
-mod view;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -28,15 +28,16 @@ use burn::backend::autodiff::grads::Gradients as Tape;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 
 use self::channels::ChannelDecay;
 use self::decay::HeadDecay;
 use self::delta::Delta;
 use self::exp::Exp;
+use self::inputs::Inputs;
 use self::linear::Linear;
 use self::passes::{Gradients, backward, forward};
-use self::view::{Inputs, View};
+use crate::kernels::view::{Number, Primitive, View, view};
 use crate::system::{Io, Transition};
 
 /// Tokens per block beyond which more of them only make it slower.
@@ -140,41 +141,6 @@ pub(crate) trait Tiled: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// A tensor on Flex.
-type Primitive = FloatTensor<Flex>;
-
-/// Numbers that tensors on Flex hold.
-trait Number: Exp {
-    fn numbers(tensor: &Primitive) -> &[Self];
-    fn tensor(numbers: Vec<Self>, shape: &[usize]) -> Primitive;
-}
-
-macro_rules! number {
-    ($($number:ty)*) => {$(
-        impl Number for $number {
-            fn numbers(tensor: &Primitive) -> &[Self] {
-                tensor.storage()
-            }
-
-            fn tensor(numbers: Vec<Self>, shape: &[usize]) -> Primitive {
-                Primitive::from_data(TensorData::new(numbers, shape.to_vec()))
-            }
-        }
-    )*};
-}
-
-number!(f32 f64);
-
-/// `tensor: [b, h, ..]` as a view of rank 4.
-fn view<E: Number>(tensor: &Primitive) -> View<'_, E> {
-    let layout = tensor.layout();
-    let (mut dims, mut strides) = ([1; 4], [1; 4]);
-    for (i, (dim, stride)) in layout.shape().iter().zip(layout.strides()).enumerate() {
-        (dims[i], strides[i]) = (*dim, *stride);
-    }
-    View { numbers: E::numbers(tensor), start: layout.start_offset(), dims, strides }
-}
-
 /// What the backward pass starts from.
 #[derive(Clone, Debug)]
 struct Saved {
@@ -187,7 +153,7 @@ struct Saved {
 const LOG_D: usize = 3;
 
 impl Saved {
-    fn inputs<E: Number>(&self) -> Inputs<'_, E> {
+    fn inputs<E: Number + Exp>(&self) -> Inputs<'_, E> {
         let [q, k, v, log_d, memory, rank_one @ ..] = &*self.inputs else {
             unreachable!("made below, with five inputs or more")
         };
@@ -204,7 +170,7 @@ impl Saved {
         }
     }
 
-    fn forward_in<E: Number>(&self) -> Primitive {
+    fn forward_in<E: Number + Exp>(&self) -> Primitive {
         let inputs = self.inputs::<E>();
         let ([b, h, t, n], [.., p]) = (inputs.k.dims, inputs.v.dims);
         let mut out = vec![E::default(); b * h * (t + n) * p];
@@ -220,7 +186,7 @@ impl Saved {
         }
     }
 
-    fn backward_in<E: Number>(&self, out: &Primitive, decay: bool) -> Vec<Primitive> {
+    fn backward_in<E: Number + Exp>(&self, out: &Primitive, decay: bool) -> Vec<Primitive> {
         let inputs = self.inputs::<E>();
         let mut grads = Gradients::filled(&inputs, E::default());
         fill_gradients(&inputs, view(out), self.block, decay, &mut grads);
@@ -229,7 +195,7 @@ impl Saved {
 }
 
 /// `out: [b, h, t + n, p]`
-fn fill<E: Exp>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E]) {
+fn fill<E: Number + Exp>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E]) {
     match (inputs.rank_one.is_some(), inputs.log_d.dims[3]) {
         (false, 1) => forward::<E, Linear<E, HeadDecay<E>>>(inputs, block, out),
         (false, _) => forward::<E, Linear<E, ChannelDecay<E>>>(inputs, block, out),
@@ -239,7 +205,7 @@ fn fill<E: Exp>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E]) {
 }
 
 /// The gradients for the gradient of what [`fill`] filled.
-fn fill_gradients<E: Exp>(
+fn fill_gradients<E: Number + Exp>(
     inputs: &Inputs<'_, E>,
     out: View<'_, E>,
     block: usize,

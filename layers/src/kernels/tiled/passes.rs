@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::view::{Head, Inputs, Place, Sizes, View, write};
+use super::inputs::{Inputs, Place, Sizes};
 use crate::kernels::dense::{Matrix, Real};
+use crate::kernels::view::{Head, View, read, write};
 
 /// One block of a kind of recurrence, with the scratch memory for it.
 pub(super) trait Rule<E: Real> {
@@ -37,7 +38,7 @@ pub(super) fn forward<E: Real, R: Rule<E>>(inputs: &Inputs<'_, E>, block: usize,
     let scratch = || (R::new(sizes, false), Matrix::new(n, p));
     out.par_chunks_mut((t + n) * p).enumerate().for_each_init(scratch, |(rule, state), (head, out)| {
         let (y, last) = out.split_at_mut(t * p);
-        inputs.memory.head(head).read((0, n), state);
+        read(state, inputs.memory.head(head), (0, n), p);
         rule.start();
         for block in 0..sizes.blocks() {
             let at = Place { inputs, head, range: sizes.range(block) };
@@ -160,9 +161,9 @@ impl<E: Real, R: Rule<E>> Backward<E, R> {
 
     fn head(&mut self, inputs: &Inputs<'_, E>, head: usize, out: Head<'_, E>, mut to: HeadGradients<'_, E>) {
         let Self { sizes, segment: length, rule, state, d_state, saved, states } = self;
-        let (Sizes { t, n, .. }, length) = (*sizes, *length);
+        let (Sizes { t, n, p, .. }, length) = (*sizes, *length);
         let place = |block| Place { inputs, head, range: sizes.range(block) };
-        inputs.memory.head(head).read((0, n), state);
+        read(state, inputs.memory.head(head), (0, n), p);
         rule.start();
         let segments = saved.len();
         for (segment, saved) in saved.iter_mut().enumerate() {
@@ -173,7 +174,7 @@ impl<E: Real, R: Rule<E>> Backward<E, R> {
                 }
             }
         }
-        out.read((t, n), d_state);
+        read(d_state, out, (t, n), p);
         for (segment, saved) in saved.iter().enumerate().rev() {
             let first = segment * length;
             let last = (first + length).min(sizes.blocks());

@@ -1,6 +1,6 @@
 //! The kernels against the recurrence: every kind and size, any layout of the inputs, values and all gradients.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::prelude::*;
 
 use super::*;
