@@ -13,4 +13,5 @@ pub use cosine::{CosineAttention, CosineAttentionConfig};
 pub use forgetting::{ForgettingAttention, ForgettingAttentionConfig};
 pub use mla::{Mla, MlaConfig};
 pub use path::{PathAttention, PathAttentionConfig};
+pub use scores::attend;
 pub use softmax::{Attention, AttentionConfig, Sink};

@@ -4,10 +4,12 @@
 use burn::tensor::{Int, Tensor, activation};
 
 use super::reflections::Reflections;
+use crate::error::require;
 #[cfg(feature = "flex")]
 use crate::kernels;
 use crate::system::scan::{NEGATIVE, pad, prefix, suffix};
 use crate::system::{Form, Spectrum, SpectrumKind, Views};
+use crate::{Error, Result};
 
 /// Queries to a block in `Auto`: the memory of the scores grows with the length, not with its square.
 const AUTO_BLOCK: usize = 512;
@@ -32,6 +34,45 @@ pub(super) struct Read {
     pub(super) reflections: Option<Reflections>,
     /// `log f: [b, h, T, 1]`, of which the scores get `Σ_{j < s ≤ i} log f_s`.
     pub(super) log_forget: Option<Tensor<4>>,
+}
+
+/// Causal softmax attention of heads as they are: each query sees its own token and earlier ones, or the `window`
+/// latest of them. `q: [b, h, t, n]`, `k: [b, h_kv, T, n]`, `v: [b, h_kv, T, p]` with `h_kv` a divisor of `h` and the
+/// last `t` of the `T` tokens those of the queries; products are scaled by `1/√n`. Returns `[b, h, t, p]`.
+///
+/// `Auto` and `Chunked` run a [kernel](crate::kernels) where there is one, and blocks of queries where there is none;
+/// other forms make all scores at once.
+///
+/// # Errors
+/// When the shapes do not fit, or the window is 0.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use seqzoo_layers::attention::attend;
+/// use seqzoo_layers::system::Form;
+///
+/// let x = |heads| Tensor::<4>::ones([1, heads, 5, 8], &Device::flex());
+/// let y = attend([x(4), x(2), x(2)], None, Form::Auto)?;
+/// assert_eq!(y.dims(), [1, 4, 5, 8]);
+/// # Ok::<(), seqzoo_layers::Error>(())
+/// ```
+pub fn attend([q, k, v]: [Tensor<4>; 3], window: Option<usize>, form: Form) -> Result<Tensor<4>> {
+    let ([b, h, t, n], [_, kv, total, p]) = (q.dims(), v.dims());
+    if k.dims() != [b, kv, total, n] {
+        return Err(Error::shape("keys", format!("[{b}, {kv}, {total}, {n}]"), &k.dims()));
+    }
+    if v.dims()[0] != b || kv == 0 || !h.is_multiple_of(kv) || total < t {
+        let expected = format!("[{b}, a divisor of {h}, at least {t}, {p}]");
+        return Err(Error::shape("values", expected, &v.dims()));
+    }
+    require(window != Some(0), "attention", "window", 0, "must be at least 1")?;
+    if t == 0 || b == 0 {
+        return Ok(Tensor::zeros([b, h, t, p], (&q.device(), q.dtype()))); // no outputs
+    }
+    let (absent, reflections, log_forget) = (None, None, None);
+    let read = Read { q, k, v, cached: total - t, absent, reflections, log_forget };
+    let scale = (n as f64).powf(-0.5);
+    Ok(Scoring { causal: true, window, scale, softcap: None, sink: None }.attend(&read, form))
 }
 
 /// How products become weights.
@@ -213,6 +254,19 @@ mod tests {
 
     use super::*;
     use crate::testing::{Draw, error, numbers};
+
+    #[test]
+    fn heads_that_do_not_fit_are_refused() {
+        let x = |dims: [usize; 4]| Draw::new(1).tensor::<4>(dims, -1.0, 1.0);
+        let run = |q, k, v, window| attend([x(q), x(k), x(v)], window, Form::Auto);
+        let y = run([2, 4, 3, 8], [2, 2, 5, 8], [2, 2, 5, 6], Some(2)).unwrap();
+        assert_eq!(y.dims(), [2, 4, 3, 6]);
+        assert_eq!(run([1, 2, 0, 8], [1, 2, 3, 8], [1, 2, 3, 6], None).unwrap().dims(), [1, 2, 0, 6]);
+        assert!(run([2, 4, 3, 8], [2, 2, 5, 8], [2, 2, 5, 6], Some(0)).is_err());
+        assert!(run([2, 4, 3, 8], [2, 2, 5, 7], [2, 2, 5, 6], None).is_err());
+        assert!(run([2, 4, 3, 8], [2, 3, 5, 8], [2, 3, 5, 6], None).is_err());
+        assert!(run([2, 4, 3, 8], [2, 2, 2, 8], [2, 2, 2, 6], None).is_err());
+    }
 
     #[test]
     fn what_is_forgotten_is_summed_from_key_to_query() {

@@ -8,10 +8,13 @@
 //! | kernel | device | serves |
 //! | --- | --- | --- |
 //! | `tiled` | Flex, `f32` and `f64` | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
+//! | `scan` | Flex, `f32` and `f64` | every `System` with one state per channel |
 //! | `softmax` | Flex, `f32` and `f64` | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, caches, padding |
 
 #[cfg(feature = "flex")]
 mod dense;
+#[cfg(feature = "flex")]
+pub(crate) mod scan;
 #[cfg(feature = "flex")]
 pub(crate) mod softmax;
 #[cfg(feature = "flex")]

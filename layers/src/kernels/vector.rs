@@ -1,37 +1,210 @@
-//! Loops over numbers, compiled for the widest vectors that the machine has.
+//! Functions of single numbers that the compiler turns into vector instructions, and how functions are compiled for the
+//! vectors that the machine turns out to have.
+//!
+//! In `f32` exponentials are `2^n` times a polynomial of degree 6 (coefficients of Cephes' `exp2f` and `expf`), within a
+//! unit in the last place above `2^-126` and 0 below; in `f64` the standard library's.
+
+use std::ops::{Div, Neg, Sub};
 
 use super::dense::Real;
 
-/// A loop. Its `run` and all that it calls must be `inline(always)`, or they are compiled for the narrowest vectors.
+/// Adding it to a small number rounds that to an integer, which is then in the last bits: 1.5 · 2²³.
+const ROUND: f32 = 12_582_912.0;
+
+/// Powers of two below have no normal number.
+const LEAST: f32 = -126.0;
+
+/// Largest `|x|` whose `tanh` in `f32` is a polynomial.
+const TANH_SMALL: f32 = 0.625;
+
+/// `f32` or `f64`.
+pub(crate) trait Vector:
+    Real + PartialOrd + Sub<Output = Self> + Div<Output = Self> + Neg<Output = Self>
+{
+    /// `2^self`, for numbers below 127.
+    fn power<const FUSED: bool>(self) -> Self;
+
+    /// `e^self`, for numbers below 87.
+    fn exponential<const FUSED: bool>(self) -> Self;
+
+    /// `tanh self`
+    fn bounded<const FUSED: bool>(self) -> Self;
+}
+
+/// Defines a function that runs another one, generic over `E: Vector` and whether products are fused, compiled for the
+/// vectors that the machine turns out to have.
+macro_rules! vectors {
+    ($(#[$doc:meta])* $visible:vis fn $name:ident = $body:ident($($arg:ident: $type:ty),* $(,)?)) => {
+        $(#[$doc])*
+        #[allow(unsafe_code, reason = "calling functions compiled for vectors that were found")]
+        #[allow(clippy::too_many_arguments, reason = "those of the function that it runs")]
+        $visible fn $name<E: crate::kernels::vector::Vector>($($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f")]
+                fn widest<E: crate::kernels::vector::Vector>($($arg: $type),*) {
+                    $body::<E, true>($($arg),*);
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn wide<E: crate::kernels::vector::Vector>($($arg: $type),*) {
+                    $body::<E, true>($($arg),*);
+                }
+                if is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the machine has it.
+                    return unsafe { widest::<E>($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the machine has both features.
+                    return unsafe { wide::<E>($($arg),*) };
+                }
+            }
+            // Fused products are a library call where the target does not have them for sure.
+            $body::<E, { cfg!(target_arch = "aarch64") }>($($arg),*);
+        }
+    };
+}
+
+pub(crate) use vectors;
+
+/// `a b + c`
+#[inline(always)]
+pub(crate) fn fused<E: Real, const FUSED: bool>(a: E, b: E, c: E) -> E {
+    if FUSED { a.fused(b, c) } else { a * b + c }
+}
+
+#[inline(always)]
+fn polynomial<const FUSED: bool, const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+    let mut sum = coefficients[0];
+    let mut i = 1;
+    while i < N {
+        sum = fused::<f32, FUSED>(sum, x, coefficients[i]);
+        i += 1;
+    }
+    sum
+}
+
+impl Vector for f32 {
+    #[inline(always)]
+    #[allow(clippy::excessive_precision, clippy::approx_constant, reason = "coefficients as published")]
+    fn power<const FUSED: bool>(self) -> Self {
+        let x = if self < LEAST { LEAST } else { self };
+        let shifted = x + ROUND;
+        let f = x - (shifted - ROUND);
+        let fraction = polynomial::<FUSED, 7>(
+            f,
+            [
+                1.535_336_188_319_500e-4,
+                1.339_887_440_266_574e-3,
+                9.618_437_357_674_640e-3,
+                5.550_332_471_162_809e-2,
+                2.402_264_791_363_012e-1,
+                6.931_472_028_550_421e-1,
+                1.0,
+            ],
+        );
+        let whole = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+        if self < LEAST { 0.0 } else { fraction * whole }
+    }
+
+    #[inline(always)]
+    #[allow(clippy::excessive_precision, reason = "coefficients as published")]
+    fn exponential<const FUSED: bool>(self) -> Self {
+        // ln 2 in two parts, the first with so few digits that its multiples are exact.
+        const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_40e-4];
+        let least = LEAST * std::f32::consts::LN_2;
+        let x = if self < least { least } else { self };
+        let shifted = fused::<f32, FUSED>(x, std::f32::consts::LOG2_E, ROUND);
+        let whole = shifted - ROUND;
+        let f = fused::<f32, FUSED>(-whole, LN_2[1], fused::<f32, FUSED>(-whole, LN_2[0], x));
+        let tail = polynomial::<FUSED, 6>(
+            f,
+            [
+                1.987_569_150_0e-4,
+                1.398_199_950_7e-3,
+                8.333_451_907_3e-3,
+                4.166_579_589_4e-2,
+                1.666_666_545_9e-1,
+                5.000_000_120_1e-1,
+            ],
+        );
+        let fraction = fused::<f32, FUSED>(tail * f, f, f) + 1.0;
+        let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+        if self < least { 0.0 } else { fraction * scale }
+    }
+
+    #[inline(always)]
+    #[allow(clippy::excessive_precision, reason = "coefficients as published")]
+    fn bounded<const FUSED: bool>(self) -> Self {
+        let square = self * self;
+        // Near 0 the quotient below would lose digits.
+        let small = polynomial::<FUSED, 5>(
+            square,
+            [
+                -5.704_988_727_45e-3,
+                2.063_908_879_54e-2,
+                -5.373_971_555_31e-2,
+                1.333_144_220_36e-1,
+                -3.333_328_194_22e-1,
+            ],
+        );
+        let small = fused::<f32, FUSED>(small * square, self, self);
+        let power = (self.abs() * (-2.0 * std::f32::consts::LOG2_E)).power::<FUSED>();
+        let large = ((1.0 - power) / (1.0 + power)).copysign(self);
+        if self.abs() < TANH_SMALL { small } else { large }
+    }
+}
+
+impl Vector for f64 {
+    #[inline(always)]
+    fn power<const FUSED: bool>(self) -> Self {
+        self.exp2()
+    }
+
+    #[inline(always)]
+    fn exponential<const FUSED: bool>(self) -> Self {
+        self.exp()
+    }
+
+    #[inline(always)]
+    fn bounded<const FUSED: bool>(self) -> Self {
+        self.tanh()
+    }
+}
+
+/// A loop, for those that need more generics than [`vectors`] has. Its `run` and all that it calls must be
+/// `inline(always)`, or they are compiled for the narrowest vectors.
 pub(super) trait Work {
     /// `FUSED`: whether a fused product is one instruction.
     fn run<const FUSED: bool>(self);
 }
 
-/// Does the work.
-#[allow(unsafe_code, reason = "calling a function compiled for vectors that were found")]
+/// Does the work in the widest vectors that the machine has.
+#[allow(unsafe_code, reason = "calling functions compiled for vectors that were found")]
 pub(super) fn vectorised<W: Work>(work: W) {
     #[cfg(target_arch = "x86_64")]
     {
+        #[target_feature(enable = "avx512f")]
+        fn widest<W: Work>(work: W) {
+            work.run::<true>();
+        }
         #[target_feature(enable = "avx2,fma")]
         fn wide<W: Work>(work: W) {
             work.run::<true>();
+        }
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the machine has it.
+            return unsafe { widest(work) };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: the machine has both features.
             return unsafe { wide(work) };
         }
     }
-    if cfg!(target_arch = "aarch64") { work.run::<true>() } else { work.run::<false>() }
+    // Fused products are a library call where the target does not have them for sure.
+    work.run::<{ cfg!(target_arch = "aarch64") }>();
 }
 
-/// `x y + z`, rounded once where that is as fast.
-#[inline(always)]
-pub(super) fn fused<E: Real, const FUSED: bool>(x: E, y: E, z: E) -> E {
-    if FUSED { x.fused(y, z) } else { x * y + z }
-}
-
-/// Lanes of the sums of [`dot`].
+/// Lanes of sums.
 const LANES: usize = 16;
 
 /// `Σ x y`
@@ -81,4 +254,38 @@ fn together<E: Real>(mut sums: [E; LANES]) -> E {
         }
     }
     sums[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The largest relative error over `from..to`.
+    fn worst(from: f64, to: f64, found: impl Fn(f32) -> f32, expected: impl Fn(f64) -> f64) -> f64 {
+        let count = 1_000_000;
+        let points = (0..=count).map(|i| (from + (to - from) * f64::from(i) / f64::from(count)) as f32);
+        let off = |x: f32| (f64::from(found(x)) / expected(f64::from(x)) - 1.0).abs();
+        points.filter(|&x| x != 0.0).map(off).fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn single_precision_is_precise() {
+        const ULP: f64 = f32::EPSILON as f64;
+        assert!(worst(-126.0, 1.0, |x| x.power::<true>(), f64::exp2) < ULP);
+        assert!(worst(-126.0, 1.0, |x| x.power::<false>(), f64::exp2) < 1.5 * ULP);
+        assert!(worst(-87.3, 1.0, |x| x.exponential::<true>(), f64::exp) < ULP);
+        assert!(worst(-87.3, 1.0, |x| x.exponential::<false>(), f64::exp) < 1.5 * ULP);
+        for small in [1e-6, 1.0, 20.0] {
+            assert!(worst(-small, small, |x| x.bounded::<true>(), f64::tanh) < 2.0 * ULP);
+        }
+    }
+
+    #[test]
+    fn what_has_no_number_is_nothing() {
+        for x in [-127.0f32, -1e30, f32::NEG_INFINITY] {
+            assert_eq!((x.power::<true>(), x.exponential::<true>()), (0.0, 0.0));
+        }
+        assert!(f32::NAN.power::<true>().is_nan() && f32::NAN.exponential::<true>().is_nan());
+        assert_eq!((0.0f32.power::<true>(), 0.0f32.exponential::<true>()), (1.0, 1.0));
+    }
 }

@@ -68,7 +68,7 @@ impl<'a, E: Real> View<'a, E> {
     }
 }
 
-impl<E: Real> Head<'_, E> {
+impl<'a, E: Real> Head<'a, E> {
     /// Its transpose.
     pub(super) fn turned(self) -> Self {
         Self { strides: [self.strides[1], self.strides[0]], ..self }
@@ -90,6 +90,19 @@ impl<E: Real> Head<'_, E> {
                 row.iter_mut().enumerate().for_each(|(j, x)| *x = self.numbers[place(j)]);
             }
         }
+    }
+
+    /// `count` numbers of row `i` from column `first` on, if they lie side by side.
+    #[inline(always)]
+    pub(super) fn slice(&self, i: usize, first: usize, count: usize) -> Option<&'a [E]> {
+        let start = self.row(i) as usize + first;
+        (self.strides[1] == 1).then(|| &self.numbers[start..][..count])
+    }
+
+    /// Copies numbers of row `i` from column `first` on, as many as fit.
+    pub(super) fn copy(&self, i: usize, first: usize, to: &mut [E]) {
+        let place = |j: usize| (self.row(i) + (first + j) as isize * self.strides[1]) as usize;
+        to.iter_mut().enumerate().for_each(|(j, x)| *x = self.numbers[place(j)]);
     }
 
     /// The first number of `count` rows from `first` on.

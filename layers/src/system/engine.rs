@@ -141,9 +141,19 @@ fn run_plain(
         && form != Form::Parallel
         && let Some(recurrence) = kernels::tiled::Recurrence::new(&transition, &io, &memory)
     {
-        return Ok(recurrence.run(size));
+        return Ok(recurrence.run((form != Form::Auto).then_some(size)));
     }
     Ok(match (transition, io) {
+        #[cfg(feature = "flex")]
+        (Transition::Diagonal { log_a }, Io::Direct { u, c })
+            if kernels
+                && form != Form::Parallel
+                && chunk.is_some()
+                && kernels::scan::applies(&log_a, &u, &memory) =>
+        {
+            let (y, last) = kernels::scan::run(log_a, u, memory);
+            (if let Some(c) = c { y * c } else { y }, last)
+        }
         (Transition::Diagonal { log_a }, Io::Direct { u, c }) => {
             let h0 = memory.squeeze_dim::<3>(3);
             let (y, last) = match chunk {

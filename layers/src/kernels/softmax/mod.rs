@@ -21,7 +21,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_e
 use burn::tensor::{DType, Tensor};
 
 use self::tiles::{Inputs, Outcome};
-use self::weights::Vector;
+use super::vector::Vector;
 use super::view::{Number, Primitive, view};
 
 /// How products become weights.

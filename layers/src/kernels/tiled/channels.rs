@@ -3,10 +3,9 @@
 //! What remains are tiles of a few tokens, in which a token's decay grows from key to key.
 
 use super::decay::{Decay, Ledger, Side, SideBack, When};
-use super::exp::{Exp, exp_each};
 use super::inputs::Sizes;
 use crate::kernels::dense::{Matrix, Part, Real, dot as whole_dot};
-use crate::kernels::vector::{Work, dot, fused, vectorised};
+use crate::kernels::vector::{Vector, Work, dot, fused, vectorised};
 use crate::kernels::view::{Head, read};
 
 /// Tokens of a tile.
@@ -78,7 +77,7 @@ impl<E: Real> ChannelDecay<E> {
     }
 }
 
-impl<E: Real + Exp> Decay<E> for ChannelDecay<E> {
+impl<E: Vector> Decay<E> for ChannelDecay<E> {
     /// Of every level, of every pair.
     type Keys = Vec<Vec<Early<E>>>;
 
@@ -115,8 +114,8 @@ impl<E: Real + Exp> Decay<E> for ChannelDecay<E> {
         for row in decays.rows_mut() {
             total.iter_mut().zip(&*row).for_each(|(sum, &log)| *sum += log);
         }
-        exp_each(total);
-        decays.rows_mut().for_each(exp_each);
+        vectorised(Exponentials(total));
+        decays.rows_mut().for_each(|row| vectorised(Exponentials(row)));
         from_start.resize(m, n);
         to_end.resize(m, n);
         grow(from_start, decays, 0, m);
@@ -285,6 +284,18 @@ fn scale_late<E: Real>(
             (When::After, _) => multiply(row, x, factors.row(middle + i)),
             (When::Before, 0) => row.copy_from_slice(x),
             (When::Before, _) => multiply(row, x, factors.row(middle + i - 1)),
+        }
+    }
+}
+
+/// `e` to all of them.
+struct Exponentials<'a, E>(&'a mut [E]);
+
+impl<E: Vector> Work for Exponentials<'_, E> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        for x in self.0 {
+            *x = x.exponential::<FUSED>();
         }
     }
 }

@@ -14,7 +14,6 @@
 mod channels;
 mod decay;
 mod delta;
-mod exp;
 mod inputs;
 mod linear;
 mod passes;
@@ -33,12 +32,17 @@ use burn::tensor::{DType, Tensor};
 use self::channels::ChannelDecay;
 use self::decay::HeadDecay;
 use self::delta::Delta;
-use self::exp::Exp;
 use self::inputs::Inputs;
 use self::linear::Linear;
 use self::passes::{Gradients, backward, forward};
+use crate::kernels::vector::Vector;
 use crate::kernels::view::{Number, Primitive, View, view};
+use crate::system::engine::AUTO_CHUNK;
 use crate::system::{Io, Transition};
+
+/// Tokens per block at which rank one and decays per channel are fastest (measured with heads of 64): what is quadratic
+/// inside a block costs more with them.
+const SMALL_BLOCK: usize = 32;
 
 /// Tokens per block beyond which more of them only make it slower.
 const LARGEST_BLOCK: usize = 128;
@@ -92,15 +96,16 @@ impl Recurrence {
             && matches!(k.device().inner().as_dispatch(), DispatchDevice::Flex(_))
     }
 
-    /// In blocks of `block` tokens: `y: [b, h, t, p]` and the last memory.
-    pub(crate) fn run(self, block: usize) -> (Tensor<4>, Tensor<4>) {
+    /// In blocks of `block` tokens, or as many as are fastest: `y: [b, h, t, p]` and the last memory.
+    pub(crate) fn run(self, block: Option<usize>) -> (Tensor<4>, Tensor<4>) {
         let Self { q, k, v, log_d, rank_one, memory } = self;
         let [b, h, t, n] = k.dims();
         let log_d = log_d.unwrap_or_else(|| Tensor::zeros([1, 1, 1, 1], (&k.device().inner(), k.dtype())));
         let width = log_d.dims()[3];
         let log_d = log_d.cast(k.dtype()).expand([b, h, t, width]);
         let [q, k, v, log_d, memory] = [q, k, v, log_d, memory].map(Tensor::into_dispatch);
-        let block = block.min(LARGEST_BLOCK);
+        let fastest = if rank_one.is_some() || width > 1 { SMALL_BLOCK } else { AUTO_CHUNK };
+        let block = block.unwrap_or(fastest).min(LARGEST_BLOCK);
         let out = match rank_one {
             None => <Dispatch as Tiled>::linear(q, k, v, log_d, memory, block),
             Some(rank_one) => {
@@ -153,7 +158,7 @@ struct Saved {
 const LOG_D: usize = 3;
 
 impl Saved {
-    fn inputs<E: Number + Exp>(&self) -> Inputs<'_, E> {
+    fn inputs<E: Number + Vector>(&self) -> Inputs<'_, E> {
         let [q, k, v, log_d, memory, rank_one @ ..] = &*self.inputs else {
             unreachable!("made below, with five inputs or more")
         };
@@ -170,7 +175,7 @@ impl Saved {
         }
     }
 
-    fn forward_in<E: Number + Exp>(&self) -> Primitive {
+    fn forward_in<E: Number + Vector>(&self) -> Primitive {
         let inputs = self.inputs::<E>();
         let ([b, h, t, n], [.., p]) = (inputs.k.dims, inputs.v.dims);
         let mut out = vec![E::default(); b * h * (t + n) * p];
@@ -186,7 +191,7 @@ impl Saved {
         }
     }
 
-    fn backward_in<E: Number + Exp>(&self, out: &Primitive, decay: bool) -> Vec<Primitive> {
+    fn backward_in<E: Number + Vector>(&self, out: &Primitive, decay: bool) -> Vec<Primitive> {
         let inputs = self.inputs::<E>();
         let mut grads = Gradients::filled(&inputs, E::default());
         fill_gradients(&inputs, view(out), self.block, decay, &mut grads);
@@ -195,7 +200,7 @@ impl Saved {
 }
 
 /// `out: [b, h, t + n, p]`
-fn fill<E: Number + Exp>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E]) {
+fn fill<E: Number + Vector>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E]) {
     match (inputs.rank_one.is_some(), inputs.log_d.dims[3]) {
         (false, 1) => forward::<E, Linear<E, HeadDecay<E>>>(inputs, block, out),
         (false, _) => forward::<E, Linear<E, ChannelDecay<E>>>(inputs, block, out),
@@ -205,7 +210,7 @@ fn fill<E: Number + Exp>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E]) {
 }
 
 /// The gradients for the gradient of what [`fill`] filled.
-fn fill_gradients<E: Number + Exp>(
+fn fill_gradients<E: Number + Vector>(
     inputs: &Inputs<'_, E>,
     out: View<'_, E>,
     block: usize,

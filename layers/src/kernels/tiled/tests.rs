@@ -73,7 +73,7 @@ impl Recurrence {
 
     fn tiled(self, block: usize) -> (Tensor<4>, Tensor<4>) {
         assert!(self.applies());
-        self.run(block)
+        self.run(Some(block))
     }
 }
 
@@ -189,7 +189,7 @@ fn it_is_the_recurrence_with_released_slopes() {
                 inputs.log_d = Some(constant(&slopes, t));
                 let (y, last) = plain(&slopes, &inputs);
                 for block in [1, 4, 8, 16, 64] {
-                    let (found, memory) = inputs.clone().run(block);
+                    let (found, memory) = inputs.clone().run(Some(block));
                     let off = error(&numbers(found), &y).max(error(&numbers(memory), &last));
                     assert!(off <= 1e-5, "heads={heads} t={t} block={block}: off by {off:e}");
                 }
@@ -235,7 +235,7 @@ fn sixty_four_thousand_tokens_stay_exact() {
         inputs.log_d = Some(constant(&slopes, t).expand([1, 3, t, width]));
         let (expected, last) = plain(&slopes, &inputs);
         let leaves = inputs.map(|x| x.autodiff().require_grad());
-        let (y, end) = leaves.clone().run(64);
+        let (y, end) = leaves.clone().run(Some(64));
         for (found, expected) in [(&y, &expected), (&end, &last)] {
             let off = error(&numbers(found.clone()), expected);
             assert!(off <= 1e-5, "{kind:?}: off by {off:e}");
@@ -329,7 +329,7 @@ fn the_future_does_not_show() {
         let spoilt = Tensor::cat(vec![inputs.k.clone().narrow(2, 0, 7), nan], 2);
         let run = |k: &Tensor<4>| {
             let inputs = Recurrence { k: k.clone(), ..inputs.clone() };
-            numbers(inputs.run(8).0.narrow(2, 0, 7))
+            numbers(inputs.run(Some(8)).0.narrow(2, 0, 7))
         };
         assert_eq!(run(&inputs.k), run(&spoilt), "{kind:?}");
     }
@@ -344,7 +344,7 @@ fn a_reset_forgets_everything() {
         let reset = log_d.clone().narrow(2, 0, 1).full_like(-1e30);
         let parts = vec![log_d.clone().narrow(2, 0, 10), reset, log_d.clone().narrow(2, 11, 9)];
         let cut = Recurrence { log_d: Some(Tensor::cat(parts, 2)), ..inputs.clone() };
-        let (whole, _) = cut.run(16);
+        let (whole, _) = cut.run(Some(16));
         let memory = inputs.memory.zeros_like();
         let later = Recurrence {
             q: inputs.q.narrow(2, 10, 10),
@@ -354,7 +354,7 @@ fn a_reset_forgets_everything() {
             rank_one: None,
             memory,
         };
-        assert!(gap(whole.narrow(2, 10, 10), later.run(16).0) <= 1e-6, "{kind:?}");
+        assert!(gap(whole.narrow(2, 10, 10), later.run(Some(16)).0) <= 1e-6, "{kind:?}");
     }
 }
 

@@ -1,0 +1,221 @@
+//! The arithmetic of the kernel on slices: some channels of one head at a time, from the first token to the last.
+
+use rayon::prelude::*;
+
+use crate::kernels::vector::{Vector, fused, vectors};
+use crate::kernels::view::{Head, View};
+
+/// Most channels of a job.
+const CHANNELS: usize = 256;
+
+/// Channels of a whole cache line.
+const LINE: usize = 16;
+
+/// What both passes read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inputs<'a, E> {
+    /// `[b, h, t, n]`
+    pub(super) log_a: View<'a, E>,
+    /// `[b, h, n, 1]`
+    pub(super) memory: View<'a, E>,
+}
+
+/// Gradients, contiguous.
+#[derive(Debug)]
+pub(super) struct Gradients<E> {
+    pub(super) log_a: Vec<E>,
+    pub(super) u: Vec<E>,
+    pub(super) memory: Vec<E>,
+}
+
+impl<E: Vector> Gradients<E> {
+    pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
+        let size = |dims: [usize; 4]| vec![with; dims.iter().product()];
+        let dims = inputs.log_a.dims;
+        Self { log_a: size(dims), u: size(dims), memory: size(inputs.memory.dims) }
+    }
+}
+
+/// `[t, n]` where it lies, one head of a tensor `[b, h, t, n]` that jobs write their channels of.
+struct Target<E> {
+    start: *mut E,
+    length: usize,
+    stride: usize,
+}
+
+impl<E> Clone for Target<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Target<E> {}
+
+#[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
+// SAFETY: it is an address; who writes what is the business of `row`.
+unsafe impl<E: Send> Send for Target<E> {}
+#[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
+// SAFETY: as above.
+unsafe impl<E: Send> Sync for Target<E> {}
+
+impl<E> Target<E> {
+    fn new(numbers: &mut [E], stride: usize) -> Self {
+        Self { start: numbers.as_mut_ptr(), length: numbers.len(), stride }
+    }
+
+    /// `count` channels from `first` on of row `index`, of all heads' rows.
+    ///
+    /// # Safety
+    /// The numbers that it was made of must still be borrowed, and no other job may hold these channels.
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
+    unsafe fn row<'a>(self, index: usize, first: usize, count: usize) -> &'a mut [E] {
+        let start = index * self.stride + first;
+        assert!(first + count <= self.stride && start + count <= self.length, "no such row");
+        // SAFETY: within the numbers; the caller's for the rest.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), count) }
+    }
+}
+
+/// One job: `count` channels from `first` on of head `head`.
+#[derive(Clone, Copy)]
+pub(crate) struct Share {
+    head: usize,
+    first: usize,
+    count: usize,
+}
+
+/// All jobs: as many channels as leave some for every thread, because whole rows are read fastest.
+fn shares([b, h, _, n]: [usize; 4]) -> Vec<Share> {
+    let parts = rayon::current_num_threads().div_ceil(b * h);
+    let width = n.div_ceil(parts).next_multiple_of(LINE).min(CHANNELS);
+    let channels =
+        |head| (0..n).step_by(width).map(move |first| Share { head, first, count: width.min(n - first) });
+    (0..b * h).flat_map(channels).collect()
+}
+
+/// A row's channels where they lie, or copied to `space` where they do not lie side by side.
+#[inline(always)]
+fn row<'a, E: Vector>(
+    head: Head<'a, E>,
+    index: usize,
+    Share { first, count, .. }: Share,
+    space: &'a mut [E; CHANNELS],
+) -> &'a [E] {
+    if let Some(row) = head.slice(index, first, count) {
+        return row;
+    }
+    head.copy(index, first, &mut space[..count]);
+    &space[..count]
+}
+
+/// Fills `y: [b, h, t, n]` with the states.
+pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, u: View<'_, E>, y: &mut [E]) {
+    let dims @ [.., n] = u.dims;
+    let y = Target::new(y, n);
+    shares(dims).into_par_iter().for_each(|share| scan(*inputs, u, y, share));
+}
+
+vectors! {
+    fn scan = scan_channels(inputs: Inputs<'_, E>, u: View<'_, E>, y: Target<E>, share: Share)
+}
+
+#[inline(always)]
+#[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
+fn scan_channels<E: Vector, const FUSED: bool>(
+    inputs: Inputs<'_, E>,
+    u: View<'_, E>,
+    y: Target<E>,
+    share: Share,
+) {
+    let Share { head, first, count } = share;
+    let [_, _, t, _] = u.dims;
+    let (log_a, u) = (inputs.log_a.head(head), u.head(head));
+    let mut spaces = [[E::default(); CHANNELS]; 2];
+    let [log_space, u_space] = &mut spaces;
+    let mut h = [E::default(); CHANNELS];
+    inputs.memory.head(head).turned().copy(0, first, &mut h[..count]);
+    let h = &mut h[..count];
+    for i in 0..t {
+        let (log_a, u) = (row(log_a, i, share, log_space), row(u, i, share, u_space));
+        // SAFETY: `y` is borrowed by `forward`, and this job's channels are its own.
+        let y = unsafe { y.row(head * t + i, first, count) };
+        let (log_a, u) = (&log_a[..count], &u[..count]);
+        for c in 0..count {
+            h[c] = fused::<E, FUSED>(log_a[c].exponential::<FUSED>(), h[c], u[c]);
+            y[c] = h[c];
+        }
+    }
+}
+
+/// Fills `to` with the gradients for `dy`, that of the states `y`.
+pub(super) fn backward<E: Vector>(
+    inputs: &Inputs<'_, E>,
+    y: View<'_, E>,
+    dy: View<'_, E>,
+    to: &mut Gradients<E>,
+) {
+    let dims @ [.., n] = y.dims;
+    let (log_a, u) = (Target::new(&mut to.log_a, n), Target::new(&mut to.u, n));
+    let memory = Target::new(&mut to.memory, n);
+    shares(dims).into_par_iter().for_each(|share| scan_back(*inputs, y, dy, [log_a, u, memory], share));
+}
+
+vectors! {
+    fn scan_back = scan_channels_back(
+        inputs: Inputs<'_, E>,
+        y: View<'_, E>,
+        dy: View<'_, E>,
+        to: [Target<E>; 3],
+        share: Share,
+    )
+}
+
+#[inline(always)]
+#[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
+fn scan_channels_back<E: Vector, const FUSED: bool>(
+    inputs: Inputs<'_, E>,
+    y: View<'_, E>,
+    dy: View<'_, E>,
+    [log_out, u_out, memory_out]: [Target<E>; 3],
+    share: Share,
+) {
+    let Share { head, first, count } = share;
+    let [_, _, t, _] = y.dims;
+    let (log_a, y, dy) = (inputs.log_a.head(head), y.head(head), dy.head(head));
+    let mut spaces = [[E::default(); CHANNELS]; 3];
+    let [log_space, y_space, dy_space] = &mut spaces;
+    let (mut start, mut dh) = ([E::default(); CHANNELS], [E::default(); CHANNELS]);
+    inputs.memory.head(head).turned().copy(0, first, &mut start[..count]);
+    let dh = &mut dh[..count];
+    for i in (0..t).rev() {
+        let log_a = &row(log_a, i, share, log_space)[..count];
+        let before = if i > 0 { row(y, i - 1, share, y_space) } else { &start[..] };
+        let (before, dy) = (&before[..count], &row(dy, i, share, dy_space)[..count]);
+        // SAFETY: what they point to is borrowed by `backward`, and this job's channels are its own.
+        let (log_out, u_out) =
+            unsafe { (log_out.row(head * t + i, first, count), u_out.row(head * t + i, first, count)) };
+        step_back::<E, FUSED>(dh, [log_a, before, dy], log_out, u_out);
+    }
+    // SAFETY: as above.
+    unsafe { memory_out.row(head, first, count) }.copy_from_slice(dh);
+}
+
+/// One token back. A function of its own because its arguments are known not to overlap.
+#[inline(always)]
+fn step_back<E: Vector, const FUSED: bool>(
+    dh: &mut [E],
+    [log_a, before, dy]: [&[E]; 3],
+    log_out: &mut [E],
+    u_out: &mut [E],
+) {
+    let count = dh.len();
+    let (log_a, before, dy) = (&log_a[..count], &before[..count], &dy[..count]);
+    let (log_out, u_out) = (&mut log_out[..count], &mut u_out[..count]);
+    for c in 0..count {
+        let sum = dh[c] + dy[c];
+        u_out[c] = sum;
+        dh[c] = sum * log_a[c].exponential::<FUSED>();
+        log_out[c] = dh[c] * before[c];
+    }
+}
