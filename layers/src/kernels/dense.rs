@@ -154,6 +154,15 @@ impl<E: Real> Matrix<E> {
         &mut self.numbers[row * self.stride..][..self.columns]
     }
 
+    /// A row to change and another one to read.
+    #[inline]
+    pub(crate) fn two_rows(&mut self, change: usize, read: usize) -> (&mut [E], &[E]) {
+        let part = |row: usize| row * self.stride..row * self.stride + self.columns;
+        let [change, read] =
+            self.numbers.get_disjoint_mut([part(change), part(read)]).expect("two rows of the matrix");
+        (change, read)
+    }
+
     /// All rows.
     #[inline]
     pub(crate) fn rows(&self) -> impl Iterator<Item = &[E]> {
@@ -202,6 +211,12 @@ impl<E: Real> Matrix<E> {
     pub(crate) fn copy_from(&mut self, other: &Self) {
         self.resize(other.rows, other.columns);
         self.rows_mut().zip(other.rows()).for_each(|(row, other)| row.copy_from_slice(other));
+    }
+
+    /// Takes its numbers from `rows`, row after row.
+    pub(crate) fn set_rows(&mut self, rows: &[E]) {
+        let columns = self.columns;
+        self.rows_mut().zip(rows.chunks_exact(columns)).for_each(|(row, from)| row.copy_from_slice(from));
     }
 
     /// Becomes the transpose of `other`.

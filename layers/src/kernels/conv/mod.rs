@@ -21,8 +21,8 @@ use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_e
 use burn::tensor::{DType, Tensor};
 
 use self::rows::Inputs;
-use super::tiled::{Number, Primitive, view};
 use super::vector::Vector;
+use super::view::{Number, Primitive, view};
 
 /// Whether the kernel can run these: `x: [b, K - 1 + t, c]` and `weight: [c, K]`.
 pub(crate) fn applies(x: &Tensor<3>, weight: &Tensor<2>) -> bool {

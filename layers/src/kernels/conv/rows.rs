@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::tiled::blocks::View;
 use crate::kernels::vector::{Vector, fused, vectors};
+use crate::kernels::view::View;
 
 /// Tokens of a job.
 const ROWS: usize = 64;

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::tiled::blocks::View;
 use crate::kernels::vector::{Vector, fused, vectors};
+use crate::kernels::view::View;
 
 /// Most channels of a job.
 const CHANNELS: usize = 256;

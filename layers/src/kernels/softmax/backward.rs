@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use super::tiles::{Inputs, KEYS, Keys, QUERIES, Shifts, Tile, TileShifts};
 use super::weights::{Sums, differentiate, weigh_again};
 use crate::kernels::dense::{Matrix, Part, dot};
-use crate::kernels::tiled::blocks::{View, read, write};
 use crate::kernels::vector::Vector;
+use crate::kernels::view::{View, read, write};
 
 /// Gradients of [`Inputs`], contiguous.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::tiles::{Inputs, Shifts};
 use super::weights::FLOOR;
-use crate::kernels::vector::{Vector, fused, vectors};
+use crate::kernels::vector::{Vector, dot, fused, vectors};
 
 /// Up to how many queries per head this is faster than tiles.
 pub(super) const FEW: usize = 4;
@@ -15,9 +15,6 @@ const KEYS: usize = 128;
 
 /// Products of all queries and keys together from which on several threads are worth waking.
 const LARGE: usize = 1 << 20;
-
-/// Partial sums of a product of two rows.
-const LANES: usize = 16;
 
 /// As `forward::forward`.
 pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut [E], log_sum: &mut [E]) {
@@ -74,7 +71,7 @@ fn answer_query<E: Vector, const FUSED: bool>(
         let weights = &mut weights[..KEYS.min(keys.end - first)];
         let before = top;
         for (j, weight) in weights.iter_mut().enumerate() {
-            let mut score = product::<E, FUSED>(&q, k.some(first + j, 0, n, &mut k_space));
+            let mut score = dot::<E, FUSED>(&q, k.some(first + j, 0, n, &mut k_space));
             if let Some(cap) = cap {
                 score = (score / E::of(cap)).bounded::<FUSED>() * E::of(cap);
             }
@@ -99,29 +96,4 @@ fn answer_query<E: Vector, const FUSED: bool>(
     *log_sum = E::of(top.to_f64() + sum.to_f64().max(f64::MIN_POSITIVE).log2());
     let inverse = if sum > E::default() { E::of(1.0) / sum } else { E::default() };
     y.iter_mut().for_each(|y| *y *= inverse);
-}
-
-/// `Σ x y`, in several sums at a time.
-#[inline(always)]
-fn product<E: Vector, const FUSED: bool>(x: &[E], y: &[E]) -> E {
-    let mut sums = [E::default(); LANES];
-    let (x, x_rest) = x.as_chunks::<LANES>();
-    let (y, y_rest) = y.as_chunks::<LANES>();
-    for (x, y) in x.iter().zip(y) {
-        for i in 0..LANES {
-            sums[i] = fused::<E, FUSED>(x[i], y[i], sums[i]);
-        }
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
-        }
-        width /= 2;
-    }
-    let mut sum = sums[0];
-    for (&x, &y) in x_rest.iter().zip(y_rest) {
-        sum = fused::<E, FUSED>(x, y, sum);
-    }
-    sum
 }

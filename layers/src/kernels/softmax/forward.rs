@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use super::tiles::{Inputs, KEYS, Keys, QUERIES, Shifts, Tile, TileShifts};
 use super::weights::{FLOOR, Running, weigh};
 use crate::kernels::dense::{Matrix, Part};
-use crate::kernels::tiled::blocks::write;
 use crate::kernels::vector::Vector;
+use crate::kernels::view::write;
 
 /// One tile of queries' share of the results.
 struct Share<'a, E> {

@@ -25,8 +25,8 @@ use burn::tensor::{DType, Tensor};
 
 use self::backward::{Gradients as AllGradients, Outcome};
 use self::tiles::Inputs;
-use super::tiled::{Number, Primitive, view};
 use super::vector::Vector;
+use super::view::{Number, Primitive, view};
 
 /// How products become weights.
 #[derive(Clone, Copy, Debug)]

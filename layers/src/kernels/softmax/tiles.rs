@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::Weighing;
 use super::weights::{Scores, Seen};
 use crate::kernels::dense::{ALIGNED, Matrix};
-use crate::kernels::tiled::blocks::{Head, View, read};
 use crate::kernels::vector::Vector;
+use crate::kernels::view::{Head, View, read};
 
 /// Queries of a tile.
 pub(super) const QUERIES: usize = 64;
