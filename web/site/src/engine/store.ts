@@ -82,13 +82,10 @@ export async function start(backend: Backend): Promise<void> {
       wantedBackend.set('cpu');
       info = await mine.call('init', ['cpu']);
     }
-    listed ??= await mine.call('architectures', []);
     if (client !== mine) return;
-    const all = listed;
-    batch(() => {
-      architectures.value = all;
-      status.value = { phase: 'ready', info };
-    });
+    status.value = { phase: 'ready', info };
+    listed ??= await mine.call('architectures', []);
+    architectures.value = listed;
   } catch (error) {
     if (client === mine && !(error instanceof Gone)) {
       status.value = { phase: 'failed', reason: said(error) };
