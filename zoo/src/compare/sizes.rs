@@ -204,7 +204,8 @@ mod tests {
                 let x = Tensor::zeros([1, 3, d_model], &Device::flex());
                 let (_, after) = layer.forward(x, layer.initial_state(1), Form::Auto).unwrap();
                 let fixed = after.slots().all(|(_, _, growth)| growth == Growth::Fixed);
-                let own = after.slots().filter(|(slot, ..)| !slot.contains("conv") && !slot.contains("shift"));
+                let own =
+                    after.slots().filter(|(slot, ..)| !slot.contains("conv") && !slot.contains("shift"));
                 let numbers: usize = own.map(|(_, value, _)| value.numel()).sum();
                 let share = numbers as f64 / state as f64;
                 // Caches grow, vectors are as wide as the layer; normalisers add a few numbers to a memory.
