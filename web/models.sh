@@ -50,7 +50,7 @@ recall() {
 text() {
   dir=$RUNS/text-$1
   [ -e "$dir/checkpoint/train.json" ] && return
-  config "$1" 256 48 2 > "$RUNS/text-$1.json"
+  config "$1" 256 32 1 > "$RUNS/text-$1.json"
   "$SEQZOO" train --config "$RUNS/text-$1.json" --time 96 \
     --batch 16 --lr "$2" --steps "$3" --eval-every 200 --save-every 0 --out "$dir"
 }
@@ -58,6 +58,6 @@ text() {
 recall_models='attention linear_attention gated_deltanet mamba2 rglru moh titans'
 text_models='attention linear_attention gated_deltanet mamba2 rglru moh titans'
 for arch in $recall_models; do recall "$arch" 0.01 800; done
-for arch in $text_models; do text "$arch" 0.005 600; done
+for arch in $text_models; do text "$arch" 0.01 800; done
 "$SHIP" web/site/public/models "$RUNS" $(for arch in $recall_models; do echo "mqar-$arch"; done) \
   $(for arch in $text_models; do echo "text-$arch"; done)
