@@ -176,7 +176,7 @@ impl Saved {
         }
     }
 
-    fn forward_in<E: Number + Exp>(&self, keep: bool) -> (Primitive, Primitive) {
+    fn forward_in<E: Number + Vector>(&self, keep: bool) -> (Primitive, Primitive) {
         let inputs = self.inputs::<E>();
         let ([b, h, t, n], [.., p]) = (inputs.k.dims, inputs.v.dims);
         let mut out = vec![E::default(); b * h * (t + n) * p];
@@ -187,14 +187,19 @@ impl Saved {
     }
 
     /// Gradients of the inputs, in their order; that of the decay is 0 where it is not wanted.
-    fn backward(&self, out: &Primitive, decay: bool) -> Vec<Primitive> {
+    fn backward(&self, out: &Primitive, kept: &Primitive, decay: bool) -> Vec<Primitive> {
         match self.inputs[0].dtype() {
-            DType::F64 => self.backward_in::<f64>(out, decay),
-            _ => self.backward_in::<f32>(out, decay),
+            DType::F64 => self.backward_in::<f64>(out, kept, decay),
+            _ => self.backward_in::<f32>(out, kept, decay),
         }
     }
 
-    fn backward_in<E: Number + Vector>(&self, out: &Primitive, decay: bool) -> Vec<Primitive> {
+    fn backward_in<E: Number + Vector>(
+        &self,
+        out: &Primitive,
+        kept: &Primitive,
+        decay: bool,
+    ) -> Vec<Primitive> {
         let inputs = self.inputs::<E>();
         let mut grads = Gradients::filled(&inputs, E::default());
         fill_gradients(&inputs, view(out), E::numbers(kept), self.block, decay, &mut grads);
@@ -202,8 +207,8 @@ impl Saved {
     }
 }
 
-/// `out: [b, h, t + n, p]`
-fn fill<E: Number + Vector>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E]) {
+/// `out: [b, h, t + n, p]`, and the memories to be kept.
+fn fill<E: Number + Vector>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E], kept: &mut [E]) {
     match (inputs.rank_one.is_some(), inputs.log_d.dims[3]) {
         (false, 1) => forward::<E, Linear<E, HeadDecay<E>>>(inputs, block, out, kept),
         (false, _) => forward::<E, Linear<E, ChannelDecay<E>>>(inputs, block, out, kept),
