@@ -34,8 +34,8 @@ pub(super) struct Delta<E: Real, D: Decay<E>> {
     ak: Matrix<E>,
     qb: Matrix<E>,
     qk: Matrix<E>,
-    /// `U` of the blocks so far of one head, where it will be needed again.
-    kept: Option<Vec<E>>,
+    /// `U` of the blocks since a token, where it will be needed again.
+    kept: Option<(usize, Vec<E>)>,
     back: Option<Back<E>>,
 }
 
@@ -114,9 +114,8 @@ impl<E: Real, D: Decay<E>> Delta<E, D> {
     /// `U` of a block that has it already.
     fn recall(&mut self, (first, rows): (usize, usize)) -> bool {
         let p = self.sizes.p;
-        let Some(kept) = self.kept.as_ref().and_then(|kept| kept.get(first * p..(first + rows) * p)) else {
-            return false;
-        };
+        let Some((start, kept)) = &self.kept else { return false };
+        let Some(kept) = kept.get((first - start) * p..(first - start + rows) * p) else { return false };
         self.u.resize(rows, p);
         self.u.rows_mut().zip(kept.chunks_exact(p)).for_each(|(row, kept)| row.copy_from_slice(kept));
         true
@@ -161,13 +160,14 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
             ak: square(),
             qb: square(),
             qk: square(),
-            kept: backward.then(Vec::new),
+            kept: backward.then(|| (0, Vec::new())),
             back,
         }
     }
 
-    fn start(&mut self) {
-        if let Some(kept) = &mut self.kept {
+    fn start(&mut self, token: usize) {
+        if let Some((start, kept)) = &mut self.kept {
+            *start = token;
             kept.clear();
         }
     }
@@ -194,7 +194,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
             self.read_reads(at);
             self.read_scores();
             self.find_reads(state);
-            if let Some(kept) = &mut self.kept {
+            if let Some((_, kept)) = &mut self.kept {
                 self.u.rows().for_each(|row| kept.extend_from_slice(row));
             }
         }
