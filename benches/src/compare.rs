@@ -184,6 +184,7 @@ fn changes(old: &Summary, new: &Summary) -> Vec<Change> {
         ("bytes moved", a.bytes, b.bytes),
         ("parameters", a.params as f64, b.params as f64),
         ("state bytes", a.state_bytes as f64, b.state_bytes as f64),
+        ("kernel launches", a.launches as f64, b.launches as f64),
     ];
     let mut out: Vec<Change> = (exact.into_iter())
         .filter(|(_, a, b)| a != b)

@@ -89,7 +89,14 @@ fn one(counted: Counted, outcome: Option<Outcome>) -> Vec<Summary> {
 
 #[test]
 fn counted_quantities_are_compared_exactly() {
-    let counted = Counted { flops: 1e6, bytes: 4e5, params: 10, state_bytes: 64, allocated_bytes: 1_000_000 };
+    let counted = Counted {
+        flops: 1e6,
+        bytes: 4e5,
+        params: 10,
+        state_bytes: 64,
+        allocated_bytes: 1_000_000,
+        launches: 9,
+    };
     let base = one(counted, None);
     let only = Strictness { counted_only: true, ..strictness() };
     let against = |counted| compare(&base, &one(counted, None), only);
@@ -98,6 +105,7 @@ fn counted_quantities_are_compared_exactly() {
     for worse in [
         Counted { flops: 1e6 + 1.0, ..counted },
         Counted { state_bytes: 65, ..counted },
+        Counted { launches: 10, ..counted },
         Counted { allocated_bytes: 1_100_000, ..counted },
     ] {
         assert!(against(worse).regressed(), "{worse:?}");

@@ -16,6 +16,7 @@ mod error;
 pub mod fit;
 pub mod hardware;
 pub mod heap;
+pub mod launches;
 pub mod measure;
 pub mod peers;
 pub mod plan;
@@ -42,6 +43,7 @@ pub const WIDTH: usize = 128;
 /// # Errors
 /// For a name that is unknown or not compiled in.
 pub fn open_device() -> LayerResult<Device> {
+    seqzoo::heap::keep_freed_memory();
     let name = std::env::var("SEQZOO_BENCH_DEVICE");
     device::open(name.as_deref().unwrap_or("flex"))
 }

@@ -3,5 +3,6 @@
 mod cli;
 
 fn main() -> std::process::ExitCode {
+    seqzoo::heap::keep_freed_memory();
     cli::main()
 }

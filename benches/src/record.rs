@@ -133,4 +133,11 @@ pub struct Counted {
     /// Bytes asked of the allocator, in the repetition that asked least: on a single thread the same in every run; 0
     /// where unknown.
     pub allocated_bytes: u64,
+    /// Kernels started by one repetition, on devices that start kernels; none on the CPU.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub launches: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }

@@ -117,14 +117,22 @@ impl Value {
 
     /// Reads the numbers back as `f64`, row-major. Blocks, so it is not for the browser's main thread.
     pub fn to_f64(&self) -> Result<Vec<f64>> {
-        with_rank!(self, t => t.try_to_vec_as::<f64>())
-            .map_err(|e| Error::State(format!("reading a tensor back failed: {e}")))
+        with_rank!(self, t => t.try_to_vec_as::<f64>()).map_err(unreadable)
+    }
+
+    /// [`Value::to_f64`] without blocking: in a browser, tensors on a graphics card can only be read so.
+    pub async fn to_f64_async(&self) -> Result<Vec<f64>> {
+        self.to_data_async().await?.convert_dtype(DType::F64).try_into_vec().map_err(unreadable)
+    }
+
+    /// [`Value::to_data`] without blocking.
+    pub async fn to_data_async(&self) -> Result<TensorData> {
+        with_rank!(self, t => t.to_data_async().await).map_err(unreadable)
     }
 
     /// Its numbers as data of its own element type.
     pub fn to_data(&self) -> Result<TensorData> {
-        with_rank!(self, t => t.try_to_data())
-            .map_err(|e| Error::State(format!("reading a tensor back failed: {e}")))
+        with_rank!(self, t => t.try_to_data()).map_err(unreadable)
     }
 
     /// Converts the element type.
@@ -176,4 +184,8 @@ impl Value {
         let flat = |v: Value| with_rank!(v, t => t.reshape([length]));
         Ok(flat(self).mul(flat(other)).sum())
     }
+}
+
+fn unreadable(error: impl std::fmt::Display) -> Error {
+    Error::State(format!("reading a tensor back failed: {error}"))
 }

@@ -1,9 +1,11 @@
 //! Developer commands, used by hand and by CI alike: `cargo xtask --help`.
 
+mod apt;
 mod report;
 mod shell;
 mod steps;
 mod vulkan;
+mod web;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +34,9 @@ enum Task {
         /// Leave out clippy and cargo-deny, which check the dependencies a second time
         #[arg(long)]
         no_lint: bool,
+        /// Leave out the browser demo and its tests in a browser, which compile everything for WebAssembly
+        #[arg(long)]
+        no_web: bool,
     },
     /// rustfmt, clippy with warnings as errors, and cargo-deny where it is installed
     Lint {
@@ -52,15 +57,35 @@ enum Task {
         /// Only this architecture
         arch: Option<String>,
     },
+    /// The browser demo: WebAssembly and the site around it
+    Web {
+        #[command(subcommand)]
+        command: Web,
+    },
     /// Says what this machine has and lacks for the other commands; changes nothing
     Doctor,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Web {
+    /// Builds web/site/dist, a folder for any static host, and the npm package web/pkg; prints the sizes
+    Build,
+    /// Builds, serves the site, and prints its address
+    Serve,
+    /// Builds, checks the sizes, and runs the site in a browser, with WebGPU and without
+    Test,
 }
 
 fn main() -> ExitCode {
     let mut report = Report::default();
     match Cli::parse().command {
-        Task::Test { no_vulkan, no_lint } => {
+        Task::Test { no_vulkan, no_lint, no_web } => {
             steps::test(&mut report, !no_vulkan, if no_lint { Lints::Skip } else { Lints::Run });
+            if no_web {
+                report.skip("browser demo", "left out by --no-web");
+            } else {
+                report.step("browser demo", web::test);
+            }
             report.print_with_counts();
         }
         Task::Lint { fix } => {
@@ -71,6 +96,9 @@ fn main() -> ExitCode {
         Task::Parity { device, arch } => {
             report.quiet("parity", || steps::parity(device.as_deref(), arch.as_deref()));
         }
+        Task::Web { command: Web::Build } => report.quiet("web build", web::build),
+        Task::Web { command: Web::Serve } => report.quiet("web serve", web::serve),
+        Task::Web { command: Web::Test } => report.quiet("web test", web::test),
         Task::Doctor => steps::doctor(),
     }
     if report.all_passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

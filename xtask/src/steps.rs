@@ -12,6 +12,9 @@ use crate::vulkan;
 /// nothing compiles twice.
 const CARGO_CONFIG: &str = include_str!("../../.cargo/config.toml");
 
+/// The counted run that later ones are compared with.
+const COUNTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/results/counted.jsonl");
+
 /// The flags of `cargo all`, behind `test`.
 fn build_flags() -> Vec<&'static str> {
     let alias = CARGO_CONFIG.lines().find_map(|line| line.strip_prefix("all = \"test "));
@@ -54,6 +57,7 @@ pub(crate) fn test(report: &mut Report, vulkan: bool, lints: Lints) {
         report.step("tests", || tests(&["--lib", "--bins", "--tests"]));
         report.step("doctests", || tests(&["--doc"]));
         report.step("compare, two architectures", smoke);
+        report.step("counted quantities", counted);
     }
     match lints {
         Lints::Run => slow_lints(report),
@@ -171,13 +175,25 @@ fn smoke() -> Step {
     if size > 10_000 { Ok(None) } else { Err(format!("the report has only {size} bytes")) }
 }
 
+/// What every architecture costs in counted quantities must be what the kept run says, or less.
+fn counted() -> Step {
+    let new = env::temp_dir().join(format!("seqzoo-counted-{}.jsonl", std::process::id()));
+    let path = new.display().to_string();
+    let ran = built("seqzoo-bench", &["run", "--preset", "counted", "--arch", "all", "--out", &path])
+        .and_then(|_| built("seqzoo-bench", &["compare", "--counted", COUNTED, &path]));
+    let _ = std::fs::remove_file(&new);
+    ran.map_err(|why| {
+        format!("{why}; if the change is meant, `seqzoo-bench run --preset counted --arch all --out {COUNTED}` keeps it")
+    })
+}
+
 fn with_flags(subcommand: &str, more: &[&str]) -> Command {
     let mut command = cargo(&[subcommand]);
     command.arg("--locked").args(build_flags()).args(more);
     command
 }
 
-/// `--examples` (there are none) makes cargo resolve the features of development dependencies too, as
+/// `--examples` makes cargo resolve the features of development dependencies too, as
 /// the tests do; without it some dependencies would be compiled again.
 fn build_binaries() -> Result<(), String> {
     shell::run(&mut with_flags("build", &["--quiet", "--bins", "--examples"]))

@@ -2,9 +2,9 @@
 
 use std::env;
 use std::path::Path;
-use std::process::Command;
 
-use crate::shell::{self, output};
+use crate::apt;
+use crate::shell::output;
 
 /// The variable by which the Vulkan loader is told which driver to use.
 pub(crate) const VARIABLE: &str = "VK_ICD_FILENAMES";
@@ -28,25 +28,8 @@ pub(crate) fn missing() -> Vec<&'static str> {
 pub(crate) fn ensure() -> Result<String, String> {
     let packages = missing();
     if !packages.is_empty() {
-        let names = packages.join(" ");
-        let by_hand = format!(
-            "install the Debian packages `{names}` (software Vulkan), or name your own driver in \
-             {VARIABLE}, or leave Vulkan out"
-        );
-        if output("apt-get", &["--version"]).is_none() {
-            return Err(format!("there is no apt-get here: {by_hand}"));
-        }
-        if output("id", &["-u"]).as_deref() != Some("0") {
-            return Err(format!("installing needs root: {by_hand}"));
-        }
-        println!("installing the Debian packages `{names}`: a Vulkan driver in software (SwiftShader)");
-        let apt = |args: &[&str]| {
-            shell::run(Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive"))
-        };
-        apt(&["update", "-qq"]).map_err(|e| format!("{e}; {by_hand}"))?;
-        let mut install = vec!["install", "-y", "-qq", "--no-install-recommends"];
-        install.extend(&packages);
-        apt(&install).map_err(|e| format!("{e}; {by_hand}"))?;
+        // A Vulkan driver in software (SwiftShader) and the loader.
+        apt::install(&packages, &format!("or name your own driver in {VARIABLE}, or leave Vulkan out"))?;
     }
     driver().ok_or_else(|| {
         format!(

@@ -6,6 +6,7 @@ pub mod data;
 mod error;
 pub mod files;
 pub mod generate;
+pub mod heap;
 pub mod hf;
 pub mod model;
 pub mod registry;

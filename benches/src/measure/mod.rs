@@ -18,7 +18,7 @@ use crate::peers;
 use crate::plan::Effort;
 use crate::point::{MACHINE, Point, Sizes, Task};
 use crate::record::{Counted, Measurement};
-use crate::{Error, Result, heap};
+use crate::{Error, Result, heap, launches};
 
 /// Longest piece of a prompt: no architecture needs memory for all of it times itself before decoding.
 const PIECE: usize = 512;
@@ -65,7 +65,7 @@ pub fn measure(point: &Point, sizes: Sizes, effort: Effort) -> Result<Measuremen
         allocated_bytes = allocated_bytes.min(heap::allocated() - before);
         Ok::<u64, Error>(state_bytes)
     };
-    let state_bytes = repeat()?;
+    let (state_bytes, launches) = launches::count(&mut repeat)?;
     let mut seconds = Vec::with_capacity(effort.most);
     let started = Instant::now();
     while seconds.len() < effort.most
@@ -85,6 +85,7 @@ pub fn measure(point: &Point, sizes: Sizes, effort: Effort) -> Result<Measuremen
         params: cost.params as u64,
         state_bytes,
         allocated_bytes,
+        launches,
     };
     Ok(Measurement { first_seconds, seconds, peak_bytes: heap::peak(), counted })
 }

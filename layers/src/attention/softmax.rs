@@ -27,7 +27,7 @@ use super::cache::{Cached, append, hidden};
 use super::scores::{Read, Scoring};
 use crate::error::{head_dim, require};
 use crate::nn::{Norm, NormConfig, Rope, RopeConfig, split_heads};
-use crate::system::{Cost, Form, HeadMixer, Mixer, Run, State, Views, token_by_token};
+use crate::system::{Cost, Form, HeadMixer, Mixer, Run, State, Terms, Views, token_by_token};
 use crate::{Error, Init, Result};
 
 const NAME: &str = "attention";
@@ -299,6 +299,18 @@ impl Mixer for Attention {
         self.check(&x, &state)?;
         let (read, _) = self.read(x, state, Run::default())?;
         Ok(self.scoring().views(&read))
+    }
+
+    /// None where the scores are bent, cut or shared with a sink.
+    fn terms(&self, x: Tensor<3>, state: State) -> Result<Option<Terms>> {
+        self.check(&x, &state)?;
+        let Scoring { causal, window, scale, softcap, sink } = self.scoring();
+        let fresh = state.positions().iter().all(|&seen| seen == 0);
+        if !(causal && fresh && window.is_none() && softcap.is_none() && sink.is_none()) {
+            return Ok(None);
+        }
+        let (Read { q, k, .. }, _) = self.read(x, state, Run::default())?;
+        Ok(Some(Terms::Softmax { q, k, scale }))
     }
 
     fn cost(&self, batch: usize, time: usize, _form: Form) -> Cost {

@@ -213,6 +213,12 @@ impl<E: Real> Matrix<E> {
         self.rows_mut().zip(other.rows()).for_each(|(row, other)| row.copy_from_slice(other));
     }
 
+    /// Takes its numbers from `rows`, row after row.
+    pub(crate) fn set_rows(&mut self, rows: &[E]) {
+        let columns = self.columns;
+        self.rows_mut().zip(rows.chunks_exact(columns)).for_each(|(row, from)| row.copy_from_slice(from));
+    }
+
     /// Becomes the transpose of `other`.
     #[inline]
     pub(crate) fn set_transpose(&mut self, other: &Self) {

@@ -226,7 +226,11 @@ impl MirasConfig {
         let middle = matches!(self.memory, MemoryConfig::Mlp { depth: 3.., .. });
         let expected = "is one vector of head_dim gates, which a matrix between hidden layers has no axis for: \
                         use `head` or `row`, or an MLP of depth 1 or 2";
-        require(!(middle && self.gates == GateAxis::AllD), mixer, "gates", "all_d", expected)
+        require(!(middle && self.gates == GateAxis::AllD), mixer, "gates", "all_d", expected)?;
+        let offset = matches!(self.memory, MemoryConfig::Mlp { bias: true, .. });
+        let expected = "gates the inputs of a layer, but an offset (`memory.bias`) has none: use `head` or `row`, or \
+                        leave `bias` out";
+        require(!(offset && self.gates == GateAxis::AllD), mixer, "gates", "all_d", expected)
     }
 
     fn check_algorithm(&self, mixer: &'static str) -> Result<()> {

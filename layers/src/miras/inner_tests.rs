@@ -5,7 +5,7 @@ use crate::system::{Form, engine};
 use crate::{Init, Value, params};
 use burn::tensor::{DType, Device};
 
-const MLP: MemoryConfig = MemoryConfig::Mlp { expansion: 2, depth: 2 };
+const MLP: MemoryConfig = MemoryConfig::mlp(2, 2);
 
 fn numbers(x: &Tensor<4>) -> Vec<f64> {
     Value::from(x.clone()).to_f64().unwrap()
@@ -319,7 +319,7 @@ fn gated(
 
 #[test]
 fn gates_of_every_axis_momentum_and_lag_agree_in_both_forms() {
-    let deep = MemoryConfig::Mlp { expansion: 2, depth: 3 };
+    let deep = MemoryConfig::mlp(2, 3);
     let gradient = |r, v, delta| Bias::HuberNorm.gradient(r, v, delta);
     for config in [MemoryConfig::Vector, MemoryConfig::Linear, MLP, deep] {
         for axis in [GateAxis::Head, GateAxis::AllD, GateAxis::Row] {

@@ -12,7 +12,8 @@
 //! `u = ∂ℓ/∂M(k)` comes from the bias. Every gradient is of rank one per token (the vector is a matrix with one
 //! column, written against 1), so that a chunk of tokens is kept as its factors and never as matrices; written
 //! with ordinary operations, so that training through the inner steps needs no second derivative. LN's gain
-//! `g` and bias are slow parameters, one pair per head.
+//! `g` and bias are slow parameters, one pair per head. With `bias`, every layer of the MLP sees a 1 beside its input,
+//! and its matrix has a last column for it.
 //!
 //! | symbol | shape |
 //! | --- | --- |
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layer_norm::Standardized;
 use crate::error::require;
+use crate::nn::Activation;
 use crate::{Init, Result};
 
 /// ε of the memory's layer norm.
@@ -48,7 +50,48 @@ pub enum MemoryConfig {
         /// Matrices `L`.
         #[serde(default = "two")]
         depth: usize,
+        /// Whether each layer learns an offset too, as in TTT.
+        #[serde(default, skip_serializing_if = "is_off")]
+        bias: bool,
+        /// The non-linearity between layers.
+        #[serde(default, skip_serializing_if = "Gelu::is_exact")]
+        gelu: Gelu,
     },
+}
+
+/// Which of its two definitions `gelu` is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gelu {
+    /// `x Φ(x)`.
+    #[default]
+    Exact,
+    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as in TTT.
+    Tanh,
+}
+
+impl Gelu {
+    fn is_exact(&self) -> bool {
+        *self == Self::Exact
+    }
+
+    fn apply(self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Exact => gelu(x),
+            Self::Tanh => Activation::GeluTanh.apply(x),
+        }
+    }
+
+    fn slope(self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Exact => gelu_slope(x),
+            Self::Tanh => gelu_tanh_slope(x),
+        }
+    }
+}
+
+fn is_off(switch: &bool) -> bool {
+    !switch
 }
 
 fn four() -> usize {
@@ -61,14 +104,19 @@ fn two() -> usize {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self::Mlp { expansion: 4, depth: 2 }
+        Self::mlp(four(), two())
     }
 }
 
 impl MemoryConfig {
+    /// An MLP of `depth` layers without offsets.
+    pub const fn mlp(expansion: usize, depth: usize) -> Self {
+        Self::Mlp { expansion, depth, bias: false, gelu: Gelu::Exact }
+    }
+
     /// Checks the sizes.
     pub(crate) fn validate(self, mixer: &'static str) -> Result<()> {
-        let Self::Mlp { expansion, depth } = self else { return Ok(()) };
+        let Self::Mlp { expansion, depth, .. } = self else { return Ok(()) };
         require(expansion > 0, mixer, "memory.expansion", expansion, "must be positive")?;
         let expected = "must be 1 to 8 (0 would be no memory: use `linear` or `vector` for less than an MLP)";
         require((1..=8).contains(&depth), mixer, "memory.depth", depth, expected)
@@ -79,9 +127,9 @@ impl MemoryConfig {
         match self {
             Self::Vector => vec![[n, 1]],
             Self::Linear => vec![[n, n]],
-            Self::Mlp { expansion, depth } => {
+            Self::Mlp { expansion, depth, bias, .. } => {
                 let width = |layer: usize| if layer == 0 || layer == depth { n } else { expansion * n };
-                (0..depth).map(|layer| [width(layer), width(layer + 1)]).collect()
+                (0..depth).map(|layer| [width(layer), width(layer + 1) + usize::from(bias)]).collect()
             }
         }
     }
@@ -91,8 +139,10 @@ impl MemoryConfig {
         let draw = |[rows, cols]: [usize; 2]| init.normal([heads, rows, cols], std);
         let mut weights: Vec<_> = self.sizes(n).into_iter().map(draw).collect();
         match self {
-            Self::Mlp { .. } => Memory::Mlp(MlpMemory {
+            Self::Mlp { bias, gelu, .. } => Memory::Mlp(MlpMemory {
                 weights,
+                bias,
+                gelu,
                 norm_weight: init.constant([heads, n], 1.0),
                 norm_bias: init.constant([heads, n], 0.0),
             }),
@@ -112,12 +162,31 @@ pub struct FlatMemory {
 /// Weights of [`MemoryConfig::Mlp`] before any token, and its layer norm.
 #[derive(Module, Debug)]
 pub struct MlpMemory {
-    /// `W1 … W_L`, the last layer's first, `[h, output, input]` each
+    /// `W1 … W_L`, the last layer's first, `[h, output, input]` each, with a last column for an offset
     pub weights: Vec<Param<Tensor<3>>>,
+    /// Whether there is that column
+    #[module(skip)]
+    pub bias: bool,
+    /// Between layers
+    #[module(skip)]
+    pub gelu: Gelu,
     /// `g: [h, n]`
     pub norm_weight: Param<Tensor<2>>,
     /// `[h, n]`
     pub norm_bias: Param<Tensor<2>>,
+}
+
+impl MlpMemory {
+    /// What a layer's matrix multiplies: its input, and 1 beside it where it has an offset.
+    fn seen(&self, x: Tensor<4>) -> Tensor<4> {
+        if self.bias { with_one(x) } else { x }
+    }
+
+    /// `Wᵀ d` without the entry of the 1.
+    fn behind(&self, d: Tensor<4>, w: &Tensor<4>) -> Tensor<4> {
+        let inputs = w.dims()[3] - usize::from(self.bias);
+        times(d, w.clone().narrow(3, 0, inputs))
+    }
 }
 
 /// A memory: its slow parameters, among them the weights it starts from.
@@ -182,8 +251,9 @@ impl Memory {
             Memory::Linear(_) => product(0, x),
             Memory::Mlp(memory) => {
                 let last = memory.weights.len() - 1;
-                let s = (1..=last).rev().fold(x.clone(), |s, i| gelu(product(i, s)));
-                let normal = Standardized::of(product(0, s), NORM_EPS).normal;
+                let layer = |s, i| memory.gelu.apply(product(i, memory.seen(s)));
+                let s = (1..=last).rev().fold(x.clone(), layer);
+                let normal = Standardized::of(product(0, memory.seen(s)), NORM_EPS).normal;
                 x + normal * per_head(&memory.norm_weight) + per_head(&memory.norm_bias)
             }
         }
@@ -219,9 +289,10 @@ impl Memory {
                 // Layer by layer from the input: what each matrix sees, and what it makes of it.
                 let (mut seen, mut made, mut s) = (Vec::new(), Vec::new(), k.clone());
                 for w in weights.iter().rev() {
-                    let a = times_transposed(s.clone(), w.clone());
-                    seen.push(s);
-                    s = if made.len() + 1 < weights.len() { gelu(a.clone()) } else { a.clone() };
+                    let input = memory.seen(s);
+                    let a = times_transposed(input.clone(), w.clone());
+                    seen.push(input);
+                    s = if made.len() + 1 < weights.len() { memory.gelu.apply(a.clone()) } else { a.clone() };
                     made.push(a);
                 }
                 let z = Standardized::of(s, NORM_EPS);
@@ -231,7 +302,7 @@ impl Memory {
                 let mut factors = Vec::with_capacity(weights.len());
                 made.pop();
                 for (w, right) in weights.iter().zip(seen.into_iter().rev()) {
-                    let below = made.pop().map(|a| times(d.clone(), w.clone()) * gelu_slope(a));
+                    let below = made.pop().map(|a| memory.behind(d.clone(), w) * memory.gelu.slope(a));
                     factors.push(Factor { left: d.clone(), right });
                     d = below.unwrap_or(d);
                 }
@@ -284,6 +355,22 @@ pub(super) fn gelu_slope(x: Tensor<4>) -> Tensor<4> {
     normal_cdf(x.clone()) + x * density
 }
 
+/// `∂ gelu_tanh(x) / ∂x`
+pub(super) fn gelu_tanh_slope(x: Tensor<4>) -> Tensor<4> {
+    let c = (2.0 / std::f64::consts::PI).sqrt();
+    let square = x.clone().square();
+    let tanh = (x.clone() * square.clone().mul_scalar(0.044715).add_scalar(1.0)).mul_scalar(c).tanh();
+    let sech = tanh.clone().square().neg().add_scalar(1.0);
+    let inner = square.mul_scalar(3.0 * 0.044715).add_scalar(1.0).mul_scalar(c);
+    (x * sech * inner + tanh.add_scalar(1.0)).mul_scalar(0.5)
+}
+
+/// `(x, 1)`: the last entry is what an offset multiplies.
+pub(super) fn with_one(x: Tensor<4>) -> Tensor<4> {
+    let one = one(&x);
+    Tensor::cat(vec![x, one], 3)
+}
+
 /// `x Wᵀ`: `[b, h, t, cols], [b, h, rows, cols] -> [b, h, t, rows]`. One token multiplies and sums, because
 /// WebGPU's matrix product with a single row is broken.
 pub(crate) fn times_transposed(x: Tensor<4>, w: Tensor<4>) -> Tensor<4> {
@@ -319,8 +406,10 @@ mod tests {
     #[test]
     fn inner_gradients_are_the_autodiff_gradients_of_the_inner_loss() {
         let device = Device::flex();
-        let deep = |depth| MemoryConfig::Mlp { expansion: 3, depth };
-        let memories = [MemoryConfig::Vector, MemoryConfig::Linear, deep(1), deep(2), deep(3), deep(4)];
+        let deep = |depth| MemoryConfig::mlp(3, depth);
+        let ttt = |depth| MemoryConfig::Mlp { expansion: 3, depth, bias: true, gelu: Gelu::Tanh };
+        let [vector, linear] = [MemoryConfig::Vector, MemoryConfig::Linear];
+        let memories = [vector, linear, deep(1), deep(2), deep(3), deep(4), ttt(1), ttt(2), ttt(3)];
         let biases = [
             Bias::L2,
             Bias::DotProduct,

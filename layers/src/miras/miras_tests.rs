@@ -18,7 +18,7 @@ fn small() -> MirasConfig {
 }
 
 fn combinations() -> Vec<MirasConfig> {
-    let mlp = |depth| MemoryConfig::Mlp { expansion: 2, depth };
+    let mlp = |depth| MemoryConfig::mlp(2, depth);
     let lp = Bias::Lp { p: 3.0, nu: Some(10.0), clip: 10.0 };
     let memories = [MemoryConfig::Vector, MemoryConfig::Linear, mlp(1), mlp(2), mlp(3)];
     let biases = [
@@ -154,6 +154,7 @@ fn refusals_name_the_field_and_what_to_use() {
         (r#"{"retention": "none", "decay": true}"#, "`decay`", "`l2`"),
         (r#"{"retention": {"lq": {"q": 1.5}}}"#, "`retention.q`", "q/(q-1)"),
         (r#"{"memory": {"mlp": {"depth": 3}}, "gates": "all_d"}"#, "`gates`", "use `head` or `row`"),
+        (r#"{"memory": {"mlp": {"bias": true}}, "gates": "all_d"}"#, "`gates`", "leave `bias` out"),
         (r#"{"memory": {"mlp": {"depth": 0}}}"#, "`memory.depth`", "use `linear`"),
         (r#"{"bias": {"lp": {"p": 0.5}}}"#, "`bias.p`", "1 to 8"),
     ] {

@@ -37,7 +37,7 @@ pub use config::{MirasConfig, ReadAt};
 pub use gates::{GateAxis, Gates};
 pub use layer::{GateMap, MirasLayer};
 pub use memora::MemoraConfig;
-pub use memory::{FlatMemory, Memory, MemoryConfig, MlpMemory};
+pub use memory::{FlatMemory, Gelu, Memory, MemoryConfig, MlpMemory};
 pub use miras::{Learner, Miras};
 pub use moneta::MonetaConfig;
 pub use neural_memory::{NeuralMemory, NeuralMemoryConfig};

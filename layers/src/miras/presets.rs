@@ -5,6 +5,7 @@
 //! model's own [`System`] run by the engine (or to the minimiser of its objective, found by inverting a matrix).
 //! What surrounds the memory (convolutions, norms, the maps to gates) is not part of it.
 
+use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use nalgebra::{DMatrix, DVector};
 
@@ -12,11 +13,11 @@ use super::algorithm::{Moments, Solver, implicit};
 use super::config::label;
 use super::gates::Step;
 use super::inner::{Clock, Fast, Rule, Tokens, chunk_wise, recurrent};
-use super::memory::{FlatMemory, Memory};
+use super::memory::{FlatMemory, Memory, MlpMemory};
 use super::retention::Map;
 use super::{
-    Algorithm, Bias, GateAxis, MemoraConfig, MemoryConfig, MirasConfig, MonetaConfig, Retention,
-    TitansConfig, YaadConfig,
+    Algorithm, Bias, GateAxis, Gelu, MemoraConfig, MemoryConfig, MirasConfig, MonetaConfig, Retention,
+    TitansConfig, TttMemory, TttTokens, YaadConfig,
 };
 use crate::delta::delta_system;
 use crate::lightning::lightning_system;
@@ -60,6 +61,8 @@ pub enum Twin {
     LeastSquares,
     /// `System` with a dense transition of twice the size: memory and momentum.
     Block,
+    /// [`TttMemory`] with `c_i = 1`: the sum over a mini-batch's gradients where TTT learns a multiple of it.
+    Ttt,
 }
 
 impl Twin {
@@ -75,6 +78,7 @@ impl Twin {
             Twin::Implicit => "inverse of I + η k kᵀ",
             Twin::LeastSquares => "inverse of H + λ",
             Twin::Block => "dense system of [W, S]",
+            Twin::Ttt => "its own memory with c_i = 1",
         }
     }
 }
@@ -97,10 +101,14 @@ impl Preset {
     /// When the device cannot be read.
     pub fn measure(&self, device: &Device) -> Result<Option<f64>> {
         let Some(twin) = self.twin else { return Ok(None) };
-        let (given, expected) = case(twin, device)?;
+        let memory = self.memory(device)?;
+        let (given, expected) = match (twin, &memory) {
+            (Twin::Ttt, Memory::Mlp(memory)) => ttt(memory, self.config.chunk, device)?,
+            _ => case(twin, device)?,
+        };
         let mut worst = 0.0f64;
         for form in [Form::Recurrent, Form::Auto] {
-            let y = Value::from(self.run(given.clone(), form)?).to_f64()?;
+            let y = Value::from(self.run(&memory, given.clone(), form)?).to_f64()?;
             let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
             let gap = norm(&mut y.iter().zip(&expected).map(|(a, b)| a - b));
             worst = worst.max(gap / norm(&mut expected.iter().copied()));
@@ -108,8 +116,25 @@ impl Preset {
         Ok(Some(worst))
     }
 
-    /// The memory alone, from 0 and with `λ = 1`.
-    fn run(&self, tokens: Tokens, form: Form) -> Result<Tensor<4>> {
+    /// A linear memory that starts from 0, or a network with drawn weights and norms.
+    fn memory(&self, device: &Device) -> Result<Memory> {
+        let ([_, h, _, n], mut init) = (DIMS, Init::new(0, device));
+        Ok(match self.config.memory {
+            config @ MemoryConfig::Mlp { .. } => match config.init(h, n, 0.3, &mut init) {
+                Memory::Mlp(mlp) => Memory::Mlp(MlpMemory {
+                    norm_weight: init.normal([h, n], 1.0),
+                    norm_bias: init.normal([h, n], 1.0),
+                    ..mlp
+                }),
+                other => other,
+            },
+            MemoryConfig::Linear => Memory::Linear(FlatMemory { w: init.constant([h, n, n], 0.0) }),
+            MemoryConfig::Vector => return Err(Error::State("no preset has a vector for its memory".into())),
+        })
+    }
+
+    /// The memory alone, with `λ = 1`.
+    fn run(&self, memory: &Memory, tokens: Tokens, form: Form) -> Result<Tensor<4>> {
         let [b, h, _, n] = tokens.k.dims();
         let (device, dtype) = (tokens.k.device().inner(), tokens.k.dtype());
         let zeros = Tensor::zeros([b, h, n, n], (&device, dtype));
@@ -121,19 +146,18 @@ impl Preset {
                 Ok(Solver { iterations, eps }.run(&tokens, &lambda, moments, form)?.0)
             }
             algorithm => {
-                let memory = Memory::Linear(FlatMemory { w: Init::new(0, &device).constant([h, n, n], 0.0) });
                 let bias = self.config.bias;
                 let rule = Rule {
-                    memory: &memory,
+                    memory,
                     gradient: &|r, v, delta| bias.gradient(r, v, delta),
                     map: Map::new(self.config.retention, &[], Vec::new()),
                     axes: self.config.gates.axes(self.config.memory),
                     steps: algorithm.steps(),
                     read: self.config.read,
                 };
-                let empty = vec![zeros];
-                let momentum = if algorithm.momentum().is_some() { empty.clone() } else { Vec::new() };
-                let fast = Fast { running: empty.clone(), anchor: empty, momentum };
+                let start = memory.initial(b);
+                let momentum = if algorithm.momentum().is_some() { vec![zeros] } else { Vec::new() };
+                let fast = Fast { running: start.clone(), anchor: start, momentum };
                 let clock = Clock::new(&vec![0; b], self.config.chunk, None);
                 Ok(match form {
                     Form::Recurrent => recurrent(&rule, tokens, fast, &clock, |_| {}).0,
@@ -144,9 +168,40 @@ impl Preset {
     }
 }
 
+/// Batch rows, heads, tokens and channels of a measurement.
+const DIMS: [usize; 4] = [2, 3, 40, 8];
+
+/// The builder's MLP with offsets is TTT's, turned around: the same weights there.
+fn ttt_memory(memory: &MlpMemory) -> TttMemory {
+    let layer = |w: &Param<Tensor<3>>| {
+        let w = w.val().detach().swap_dims(1, 2);
+        let [_, rows, _] = w.dims();
+        let offset = w.clone().narrow(1, rows - 1, 1).squeeze_dim::<2>(1);
+        (Param::from_tensor(w.narrow(1, 0, rows - 1)), Param::from_tensor(offset))
+    };
+    let mut layers = memory.weights.iter().rev().map(layer);
+    let (w1, b1) = layers.next().expect("an MLP has a layer");
+    let (w2, b2) = layers.next().unzip();
+    let (norm_weight, norm_bias) = (Some(memory.norm_weight.clone()), Some(memory.norm_bias.clone()));
+    TttMemory { w1, b1, w2, b2, norm_weight, norm_bias }
+}
+
+/// Random tokens as the builder takes them, and what TTT's memory answers.
+fn ttt(memory: &MlpMemory, mini_batch: usize, device: &Device) -> Result<(Tokens, Vec<f64>)> {
+    let (tokens, _) = case(Twin::Delta, device)?;
+    let twin = ttt_memory(memory);
+    let Tokens { q, k, v, delta, gates, .. } = &tokens;
+    let scale = delta.clone().narrow(2, 0, 1).ones_like();
+    let [q, k, v, eta] = [q, k, v, &gates[0].eta].map(Clone::clone);
+    let given = TttTokens { q: q.clone(), k, v, eta, scale: scale.expand(delta.dims()) };
+    let (z, _) = twin.learn(given, twin.initial(DIMS[0]), mini_batch, Form::Recurrent);
+    let y = Value::from(twin.output(q, z)).to_f64()?;
+    Ok((tokens, y))
+}
+
 /// Random tokens as the builder takes them, and the twin's outputs.
 fn case(twin: Twin, device: &Device) -> Result<(Tokens, Vec<f64>)> {
-    let (b, h, t, n) = (2, 3, 40, 8);
+    let [b, h, t, n] = DIMS;
     let mut init = Init::new(17, device);
     let mut random = |dims: [usize; 4]| init.normal(dims, 1.0).val().detach();
     let unit = |x| l2_normalize(x, 1e-12);
@@ -199,7 +254,7 @@ fn case(twin: Twin, device: &Device) -> Result<(Tokens, Vec<f64>)> {
             let step = Step { log_mu: Some(log_mu), ..step(&log_alpha, &beta) };
             (step, Some(system))
         }
-        Twin::Implicit | Twin::LeastSquares => (step(&log_alpha, &beta), None),
+        Twin::Implicit | Twin::LeastSquares | Twin::Ttt => (step(&log_alpha, &beta), None),
     };
     let expected = match system {
         Some(system) => {
@@ -273,6 +328,12 @@ pub fn presets() -> Vec<Preset> {
     let linear = MirasConfig { memory: MemoryConfig::Linear, chunk: 4, rope: None, ..MirasConfig::default() };
     let dot = MirasConfig { bias: Bias::DotProduct, ..linear.clone() };
     let exact = MirasConfig { chunk: 1, ..linear };
+    let ttt = |depth| MirasConfig {
+        memory: MemoryConfig::Mlp { expansion: 4, depth, bias: true, gelu: Gelu::Tanh },
+        retention: Retention::None,
+        conv_kernel: 0,
+        ..MirasConfig::default()
+    };
     let preset = |name, paper, update, config, twin| Preset { name, paper, update, config, twin };
     vec![
         preset(
@@ -329,6 +390,8 @@ pub fn presets() -> Vec<Preset> {
             MirasConfig { algorithm: Algorithm::Momentum { start: 0.5 }, ..exact },
             Some(Twin::Block),
         ),
+        preset("ttt_linear", "2407.04620", "W - Σ η ∇½|f(k) - v|²", ttt(1), Some(Twin::Ttt)),
+        preset("ttt_mlp", "2407.04620", "W - Σ η ∇½|f(k) - v|²", ttt(2), Some(Twin::Ttt)),
         preset("titans", "2501.00663", "S = μ S - η ∇ℓ, W = α W + S", TitansConfig::default().0, None),
         preset(
             "moneta",

@@ -17,6 +17,12 @@ fn a_wrong_member_is_noticed() {
     let mut wrong = find("deltanet");
     wrong.config.bias = Bias::DotProduct;
     assert!(wrong.measure(&Device::flex()).unwrap().unwrap() > 1e-2);
+    let mut wrong = find("ttt_mlp");
+    wrong.config.chunk = 8;
+    // The twin follows the chunk; the kind of memory it does not.
+    assert!(wrong.measure(&Device::flex()).unwrap().unwrap() < 1e-5);
+    wrong.config.memory = MemoryConfig::Mlp { expansion: 4, depth: 2, bias: true, gelu: Gelu::Exact };
+    assert!(wrong.measure(&Device::flex()).unwrap().unwrap() > 1e-5);
     let mut wrong = find("gla");
     wrong.config.gates = GateAxis::Row;
     assert!(wrong.measure(&Device::flex()).unwrap().unwrap() > 1e-2);
@@ -29,7 +35,7 @@ fn every_preset_can_be_built_and_says_its_choices() {
     }
     let names: Vec<_> = presets().iter().map(|preset| preset.name).collect();
     let choices = |name: &str| presets().into_iter().find(|preset| preset.name == name).unwrap().choices();
-    assert_eq!(names.len(), 13);
+    assert_eq!(names.len(), 15);
     assert_eq!(choices("deltanet"), ["linear", "l2", "none", "gd"]);
     assert_eq!(choices("gla"), ["linear", "dot_product", "l2 (all_d)", "gd"]);
     let moneta = choices("moneta");

@@ -27,7 +27,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::inner::{Clock, pieces};
 use super::layer_norm::Standardized;
-use super::memory::{Factor, outer_sum, per_head, times, times_transposed};
+use super::memory::{Factor, gelu_tanh_slope, outer_sum, per_head, times, times_transposed, with_one};
 use crate::Init;
 use crate::nn::Activation;
 use crate::system::Form;
@@ -151,22 +151,6 @@ pub(super) fn row_flags(rows: &[bool], like: &Tensor<4>) -> Tensor<4> {
     let flags: Vec<f32> = rows.iter().map(|&row| f32::from(row)).collect();
     let data = TensorData::new(flags, [rows.len(), 1, 1, 1]);
     Tensor::from_data(data, (&like.device().inner(), like.dtype()))
-}
-
-/// `(x, 1)`: the entry that the bias multiplies.
-fn with_one(x: Tensor<4>) -> Tensor<4> {
-    let one = x.clone().narrow(3, 0, 1).ones_like();
-    Tensor::cat(vec![x, one], 3)
-}
-
-/// `∂ gelu_tanh(x) / ∂x`
-fn gelu_tanh_slope(x: Tensor<4>) -> Tensor<4> {
-    let c = (2.0 / std::f64::consts::PI).sqrt();
-    let square = x.clone().square();
-    let tanh = (x.clone() * square.clone().mul_scalar(0.044715).add_scalar(1.0)).mul_scalar(c).tanh();
-    let sech = tanh.clone().square().neg().add_scalar(1.0);
-    let inner = square.mul_scalar(3.0 * 0.044715).add_scalar(1.0).mul_scalar(c);
-    (x * sech * inner + tanh.add_scalar(1.0)).mul_scalar(0.5)
 }
 
 impl TttMemory {

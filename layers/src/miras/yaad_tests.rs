@@ -22,7 +22,7 @@ fn small(memory: MemoryConfig, chunk: usize) -> MirasConfig {
     }
 }
 
-const MLP: MemoryConfig = MemoryConfig::Mlp { expansion: 2, depth: 2 };
+const MLP: MemoryConfig = MemoryConfig::mlp(2, 2);
 
 fn layer(config: &MirasConfig, device: &Device) -> Miras {
     let mut init = Init::new(4, device);
@@ -286,7 +286,7 @@ fn impossible_configurations_are_refused() {
         MirasConfig { head_dim: 3, ..base() },
         MirasConfig { chunk: 0, ..base() },
         MirasConfig { gate_rank: 0, ..base() },
-        MirasConfig { memory: MemoryConfig::Mlp { expansion: 0, depth: 2 }, ..base() },
+        MirasConfig { memory: MemoryConfig::mlp(0, 2), ..base() },
         MirasConfig { bias: Bias::HuberMixture { nu: 0.0 }, ..base() },
         MirasConfig { eta_base: Some(f64::NAN), ..base() },
         MirasConfig { delta_start: Some(0.0), ..base() },

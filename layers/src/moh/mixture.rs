@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RoutingConfig;
 use crate::attention::{Attention, AttentionConfig};
-use crate::system::{Cost, Form, HeadMixer, Mixer, Run, State, Views};
+use crate::system::{Cost, Form, HeadMixer, Mixer, Run, State, Terms, Views};
 use crate::{Init, Result};
 
 /// MoH over softmax attention. For other mixers see [`RoutingConfig::wrap`].
@@ -91,6 +91,10 @@ impl<M: HeadMixer + Module> Mixer for Moh<M> {
     fn views(&self, x: Tensor<3>, state: State) -> Result<Views> {
         let views = self.mixer.views(x.clone(), state)?;
         Ok(Views { router: Some(self.route(x).gates), ..views })
+    }
+
+    fn terms(&self, x: Tensor<3>, state: State) -> Result<Option<Terms>> {
+        self.mixer.terms(x, state)
     }
 
     /// All heads are computed and then weighed, so nothing is saved by leaving heads out.

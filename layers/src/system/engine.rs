@@ -136,6 +136,15 @@ fn run_plain(
     };
     let chunk = chunk_size(form, t);
     #[cfg(feature = "flex")]
+    if let Io::Outer { q, k, v } = &io
+        && kernels
+        && t == 1
+        && matches!(form, Form::Auto | Form::Chunked { .. })
+        && let Some(done) = kernels::token::step(&transition, [q, k, v], &memory)
+    {
+        return Ok(done);
+    }
+    #[cfg(feature = "flex")]
     if let Some(size) = chunk
         && kernels
         && form != Form::Parallel

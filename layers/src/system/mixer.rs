@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use burn::tensor::Tensor;
 
 use super::scan::unbind;
-use super::{Cost, Form, Lengths, MEMORY, Mask, State, System, Views, engine};
+use super::{Cost, Form, Lengths, MEMORY, Mask, State, System, Terms, Views, engine};
 use crate::{Error, Result};
 
 /// How one call is executed, as a mixer's own code sees it.
@@ -54,6 +54,14 @@ pub trait Mixer: Send + Debug {
     /// What one forward call over `[batch, time]` tokens from the initial state costs.
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost;
 
+    /// The numbers from which `x`, read from `state`, gets its implied attention, where that has a closed form.
+    ///
+    /// # Errors
+    /// As [`Mixer::views`].
+    fn terms(&self, _x: Tensor<3>, _state: State) -> Result<Option<Terms>> {
+        Ok(None)
+    }
+
     /// Loss the layer asks the training to add (a router's load balance), of shape `[1]`.
     fn auxiliary_loss(&self, _x: Tensor<3>) -> Result<Option<Tensor<1>>> {
         Ok(None)
@@ -98,7 +106,7 @@ pub trait Mixer: Send + Debug {
 
     /// Reads one token: `x: [batch, d_model]`. The same numbers as [`Mixer::forward`] on it.
     fn step(&self, x: Tensor<2>, state: State) -> Result<(Tensor<2>, State)> {
-        let (y, state) = self.forward(x.unsqueeze_dim(1), state, Form::Recurrent)?;
+        let (y, state) = self.forward(x.unsqueeze_dim(1), state, Form::Auto)?;
         Ok((y.squeeze_dim(1), state))
     }
 
@@ -172,6 +180,11 @@ impl<M: LinearMixer> Mixer for M {
         self.check(&x, &state)?;
         let (system, aux) = self.system(x, &mut state, Run::default())?;
         self.system_views(system, aux, &state)
+    }
+
+    fn terms(&self, x: Tensor<3>, mut state: State) -> Result<Option<Terms>> {
+        self.check(&x, &state)?;
+        Ok(Some(Terms::Linear(self.system(x, &mut state, Run::default())?.0)))
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {

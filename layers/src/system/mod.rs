@@ -24,7 +24,7 @@ pub use mask::{Lengths, Mask};
 pub use mixer::{HeadMixer, LinearMixer, Mixer, Run, token_by_token};
 pub use state::{Growth, MEMORY, Snapshots, State};
 pub use transition::{Io, Read, System, Transition};
-pub use views::{Gate, Spectrum, SpectrumKind, Views, influence};
+pub use views::{Gate, Spectrum, SpectrumKind, Terms, Views, influence};
 
 /// How a sequence is executed. All forms compute the same function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -235,12 +235,21 @@ impl State {
 
     /// Serializes to the safetensors format, in the tensors' own element type.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let data = self.slots.iter().map(|(name, slot)| Ok((name, slot.value.to_data()?)));
+        self.serialize(&data.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// [`State::to_bytes`] without blocking, for a browser.
+    pub async fn to_bytes_async(&self) -> Result<Vec<u8>> {
+        let mut data = Vec::with_capacity(self.slots.len());
+        for (name, slot) in &self.slots {
+            data.push((name, slot.value.to_data_async().await?));
+        }
+        self.serialize(&data)
+    }
+
+    fn serialize(&self, data: &[(&String, TensorData)]) -> Result<Vec<u8>> {
         let bad = |e: String| Error::State(format!("could not serialize: {e}"));
-        let data: Vec<(String, TensorData)> = self
-            .slots
-            .iter()
-            .map(|(name, slot)| Ok((name.clone(), slot.value.to_data()?)))
-            .collect::<Result<_>>()?;
         let views = data
             .iter()
             .map(|(name, data)| {
@@ -252,7 +261,7 @@ impl State {
                     other => return Err(bad(format!("`{name}` has element type {other:?}"))),
                 };
                 let view = TensorView::new(dtype, data.shape().to_vec(), data.bytes());
-                Ok((name.clone(), view.map_err(|e| bad(e.to_string()))?))
+                Ok((name, view.map_err(|e| bad(e.to_string()))?))
             })
             .collect::<Result<Vec<_>>>()?;
         let (mut caches, mut doublings) = (Vec::new(), Vec::new());

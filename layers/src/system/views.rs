@@ -45,6 +45,22 @@ impl Spectrum {
     }
 }
 
+/// What implied attention is made of.
+#[derive(Clone, Debug)]
+pub enum Terms {
+    /// `M_ij = C_i (Λ_i … Λ_{j+1}) B_j + [i = j] D_i`, before what the layer makes of its output.
+    Linear(System),
+    /// `M_ij = exp(s q_i·k_j) / Σ_{l ≤ i} exp(s q_i·k_l)`
+    Softmax {
+        /// Queries as they are compared, `[b, h, t, n]`.
+        q: Tensor<4>,
+        /// Keys as they are compared, `[b, h or a divisor of it, t, n]`: each serves a group of queries.
+        k: Tensor<4>,
+        /// `s`
+        scale: f64,
+    },
+}
+
 /// A named gate or decay along the sequence.
 #[derive(Clone, Debug)]
 pub struct Gate {

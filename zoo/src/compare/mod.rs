@@ -14,7 +14,7 @@ mod speed;
 mod text;
 
 use std::ops::ControlFlow;
-use std::time::Instant;
+use web_time::Instant;
 
 use burn::tensor::Device;
 

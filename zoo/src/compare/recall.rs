@@ -1,6 +1,6 @@
 //! Recall: training on growing numbers of pairs, accuracy by number, and where the layers look.
 
-use std::time::Instant;
+use web_time::Instant;
 
 use burn::module::Module;
 

@@ -63,7 +63,7 @@ pub struct ModelSizes {
     pub conv: usize,
     /// Parameters every model is brought to.
     pub params: usize,
-    /// Numbers of memory per layer, where the architecture lets one choose.
+    /// Numbers of state per layer, where the architecture lets one choose.
     pub state: usize,
 }
 

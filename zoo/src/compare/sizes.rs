@@ -1,6 +1,7 @@
 //! The sizes of each mixer in the comparison: the one table that knows architectures by name.
 //!
-//! Rules: as many numbers of memory per layer as the budget says where the architecture lets one choose;
+//! Rules: as many numbers of state per layer as the budget says where the architecture lets one choose, copies of
+//! the memory and momentum included, the tails of convolutions not;
 //! four heads (eight for the router to choose from); everything else as the architecture's own default.
 
 use burn::tensor::{Device, Int, Tensor};
@@ -44,17 +45,28 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         // Memory and momentum share the budget.
         "momentum_deltanet" => json!({ "heads": HEADS, "head_dim": head_dim / 2, "expand_v": 2.0 }),
         "longhorn" => json!({ "expand": 2.0, "state": state / (2 * d_model) }),
-        // A memory of two layers would leave heads too narrow to address anything.
-        "yaad" | "miras" | "moneta" | "memora" | "titans" => {
-            json!({ "heads": HEADS, "head_dim": head_dim, "memory": "linear" })
+        // The memory now and at the chunk's start. Two layers of it would leave heads too narrow to address anything.
+        "yaad" | "miras" | "moneta" => {
+            json!({ "heads": HEADS / 2, "head_dim": head_dim, "memory": "linear" })
         }
-        "ttt_linear" => json!({ "heads": HEADS, "head_dim": head_dim }),
-        // Two matrices where the others have one: half the heads, no wider inside.
+        // Weights on a simplex are positive: only behind a layer norm can they say no. Two layers, twice each.
+        "memora" => {
+            json!({ "heads": HEADS / 4, "head_dim": head_dim, "memory": { "mlp": { "expansion": 1 } } })
+        }
+        // Momentum too: the even width of a head at which all three fit.
+        "titans" => {
+            let width = ((state / (HEADS / 2 * 3)) as f64).sqrt() as usize / 2 * 2;
+            json!({ "heads": HEADS / 2, "head_dim": width, "memory": "linear" })
+        }
+        // The weights at the mini-batch's start, and the gradients since.
+        "ttt_linear" => json!({ "heads": HEADS / 2, "head_dim": head_dim }),
         "ttt_mlp" => {
-            json!({ "heads": HEADS / 2, "head_dim": head_dim, "memory": { "expansion": 1 } })
+            json!({ "heads": HEADS / 4, "head_dim": head_dim, "memory": { "expansion": 1 } })
         }
+        // Two layers, with their momentum and the gradients since the segment's start.
         "titans_neural_memory" => {
-            json!({ "heads": HEADS / 2, "head_dim": head_dim, "expansion": 1 })
+            let width = ((state / (HEADS / 2 * 6)) as f64).sqrt() as usize;
+            json!({ "heads": HEADS / 2, "head_dim": width, "expansion": 1 })
         }
         "mamba2" => {
             let expand = (HEADS * head_dim) as f64 / d_model as f64;
@@ -175,9 +187,12 @@ fn merge(base: &mut Value, changes: Value) {
 mod tests {
     use burn::tensor::Device;
     use seqzoo_layers::Init;
-    use seqzoo_layers::system::{MEMORY, Mixer};
+    use seqzoo_layers::system::{Growth, Mixer};
 
     use super::*;
+
+    /// Their state is a few vectors, whose width is the layer's.
+    const VECTORS: [&str; 4] = ["rglru", "hgrn", "lstm", "rwkv4"];
 
     #[test]
     fn every_architecture_can_be_built_at_every_size_of_the_plans() {
@@ -186,16 +201,16 @@ mod tests {
             for name in MixerConfig::NAMES {
                 let config = mixer(name, &sizes).unwrap();
                 let layer = config.init(d_model, &mut Init::new(0, &Device::flex())).unwrap();
-                let start = layer.initial_state(1);
-                let memory = start.slots().find(|(slot, ..)| *slot == MEMORY);
-                // Vector memories are smaller, caches start empty; all others meet the budget.
-                if let Some((_, memory, _)) = memory
-                    && memory.dims().last() != Some(&1)
-                {
-                    // Normalised linear attention adds a column that sums the keys.
-                    let normaliser = memory.numel() - memory.numel() % state;
-                    let extra = if *name == "linear_attention" { memory.numel() - normaliser } else { 0 };
-                    assert_eq!(memory.numel(), state + extra, "{name} at {d_model}");
+                let x = Tensor::zeros([1, 3, d_model], &Device::flex());
+                let (_, after) = layer.forward(x, layer.initial_state(1), Form::Auto).unwrap();
+                let fixed = after.slots().all(|(_, _, growth)| growth == Growth::Fixed);
+                let own =
+                    after.slots().filter(|(slot, ..)| !slot.contains("conv") && !slot.contains("shift"));
+                let numbers: usize = own.map(|(_, value, _)| value.numel()).sum();
+                let share = numbers as f64 / state as f64;
+                // Caches grow, vectors are as wide as the layer; normalisers add a few numbers to a memory.
+                if fixed && !VECTORS.contains(name) {
+                    assert!((0.8..=1.26).contains(&share), "{name} at {d_model}: {share:.3} of the state");
                 }
             }
         }

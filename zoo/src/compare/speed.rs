@@ -1,6 +1,6 @@
 //! Speed and memory of a trained model for one sequence: reading, writing and state at growing lengths.
 
-use std::time::Instant;
+use web_time::Instant;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use seqzoo_layers::system::Form;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+#[cfg(feature = "tokenizers")]
 use tokenizers::tokenizer::step_decode_stream;
 
 use super::documents::read_utf8;
@@ -21,6 +22,7 @@ pub enum Tokenizer {
         vocab: usize,
     },
     /// A `tokenizer.json` of Hugging Face's `tokenizers`.
+    #[cfg(feature = "tokenizers")]
     HuggingFace {
         /// The tokenizer.
         json: Box<tokenizers::Tokenizer>,
@@ -31,9 +33,20 @@ impl Tokenizer {
     /// Reads a Hugging Face `tokenizer.json`.
     ///
     /// # Errors
-    /// When the file is missing, not UTF-8, or not such a tokenizer.
+    /// When the file is missing, not UTF-8, or not such a tokenizer, or this program reads none.
     pub fn load(path: &Path) -> Result<Self> {
         let text = read_utf8(path)?;
+        Self::from_json(path, &text)
+    }
+
+    #[cfg(not(feature = "tokenizers"))]
+    fn from_json(path: &Path, _text: &str) -> Result<Self> {
+        let reason = "not compiled in; build with the feature `tokenizers`";
+        Err(Error::Tokenizer(format!("{}: {reason}", path.display())))
+    }
+
+    #[cfg(feature = "tokenizers")]
+    fn from_json(path: &Path, text: &str) -> Result<Self> {
         let mut tokenizer: tokenizers::Tokenizer = text.parse().map_err(|e| {
             let expected = "expected a Hugging Face `tokenizer.json`";
             Error::Tokenizer(format!("{}: {expected}: {e}", path.display()))
@@ -49,6 +62,7 @@ impl Tokenizer {
         match self {
             Self::Bytes => 256,
             Self::Ids { vocab } => *vocab,
+            #[cfg(feature = "tokenizers")]
             Self::HuggingFace { json } => {
                 json.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
             }
@@ -72,6 +86,7 @@ impl Tokenizer {
                     ))),
                 })
                 .collect(),
+            #[cfg(feature = "tokenizers")]
             Self::HuggingFace { json } => {
                 let encoding = json.encode_fast(text, false);
                 let encoding = encoding.map_err(|e| Error::Tokenizer(e.to_string()))?;
@@ -96,7 +111,12 @@ impl Tokenizer {
 
     /// Decodes token by token, holding back incomplete characters.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: self, bytes: Vec::new(), ids: Vec::new(), prefix: String::new(), start: 0 }
+        TextStream {
+            tokenizer: self,
+            bytes: Vec::new(),
+            #[cfg(feature = "tokenizers")]
+            partial: Partial::default(),
+        }
     }
 }
 
@@ -105,6 +125,14 @@ impl Tokenizer {
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     bytes: Vec<u8>,
+    #[cfg(feature = "tokenizers")]
+    partial: Partial,
+}
+
+/// What decoding a Hugging Face tokenizer's tokens one by one keeps.
+#[cfg(feature = "tokenizers")]
+#[derive(Debug, Default)]
+struct Partial {
     ids: Vec<u32>,
     prefix: String,
     start: usize,
@@ -126,9 +154,10 @@ impl TextStream<'_> {
                 let known = usize::try_from(id).is_ok_and(|id| id < *vocab);
                 if known { Ok(format!("{id} ")) } else { Err(unknown()) }
             }
+            #[cfg(feature = "tokenizers")]
             Tokenizer::HuggingFace { json } => {
                 let id = u32::try_from(id).map_err(|_| unknown())?;
-                let (ids, prefix, start) = (&mut self.ids, &mut self.prefix, &mut self.start);
+                let Partial { ids, prefix, start } = &mut self.partial;
                 step_decode_stream(json, vec![id], false, ids, prefix, start)
                     .map(Option::unwrap_or_default)
                     .map_err(|e| Error::Tokenizer(e.to_string()))
@@ -142,10 +171,12 @@ impl TextStream<'_> {
     /// When the tokenizer fails.
     pub fn finish(&mut self) -> Result<String> {
         match self.tokenizer {
+            #[cfg(feature = "tokenizers")]
             Tokenizer::HuggingFace { json } => {
-                let text = json.decode(&self.ids, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
-                self.ids.clear();
-                Ok(text.strip_prefix(self.prefix.as_str()).unwrap_or_default().to_string())
+                let text =
+                    json.decode(&self.partial.ids, false).map_err(|e| Error::Tokenizer(e.to_string()))?;
+                self.partial.ids.clear();
+                Ok(text.strip_prefix(self.partial.prefix.as_str()).unwrap_or_default().to_string())
             }
             _ => Ok(String::from_utf8_lossy(&std::mem::take(&mut self.bytes)).into_owned()),
         }

@@ -125,6 +125,19 @@ impl LanguageModel {
         }
     }
 
+    /// What each block's mixer reads when the model reads `tokens: [b, t]` from its initial state, `[b, t, d]`
+    /// each: for the mixers' views.
+    pub fn mixer_inputs(&self, tokens: Tensor<2, Int>) -> Result<Vec<Tensor<3>>> {
+        let states = self.initial_state(tokens.dims()[0]);
+        let mut x = self.embed(tokens, states.positions(), None)?;
+        let mut inputs = Vec::with_capacity(self.blocks.len());
+        for (block, state) in self.blocks.iter().zip(states.layers) {
+            inputs.push(block.mixer_input(x.clone(), &state)?);
+            x = block.forward(x, state, Form::Auto, None, false)?.0;
+        }
+        Ok(inputs)
+    }
+
     fn run(
         &self,
         tokens: Tensor<2, Int>,

@@ -5,7 +5,7 @@ mod info;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use seqzoo_layers::linear::{Hgrn2Config, HgrnConfig};
-use seqzoo_layers::system::{Cost, Form, Mixer, Run, State, Views};
+use seqzoo_layers::system::{Cost, Form, Mixer, Run, State, Terms, Views};
 use seqzoo_layers::{Init, Result, attention, delta, lightning, linear, miras, moh, rnn, rwkv, ssm};
 use serde::{Deserialize, Serialize};
 
@@ -159,6 +159,10 @@ impl Mixer for AnyMixer {
 
     fn views(&self, x: Tensor<3>, state: State) -> Result<Views> {
         self.as_mixer().views(x, state)
+    }
+
+    fn terms(&self, x: Tensor<3>, state: State) -> Result<Option<Terms>> {
+        self.as_mixer().terms(x, state)
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {

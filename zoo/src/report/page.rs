@@ -55,7 +55,7 @@ pub fn render(results: &Results) -> String {
         &mut out,
         "Text, speed and memory",
         &format!(
-            "Byte by byte through {}. {} layers of width {}, all models at {} parameters, {} numbers of memory per \
+            "Byte by byte through {}. {} layers of width {}, all models at {} parameters, {} numbers of state per \
              layer where the size is free to choose. Speed is that of the same models, for a single sequence.",
             text.source,
             text.model.depth,
@@ -202,7 +202,7 @@ fn training(training: &Training) -> String {
 }
 
 fn sizes(sizes: &ModelSizes) -> String {
-    format!("{}, {} parameters, {} numbers of memory per layer", shape(sizes), sizes.params, sizes.state)
+    format!("{}, {} parameters, {} numbers of state per layer", shape(sizes), sizes.params, sizes.state)
 }
 
 fn shape(sizes: &ModelSizes) -> String {

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optimizer::AdamW;
 use super::trainer::not_finite;
-use super::{TrainConfig, Trainer, weights};
+use super::{Portable, TrainConfig, Trainer, weights};
 use crate::data::{Source, Tokenizer};
 use crate::files::write_synced;
 use crate::model::{LanguageModel, LanguageModelConfig};
@@ -185,12 +185,14 @@ impl Trainer {
             tokenizer: data.tokenizer.clone(),
         };
         let meta = [("format", FORMAT.to_string()), ("step", self.step.to_string())];
+        let about = Portable::metadata(self.model.config(), &data.tokenizer, &data.source)?;
+        let about = [meta.to_vec(), about].concat();
         let detached = |named: Named| named.into_iter().map(|(k, v): (_, Value)| (k, v.detach())).collect();
         replace_folder(
             dir,
             &[
                 ("config.json", json(self.model.config())?),
-                ("model.safetensors", weights::to_bytes(&detached(parameters), &meta)?),
+                ("model.safetensors", weights::to_bytes(&detached(parameters), &about)?),
                 ("optimizer.safetensors", weights::to_bytes(&self.optimizer.to_named(), &meta)?),
                 ("train.json", json(&progress)?),
             ],

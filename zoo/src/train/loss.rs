@@ -2,12 +2,14 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, activation};
+use futures_lite::future::block_on;
+use seqzoo_layers::Value;
 use seqzoo_layers::system::Form;
 use serde::Serialize;
 
+use crate::Result;
 use crate::data::Batches;
 use crate::model::LanguageModel;
-use crate::{Error, Result};
 
 /// Mean cross entropy in nats over the positions whose label is not negative (`-100`), of shape `[1]`.
 ///
@@ -36,6 +38,18 @@ pub struct EvalMetrics {
 /// # Errors
 /// When the model fails or its loss is not finite.
 pub fn evaluate(model: &LanguageModel, batches: &mut dyn Batches, n: usize) -> Result<EvalMetrics> {
+    block_on(evaluate_async(model, batches, n))
+}
+
+/// [`evaluate`] without blocking, for a browser.
+///
+/// # Errors
+/// As [`evaluate`].
+pub async fn evaluate_async(
+    model: &LanguageModel,
+    batches: &mut dyn Batches,
+    n: usize,
+) -> Result<EvalMetrics> {
     let model = model.valid();
     let device = model.devices().first().cloned().unwrap_or_default();
     let (mut nats, mut right, mut scored) = (0.0, 0.0, 0.0);
@@ -48,7 +62,7 @@ pub fn evaluate(model: &LanguageModel, batches: &mut dyn Batches, n: usize) -> R
         let hits = logits.clone().argmax(2).squeeze_dim::<2>(2).equal(labels.clone());
         let hits = hits.float().sum().cast(logits.dtype());
         let both = Tensor::cat(vec![loss(logits, labels), hits], 0);
-        let both = both.try_into_vec_as::<f64>().map_err(|e| Error::Data(e.to_string()))?;
+        let both = Value::from(both).to_f64_async().await?;
         nats += both[0] * count;
         right += both[1];
         scored += count;

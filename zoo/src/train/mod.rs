@@ -7,6 +7,7 @@ mod config;
 mod loss;
 mod metrics;
 mod optimizer;
+mod portable;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -17,9 +18,10 @@ use std::ops::ControlFlow;
 
 pub use checkpoint::{Checkpoint, Progress, RunData};
 pub use config::TrainConfig;
-pub use loss::{EvalMetrics, evaluate, loss};
+pub use loss::{EvalMetrics, evaluate, evaluate_async, loss};
 pub use metrics::{MetricsLog, Row};
 pub use optimizer::AdamW;
+pub use portable::Portable;
 pub use run::{Event, Outcome, Run};
 pub use trainer::{StepMetrics, Trainer};
 

@@ -1,12 +1,12 @@
 //! One model, its optimizer, and the step that moves both.
 
-use std::time::Instant;
-
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use seqzoo_layers::params;
+use futures_lite::future::block_on;
 use seqzoo_layers::system::Form;
+use seqzoo_layers::{Value, params};
 use serde::{Deserialize, Serialize};
+use web_time::Instant;
 
 use super::optimizer::{AdamW, Grads};
 use super::{TrainConfig, loss};
@@ -94,6 +94,14 @@ impl Trainer {
     /// # Errors
     /// When the loss or a gradient is not finite: the model then stays as it was before the step.
     pub fn step(&mut self, batch: &Batch) -> Result<StepMetrics> {
+        block_on(self.step_async(batch))
+    }
+
+    /// [`Trainer::step`] without blocking, for a browser.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub async fn step_async(&mut self, batch: &Batch) -> Result<StepMetrics> {
         let started = Instant::now();
         let step = self.step + 1;
         let (inputs, labels) = batch.tensors(&self.device);
@@ -110,10 +118,10 @@ impl Trainer {
         })?;
         // The only read of a step: loss and gradient length together.
         let read = Tensor::cat(vec![nats.inner(), total.inner(), squares], 0);
-        let read = read.try_into_vec_as::<f64>().map_err(|e| Error::Data(e.to_string()))?;
+        let read = Value::from(read).to_f64_async().await?;
         let (nats, total, grad_norm) = (read[0], read[1], read[2].sqrt());
         if !(total.is_finite() && grad_norm.is_finite()) {
-            let tensor = self.first_not_finite(total, &grads)?;
+            let tensor = self.first_not_finite(total, &grads).await?;
             return Err(Error::NotFinite { step, tensor, checkpoint: None });
         }
         let lr = self.config.lr_at(step);
@@ -127,23 +135,27 @@ impl Trainer {
     }
 
     /// Where the numbers went wrong: a parameter, else the loss itself, else a gradient.
-    fn first_not_finite(&self, total: f64, grads: &Grads) -> Result<String> {
-        if let Some(name) = not_finite(&params::parameters(&self.model))? {
+    async fn first_not_finite(&self, total: f64, grads: &Grads) -> Result<String> {
+        if let Some(name) = not_finite_async(&params::parameters(&self.model)).await? {
             return Ok(name);
         }
         if !total.is_finite() {
             return Ok("loss".into());
         }
         // The squares may overflow where no gradient does.
-        let name = not_finite(grads.by_name())?;
+        let name = not_finite_async(grads.by_name()).await?;
         Ok(name.map_or_else(|| "gradient norm".into(), |name| format!("gradient of {name}")))
     }
 }
 
 /// Name of the first tensor with an entry that is not a finite number.
 pub(super) fn not_finite(named: &params::Named) -> Result<Option<String>> {
+    block_on(not_finite_async(named))
+}
+
+async fn not_finite_async(named: &params::Named) -> Result<Option<String>> {
     for (name, value) in named {
-        if value.to_f64()?.iter().any(|x| !x.is_finite()) {
+        if value.to_f64_async().await?.iter().any(|x| !x.is_finite()) {
             return Ok(Some(name.clone()));
         }
     }

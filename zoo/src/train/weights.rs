@@ -43,11 +43,16 @@ pub fn to_bytes(named: &Named, metadata: &[(&str, String)]) -> Result<Vec<u8>> {
 /// When the file is missing, truncated, malformed, or holds other than float tensors.
 pub fn load(path: &Path, device: &Device) -> Result<Named> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let bad = |reason: String| {
-        let what = path.display().to_string();
-        Error::Layers(seqzoo_layers::Error::SafeTensors { what, reason })
-    };
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
+    from_bytes(&bytes, &path.display().to_string(), device)
+}
+
+/// [`load`] from memory; `what` names the bytes in errors.
+///
+/// # Errors
+/// When they are truncated, malformed, or hold other than float tensors.
+pub fn from_bytes(bytes: &[u8], what: &str, device: &Device) -> Result<Named> {
+    let bad = |reason: String| Error::Layers(seqzoo_layers::Error::SafeTensors { what: what.into(), reason });
+    let file = SafeTensors::deserialize(bytes).map_err(|e| bad(e.to_string()))?;
     file.tensors()
         .into_iter()
         .map(|(name, view)| {

@@ -16,7 +16,7 @@ fn forms_of(time: usize) -> Vec<Form> {
 }
 
 /// Every form gives the reference's outputs and final state, from a cold and from a warm start.
-pub(super) fn forms(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn forms(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let mut probe = Probe::new(subject, device, options)?;
     let x = probe.input(BATCH, options.time)?;
     let mut worst = Worst::new(VALUE_TOLERANCE);
@@ -24,15 +24,15 @@ pub(super) fn forms(subject: &Subject, device: &Device, options: Options) -> Res
         let (y, end) = probe.run(&x, &start, Form::Recurrent)?;
         for form in forms_of(options.time) {
             let (other, other_end) = probe.run(&x, &start, form)?;
-            worst.compare(&form.to_string(), &other.into(), &y.clone().into())?;
-            worst.states(&form.to_string(), &other_end, &end)?;
+            worst.compare(&form.to_string(), &other.into(), &y.clone().into()).await?;
+            worst.states(&form.to_string(), &other_end, &end).await?;
         }
     }
     Ok(worst.outcome())
 }
 
 /// Lengths 0, 1, 2 and 3, and an empty batch.
-pub(super) fn lengths(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn lengths(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let mut probe = Probe::new(subject, device, options)?;
     let mut worst = Worst::new(VALUE_TOLERANCE);
     let start = probe.warm_state(BATCH)?;
@@ -41,22 +41,22 @@ pub(super) fn lengths(subject: &Subject, device: &Device, options: Options) -> R
     let (none, same) = probe.run(&nothing, &start, Form::Auto)?;
     let empty = none.dims() == [BATCH, 0, subject.d_model];
     worst.record("length 0: shape", if empty { 0.0 } else { f64::INFINITY });
-    worst.states("length 0", &same, &start)?;
+    worst.states("length 0", &same, &start).await?;
     for time in 1..=3 {
         let x = x.clone().narrow(1, 0, time);
         let (y, end) = probe.run(&x, &start, Form::Recurrent)?;
         for form in [Form::Parallel, Form::Auto, Form::Chunked { size: 2 }, Form::Chunked { size: 64 }] {
             let (other, other_end) = probe.run(&x, &start, form)?;
             let place = format!("length {time}, {form}");
-            worst.compare(&place, &other.into(), &y.clone().into())?;
-            worst.states(&place, &other_end, &end)?;
+            worst.compare(&place, &other.into(), &y.clone().into()).await?;
+            worst.states(&place, &other_end, &end).await?;
         }
     }
     Ok(worst.outcome())
 }
 
 /// Folding `step` over the tokens gives the sequence.
-pub(super) fn step(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn step(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let mut probe = Probe::new(subject, device, options)?;
     let time = options.time.min(19);
     let x = probe.input(BATCH, time)?;
@@ -69,13 +69,13 @@ pub(super) fn step(subject: &Subject, device: &Device, options: Options) -> Resu
         state = next;
     }
     let mut worst = Worst::new(VALUE_TOLERANCE);
-    worst.compare("steps", &Tensor::cat(outputs, 1).into(), &y.into())?;
-    worst.states("steps", &state, &end)?;
+    worst.compare("steps", &Tensor::cat(outputs, 1).into(), &y.into()).await?;
+    worst.states("steps", &state, &end).await?;
     Ok(worst.outcome())
 }
 
 /// Cutting the sequence anywhere, in any mix of forms, changes nothing.
-pub(super) fn split(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn split(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let mut probe = Probe::new(subject, device, options)?;
     let time = options.time;
     let x = probe.input(BATCH, time)?;
@@ -95,28 +95,28 @@ pub(super) fn split(subject: &Subject, device: &Device, options: Options) -> Res
             state = next;
         }
         let place = format!("cut at {cuts:?}");
-        worst.compare(&place, &Tensor::cat(parts, 1).into(), &y.clone().into())?;
-        worst.states(&place, &state, &end)?;
+        worst.compare(&place, &Tensor::cat(parts, 1).into(), &y.clone().into()).await?;
+        worst.states(&place, &state, &end).await?;
     }
     Ok(worst.outcome())
 }
 
 /// A state written to bytes and read back continues as if nothing had happened.
-pub(super) fn resume(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn resume(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let mut probe = Probe::new(subject, device, options)?;
     let state = probe.warm_state(BATCH)?;
     let x = probe.input(BATCH, 7)?;
-    let loaded = State::from_bytes(&state.to_bytes()?, device)?;
+    let loaded = State::from_bytes(&state.to_bytes_async().await?, device)?;
     let mut worst = Worst::new(0.0);
-    worst.states("saved and loaded", &loaded, &state)?;
+    worst.states("saved and loaded", &loaded, &state).await?;
     let (y, _) = probe.run(&x, &state, Form::Auto)?;
     let (other, _) = probe.run(&x, &loaded, Form::Auto)?;
-    worst.compare("continued", &other.into(), &y.into())?;
+    worst.compare("continued", &other.into(), &y.into()).await?;
     Ok(worst.outcome())
 }
 
 /// Changing one token changes no output before it, and does change its own.
-pub(super) fn causality(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn causality(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let mut probe = Probe::new(subject, device, options)?;
     let time = options.time;
     let x = probe.input(BATCH, time)?;
@@ -133,9 +133,9 @@ pub(super) fn causality(subject: &Subject, device: &Device, options: Options) ->
             let (changed, _) = probe.run(&Tensor::cat(parts, 1), &start, form)?;
             let before: (Value, Value) =
                 (changed.clone().narrow(1, 0, j).into(), y.clone().narrow(1, 0, j).into());
-            worst.compare(&format!("{form}, before token {j}"), &before.0, &before.1)?;
+            worst.compare(&format!("{form}, before token {j}"), &before.0, &before.1).await?;
             let own: Value = (changed.narrow(1, j, 1) - y.clone().narrow(1, j, 1)).into();
-            let moved = own.to_f64()?.iter().any(|d| d.abs() > 1e-6);
+            let moved = own.to_f64_async().await?.iter().any(|d| d.abs() > 1e-6);
             worst.record(&format!("{form}, token {j} itself"), if moved { 0.0 } else { f64::INFINITY });
         }
     }
@@ -143,7 +143,7 @@ pub(super) fn causality(subject: &Subject, device: &Device, options: Options) ->
 }
 
 /// A row alone gives what it gives in a batch; `select` and `repeat` move rows.
-pub(super) fn batch(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn batch(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let mut probe = Probe::new(subject, device, options)?;
     let x = probe.input(3, options.time)?;
     let start = probe.warm_state(3)?;
@@ -153,16 +153,16 @@ pub(super) fn batch(subject: &Subject, device: &Device, options: Options) -> Res
         let (alone, alone_end) =
             probe.run(&x.clone().narrow(0, row, 1), &start.select(&[row])?, Form::Auto)?;
         let place = format!("row {row}");
-        worst.compare(&place, &alone.into(), &y.clone().narrow(0, row, 1).into())?;
-        worst.states(&place, &alone_end, &end.select(&[row])?)?;
+        worst.compare(&place, &alone.into(), &y.clone().narrow(0, row, 1).into()).await?;
+        worst.states(&place, &alone_end, &end.select(&[row])?).await?;
     }
     let twice = end.select(&[2])?.repeat(2)?;
-    worst.states("repeat", &twice, &end.select(&[2, 2])?)?;
+    worst.states("repeat", &twice, &end.select(&[2, 2])?).await?;
     Ok(worst.outcome())
 }
 
 /// Padded tokens, wherever they stand, are as good as absent.
-pub(super) fn padding(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn padding(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let mut probe = Probe::new(subject, device, options)?;
     let time = options.time.min(23);
     let x = probe.input(3, time)?;
@@ -186,20 +186,22 @@ pub(super) fn padding(subject: &Subject, device: &Device, options: Options) -> R
             let alone = pick(&x).tensor::<3>("row")?;
             let (expected, alone_end) = probe.run(&alone, &start.select(&[row])?, Form::Auto)?;
             let place = format!("{form}, row {row}");
-            worst.compare(&place, &pick(&y), &expected.into())?;
+            worst.compare(&place, &pick(&y), &expected.into()).await?;
             let (expected, _) = probe.run(&more.clone().narrow(0, row, 1), &alone_end, Form::Auto)?;
-            worst.compare(
-                &format!("{place}, continued"),
-                &next.clone().narrow(0, row, 1).into(),
-                &expected.into(),
-            )?;
+            worst
+                .compare(
+                    &format!("{place}, continued"),
+                    &next.clone().narrow(0, row, 1).into(),
+                    &expected.into(),
+                )
+                .await?;
         }
     }
     Ok(worst.outcome())
 }
 
 /// Going back: a cache is truncated, a memory is restored from a snapshot and replayed.
-pub(super) fn rewind(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn rewind(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let mut probe = Probe::new(subject, device, options)?;
     let x = probe.input(BATCH, 12)?;
     let mut snapshots = Snapshots::every(4);
@@ -218,7 +220,7 @@ pub(super) fn rewind(subject: &Subject, device: &Device, options: Options) -> Re
         Some(kept) => {
             let from = kept.position().unwrap_or(0);
             let (_, replayed) = probe.run(&x.clone().narrow(1, from, 7 - from), kept, Form::Auto)?;
-            worst.states("snapshot", &replayed, &reference)?;
+            worst.states("snapshot", &replayed, &reference).await?;
         }
         None => worst.record("snapshot: none at or before the position", f64::INFINITY),
     }
@@ -228,7 +230,7 @@ pub(super) fn rewind(subject: &Subject, device: &Device, options: Options) -> Re
         slots.map(|(_, v, _)| v.numel()).sum()
     };
     if let Ok(truncated) = state.truncate(7) {
-        worst.states("truncated", &truncated, &reference)?;
+        worst.states("truncated", &truncated, &reference).await?;
     } else if growth(&state) > growth(&reference) {
         worst.record("a growing state that cannot be truncated", f64::INFINITY);
     }

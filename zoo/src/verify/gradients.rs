@@ -64,7 +64,7 @@ fn gradients(layer: &AnyMixer, leaves: &Leaves, loss: &Loss, form: Form) -> Resu
 }
 
 /// Every form has the reference's gradients; a learned start gets one too.
-pub(super) fn forms(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn forms(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let device = device.clone().autodiff();
     let mut probe = Probe::new(subject, &device, options)?;
     let x = probe.input(BATCH, options.time)?;
@@ -91,7 +91,7 @@ pub(super) fn forms(subject: &Subject, device: &Device, options: Options) -> Res
             let other = run(form)?;
             for (name, grad) in &reference {
                 match other.get(name) {
-                    Some(ours) => worst.compare(&format!("{form}: {name}"), ours, grad)?,
+                    Some(ours) => worst.compare(&format!("{form}: {name}"), ours, grad).await?,
                     None => worst.record(&format!("{form}: {name} has no gradient"), f64::INFINITY),
                 }
             }
@@ -101,7 +101,7 @@ pub(super) fn forms(subject: &Subject, device: &Device, options: Options) -> Res
 }
 
 /// Gradients equal central differences in double precision, on a few entries of every tensor.
-pub(super) fn differences(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+pub(super) async fn differences(subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     let device = device.clone().autodiff();
     let probe = Probe::new(subject, &device, options)?;
     if supports_double(&device) {

@@ -8,11 +8,11 @@ mod gradients;
 mod probe;
 mod subjects;
 
-use std::time::{Duration, Instant};
-
 use burn::tensor::Device;
+use futures_lite::future::block_on;
 use seqzoo_layers::Result;
 use serde::Serialize;
+use web_time::Instant;
 
 pub use subjects::{Subject, subjects};
 
@@ -115,28 +115,30 @@ pub const PROMISES: &[&str] = &[
 /// Checks every promise of one subject on `device` (without autodiff; it is added where needed).
 pub fn verify(subject: &Subject, device: &Device, options: Options) -> Report {
     let start = Instant::now();
-    let checks = PROMISES.iter().map(|promise| {
-        let outcome = run(promise, subject, device, options);
-        Check { promise, outcome: outcome.unwrap_or_else(|e| Outcome::Failed(e.to_string())) }
-    });
-    let checks = checks.collect();
-    let elapsed: Duration = start.elapsed();
-    Report { subject: subject.name.clone(), checks, seconds: elapsed.as_secs_f64() }
+    let check = |promise| block_on(check(promise, subject, device, options));
+    let checks = PROMISES.iter().map(|promise| check(promise)).collect();
+    Report { subject: subject.name.clone(), checks, seconds: start.elapsed().as_secs_f64() }
 }
 
-fn run(promise: &str, subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
+/// Checks one of [`PROMISES`]; waits for the device only where a browser allows it.
+pub async fn check(promise: &'static str, subject: &Subject, device: &Device, options: Options) -> Check {
+    let outcome = run(promise, subject, device, options).await;
+    Check { promise, outcome: outcome.unwrap_or_else(|e| Outcome::Failed(e.to_string())) }
+}
+
+async fn run(promise: &str, subject: &Subject, device: &Device, options: Options) -> Result<Outcome> {
     match promise {
-        "forms" => checks::forms(subject, device, options),
-        "lengths" => checks::lengths(subject, device, options),
-        "step" => checks::step(subject, device, options),
-        "split" => checks::split(subject, device, options),
-        "resume" => checks::resume(subject, device, options),
-        "causality" => checks::causality(subject, device, options),
-        "batch" => checks::batch(subject, device, options),
-        "padding" => checks::padding(subject, device, options),
-        "rewind" => checks::rewind(subject, device, options),
-        "gradients" => gradients::forms(subject, device, options),
+        "forms" => checks::forms(subject, device, options).await,
+        "lengths" => checks::lengths(subject, device, options).await,
+        "step" => checks::step(subject, device, options).await,
+        "split" => checks::split(subject, device, options).await,
+        "resume" => checks::resume(subject, device, options).await,
+        "causality" => checks::causality(subject, device, options).await,
+        "batch" => checks::batch(subject, device, options).await,
+        "padding" => checks::padding(subject, device, options).await,
+        "rewind" => checks::rewind(subject, device, options).await,
+        "gradients" => gradients::forms(subject, device, options).await,
         _ if !options.double => Ok(Outcome::Skipped("double precision was not asked for".into())),
-        _ => gradients::differences(subject, device, options),
+        _ => gradients::differences(subject, device, options).await,
     }
 }

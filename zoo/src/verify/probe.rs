@@ -70,9 +70,11 @@ impl Worst {
     }
 
     /// Compares two tensors: `‖a - b‖ / max(‖b‖, 0.01 √numel)`; NaN and shape differences are infinite.
-    pub(super) fn compare(&mut self, place: &str, a: &Value, b: &Value) -> Result<()> {
-        let error =
-            if a.dims() == b.dims() { relative_error(&a.to_f64()?, &b.to_f64()?) } else { f64::INFINITY };
+    pub(super) async fn compare(&mut self, place: &str, a: &Value, b: &Value) -> Result<()> {
+        let error = match a.dims() == b.dims() {
+            true => relative_error(&a.to_f64_async().await?, &b.to_f64_async().await?),
+            false => f64::INFINITY,
+        };
         self.record(place, error);
         Ok(())
     }
@@ -85,14 +87,14 @@ impl Worst {
     }
 
     /// Compares positions and every slot of two states.
-    pub(super) fn states(&mut self, place: &str, a: &State, b: &State) -> Result<()> {
+    pub(super) async fn states(&mut self, place: &str, a: &State, b: &State) -> Result<()> {
         let (ours, theirs): (Vec<_>, Vec<_>) = (a.slots().collect(), b.slots().collect());
         let same = ours.len() == theirs.len() && a.positions() == b.positions();
         self.record(&format!("{place}: slots and positions"), if same { 0.0 } else { f64::INFINITY });
         for ((name, a, _), (other, b, _)) in ours.into_iter().zip(theirs) {
             let place = format!("{place}: state {name}");
             if name == other {
-                self.compare(&place, a, b)?;
+                self.compare(&place, a, b).await?;
             } else {
                 self.record(&place, f64::INFINITY);
             }

@@ -6,6 +6,7 @@
 //! padding. Floor for `t` causal queries of `h` heads of `n` channels: `2 t² h n` floating-point operations forward,
 //! 2.5 times that backward, and `t² h / 2` exponentials in each.
 
+mod few;
 mod tiles;
 mod weights;
 
@@ -140,7 +141,8 @@ impl Read {
         let inputs = self.inputs::<E>();
         let ([b, h, t, _], [.., p]) = (inputs.q.dims, inputs.v.dims);
         let (mut y, mut log_sum) = (vec![E::default(); b * h * t * p], vec![E::default(); b * h * t]);
-        tiles::forward(&inputs, &mut y, &mut log_sum);
+        let forward = if t <= few::FEW { few::forward } else { tiles::forward };
+        forward(&inputs, &mut y, &mut log_sum);
         [E::tensor(y, &[b, h, t, p]), E::tensor(log_sum, &[b, h, t])]
     }
 }

@@ -49,32 +49,37 @@ impl<E: Vector> Inputs<'_, E> {
     }
 
     /// Query heads of a key-value head.
-    fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         self.q.dims[1] / self.k.dims[1]
     }
 
     /// The score of nothing of query head `head` of all `b h`.
-    fn sink(&self, head: usize) -> Option<f64> {
+    pub(super) fn sink(&self, head: usize) -> Option<f64> {
         let heads = self.q.dims[1];
         self.sink.map(|sink| sink.head(head % heads).column(0, 1).sum())
     }
 
     /// What each key's scores get in batch row `row`, in units of `ln 2`; empty for nothing.
-    fn offsets(&self, row: usize) -> Vec<f64> {
+    pub(super) fn offsets(&self, row: usize) -> Vec<f64> {
         let Some(offsets) = self.offsets else { return Vec::new() };
         let [_, total, ..] = self.sizes();
         let head = offsets.head(row).turned();
         head.column(0, total).map(|x| x * std::f64::consts::LOG2_E).collect()
     }
 
-    /// Keys that queries `first..first + rows` may see.
-    fn keys(&self, first: usize, rows: usize) -> std::ops::Range<usize> {
+    /// Keys that a query sees.
+    pub(super) fn seen(&self, query: usize) -> std::ops::Range<usize> {
         let Weighing { causal, cached, window, .. } = self.weighing;
         let [_, total, ..] = self.sizes();
-        // Whole register tiles: what is seen of them is decided key by key.
-        let to = if causal { (cached + first + rows).next_multiple_of(ALIGNED).min(total) } else { total };
-        let from = window.map_or(0, |w| (cached + first + 1).saturating_sub(w)).min(to);
-        from / ALIGNED * ALIGNED..to
+        let to = if causal { (cached + query + 1).min(total) } else { total };
+        window.map_or(0, |w| (cached + query + 1).saturating_sub(w)).min(to)..to
+    }
+
+    /// Keys that queries `first..first + rows` may see, and a few more, so that register tiles are whole.
+    fn keys(&self, first: usize, rows: usize) -> std::ops::Range<usize> {
+        let [_, total, ..] = self.sizes();
+        let (from, to) = (self.seen(first).start, self.seen(first + rows - 1).end);
+        from / ALIGNED * ALIGNED..to.next_multiple_of(ALIGNED).min(total)
     }
 }
 

@@ -141,7 +141,7 @@ fn weigh_tile<E: Vector, const FUSED: bool>(
     }
     for i in 0..columns {
         factor[i] = (factor[i] - top[i]).power::<FUSED>();
-        sum[i] = sum[i] * factor[i];
+        sum[i] *= factor[i];
     }
     for row in tile.rows_mut() {
         let row = &mut row[..columns];

@@ -34,8 +34,9 @@ pub(super) struct Delta<E: Real, D: Decay<E>> {
     ak: Matrix<E>,
     qb: Matrix<E>,
     qk: Matrix<E>,
-    /// `U` of the blocks so far of one head, where it will be needed again.
-    kept: Option<Vec<E>>,
+    /// On the way back, the first token of a segment, and `U` of its blocks so far.
+    first: usize,
+    kept: Vec<E>,
     back: Option<Back<E>>,
 }
 
@@ -113,10 +114,8 @@ impl<E: Real, D: Decay<E>> Delta<E, D> {
 
     /// `U` of a block that has it already.
     fn recall(&mut self, (first, rows): (usize, usize)) -> bool {
-        let p = self.sizes.p;
-        let Some(kept) = self.kept.as_ref().and_then(|kept| kept.get(first * p..(first + rows) * p)) else {
-            return false;
-        };
+        let (p, place) = (self.sizes.p, first - self.first);
+        let Some(kept) = self.kept.get(place * p..(place + rows) * p) else { return false };
         self.u.resize(rows, p);
         self.u.rows_mut().zip(kept.chunks_exact(p)).for_each(|(row, kept)| row.copy_from_slice(kept));
         true
@@ -161,15 +160,15 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
             ak: square(),
             qb: square(),
             qk: square(),
-            kept: backward.then(Vec::new),
+            first: 0,
+            kept: Vec::new(),
             back,
         }
     }
 
-    fn start(&mut self) {
-        if let Some(kept) = &mut self.kept {
-            kept.clear();
-        }
+    fn start(&mut self, token: usize) {
+        self.first = token;
+        self.kept.clear();
     }
 
     fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, out: &mut [E]) {
@@ -190,14 +189,11 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
 
     fn advance(&mut self, at: Place<'_, E>, state: &mut Matrix<E>) {
         self.read_writes(at);
-        if !self.recall(at.range) {
-            self.read_reads(at);
-            self.read_scores();
-            self.find_reads(state);
-            if let Some(kept) = &mut self.kept {
-                self.u.rows().for_each(|row| kept.extend_from_slice(row));
-            }
-        }
+        self.read_reads(at);
+        self.read_scores();
+        self.find_reads(state);
+        let Self { u, kept, .. } = self;
+        u.rows().for_each(|row| kept.extend_from_slice(row));
         self.move_on(state);
     }
 

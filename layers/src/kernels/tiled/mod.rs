@@ -1,6 +1,6 @@
 //! Linear recurrences of matrix memories, by blocks of tokens that are quadratic inside and pass a memory on
-//! (lightning attention's tiling, arXiv 2401.04658). Only that memory is kept between blocks, and the backward pass
-//! recomputes it, so that the graph holds the inputs and the outputs and nothing else.
+//! (lightning attention's tiling, arXiv 2401.04658). The graph holds the inputs, the outputs and one memory for every few
+//! blocks, from which the backward pass recomputes those between.
 //!
 //! ```text
 //!            one decay per head    one per channel
@@ -146,9 +146,9 @@ pub(crate) trait Tiled: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// What the backward pass starts from.
+/// What an operation reads.
 #[derive(Clone, Debug)]
-struct Saved {
+struct Call {
     /// `q`, `k`, `v`, `log_d`, memory, and `a` and `b` if there are any
     inputs: Vec<Primitive>,
     block: usize,
@@ -157,8 +157,8 @@ struct Saved {
 /// Where the decay is among the inputs.
 const LOG_D: usize = 3;
 
-impl Saved {
-    fn inputs<E: Number + Vector>(&self) -> Inputs<'_, E> {
+impl Call {
+    fn inputs<E: Number>(&self) -> Inputs<'_, E> {
         let [q, k, v, log_d, memory, rank_one @ ..] = &*self.inputs else {
             unreachable!("made below, with five inputs or more")
         };
@@ -167,61 +167,70 @@ impl Saved {
         Inputs { q, k, v, log_d, memory, rank_one }
     }
 
-    /// `[b, h, t + n, p]`
-    fn forward(&self) -> Primitive {
+    /// The outputs `[b, h, t + n, p]` and the memories that the backward pass starts from, none unless they are to
+    /// be kept.
+    fn forward(&self, keep: bool) -> (Primitive, Primitive) {
         match self.inputs[0].dtype() {
-            DType::F64 => self.forward_in::<f64>(),
-            _ => self.forward_in::<f32>(),
+            DType::F64 => self.forward_in::<f64>(keep),
+            _ => self.forward_in::<f32>(keep),
         }
     }
 
-    fn forward_in<E: Number + Vector>(&self) -> Primitive {
+    fn forward_in<E: Number + Vector>(&self, keep: bool) -> (Primitive, Primitive) {
         let inputs = self.inputs::<E>();
         let ([b, h, t, n], [.., p]) = (inputs.k.dims, inputs.v.dims);
         let mut out = vec![E::default(); b * h * (t + n) * p];
-        fill(&inputs, self.block, &mut out);
-        E::tensor(out, &[b, h, t + n, p])
+        let mut kept = if keep { passes::kept(&inputs, self.block) } else { Vec::new() };
+        fill(&inputs, self.block, &mut out, &mut kept);
+        let count = kept.len();
+        (E::tensor(out, &[b, h, t + n, p]), E::tensor(kept, &[count]))
     }
 
     /// Gradients of the inputs, in their order; that of the decay is 0 where it is not wanted.
-    fn backward(&self, out: &Primitive, decay: bool) -> Vec<Primitive> {
+    fn backward(&self, out: &Primitive, kept: &Primitive, decay: bool) -> Vec<Primitive> {
         match self.inputs[0].dtype() {
-            DType::F64 => self.backward_in::<f64>(out, decay),
-            _ => self.backward_in::<f32>(out, decay),
+            DType::F64 => self.backward_in::<f64>(out, kept, decay),
+            _ => self.backward_in::<f32>(out, kept, decay),
         }
     }
 
-    fn backward_in<E: Number + Vector>(&self, out: &Primitive, decay: bool) -> Vec<Primitive> {
+    fn backward_in<E: Number + Vector>(
+        &self,
+        out: &Primitive,
+        kept: &Primitive,
+        decay: bool,
+    ) -> Vec<Primitive> {
         let inputs = self.inputs::<E>();
         let mut grads = Gradients::filled(&inputs, E::default());
-        fill_gradients(&inputs, view(out), self.block, decay, &mut grads);
+        fill_gradients(&inputs, view(out), E::numbers(kept), self.block, decay, &mut grads);
         grads.all().zip(inputs.all()).map(|(grad, input)| E::tensor(grad, &input.dims)).collect()
     }
 }
 
-/// `out: [b, h, t + n, p]`
-fn fill<E: Number + Vector>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E]) {
+/// `out: [b, h, t + n, p]` and, where there is room, the kept memories.
+fn fill<E: Vector>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E], kept: &mut [E]) {
     match (inputs.rank_one.is_some(), inputs.log_d.dims[3]) {
-        (false, 1) => forward::<E, Linear<E, HeadDecay<E>>>(inputs, block, out),
-        (false, _) => forward::<E, Linear<E, ChannelDecay<E>>>(inputs, block, out),
-        (true, 1) => forward::<E, Delta<E, HeadDecay<E>>>(inputs, block, out),
-        (true, _) => forward::<E, Delta<E, ChannelDecay<E>>>(inputs, block, out),
+        (false, 1) => forward::<E, Linear<E, HeadDecay<E>>>(inputs, block, out, kept),
+        (false, _) => forward::<E, Linear<E, ChannelDecay<E>>>(inputs, block, out, kept),
+        (true, 1) => forward::<E, Delta<E, HeadDecay<E>>>(inputs, block, out, kept),
+        (true, _) => forward::<E, Delta<E, ChannelDecay<E>>>(inputs, block, out, kept),
     }
 }
 
 /// The gradients for the gradient of what [`fill`] filled.
-fn fill_gradients<E: Number + Vector>(
+fn fill_gradients<E: Vector>(
     inputs: &Inputs<'_, E>,
     out: View<'_, E>,
+    kept: &[E],
     block: usize,
     decay: bool,
     to: &mut Gradients<E>,
 ) {
     match (inputs.rank_one.is_some(), inputs.log_d.dims[3]) {
-        (false, 1) => backward::<E, Linear<E, HeadDecay<E>>>(inputs, out, block, decay, to),
-        (false, _) => backward::<E, Linear<E, ChannelDecay<E>>>(inputs, out, block, decay, to),
-        (true, 1) => backward::<E, Delta<E, HeadDecay<E>>>(inputs, out, block, decay, to),
-        (true, _) => backward::<E, Delta<E, ChannelDecay<E>>>(inputs, out, block, decay, to),
+        (false, 1) => backward::<E, Linear<E, HeadDecay<E>>>(inputs, out, kept, block, decay, to),
+        (false, _) => backward::<E, Linear<E, ChannelDecay<E>>>(inputs, out, kept, block, decay, to),
+        (true, 1) => backward::<E, Delta<E, HeadDecay<E>>>(inputs, out, kept, block, decay, to),
+        (true, _) => backward::<E, Delta<E, ChannelDecay<E>>>(inputs, out, kept, block, decay, to),
     }
 }
 
@@ -234,7 +243,7 @@ impl Tiled for Flex {
         memory: Primitive,
         block: usize,
     ) -> Primitive {
-        Saved { inputs: vec![q, k, v, log_d, memory], block }.forward()
+        Call { inputs: vec![q, k, v, log_d, memory], block }.forward(false).0
     }
 
     fn delta(
@@ -247,7 +256,7 @@ impl Tiled for Flex {
         b: Primitive,
         block: usize,
     ) -> Primitive {
-        Saved { inputs: vec![q, k, v, log_d, memory, a, b], block }.forward()
+        Call { inputs: vec![q, k, v, log_d, memory, a, b], block }.forward(false).0
     }
 }
 
@@ -256,11 +265,12 @@ impl Tiled for Flex {
 struct TiledBackward<const N: usize>;
 
 impl<const N: usize> Backward<Flex, N> for TiledBackward<N> {
-    type State = Saved;
+    type State = (Call, Primitive);
 
-    fn backward(self, ops: Ops<Saved, N>, grads: &mut Tape, _checkpointer: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Tape, _checkpointer: &mut Checkpointer) {
         let out = grads.consume::<Flex>(&ops.node);
-        let found = ops.state.backward(&out, ops.parents[LOG_D].is_some());
+        let (call, kept) = ops.state;
+        let found = call.backward(&out, &kept, ops.parents[LOG_D].is_some());
         for (parent, grad) in ops.parents.into_iter().zip(found) {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, grad);
@@ -275,11 +285,13 @@ fn tracked<C: CheckpointStrategy, const N: usize>(
     block: usize,
 ) -> FloatTensor<Autodiff<Flex, C>> {
     let nodes = inputs.each_ref().map(|x| x.node());
-    let saved = Saved { inputs: inputs.map(|x| x.into_primitive()).into(), block };
-    let out = saved.forward();
+    let call = Call { inputs: inputs.map(|x| x.into_primitive()).into(), block };
     match TiledBackward::<N>.prepare::<C>(nodes).compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish(saved, out),
-        OpsKind::UnTracked(prep) => prep.finish(out),
+        OpsKind::Tracked(prep) => {
+            let (out, kept) = call.forward(true);
+            prep.finish((call, kept), out)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(call.forward(false).0),
     }
 }
 

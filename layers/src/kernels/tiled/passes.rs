@@ -11,13 +11,13 @@ pub(super) trait Rule<E: Real> {
     /// Scratch memory of the forward pass, or of both.
     fn new(sizes: Sizes, backward: bool) -> Self;
 
-    /// Another head begins.
-    fn start(&mut self) {}
+    /// On the way back, the blocks from this token on follow.
+    fn start(&mut self, _token: usize) {}
 
     /// Outputs of a block, `[m, p]`, from the memory before it, which becomes the memory after it.
     fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, y: &mut [E]);
 
-    /// Only the memory. Called in order of the blocks, and for some of them a second time.
+    /// Only the memory. Called in order of the blocks of a segment but the last one, before the way back through them.
     fn advance(&mut self, at: Place<'_, E>, state: &mut Matrix<E>);
 
     /// Gradients of a block from the memory before it and the gradient of the memory after it, which becomes that of
@@ -32,15 +32,32 @@ pub(super) trait Rule<E: Real> {
     );
 }
 
-/// Fills `out: [b, h, t + n, p]` with the outputs and, below them, the final memory.
-pub(super) fn forward<E: Real, R: Rule<E>>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E]) {
+/// Room for the memories before every segment of [`forward`], `[b, h, segments, n, p]`.
+pub(super) fn kept<E: Real>(inputs: &Inputs<'_, E>, block: usize) -> Vec<E> {
+    let sizes = inputs.sizes(block);
+    vec![E::default(); inputs.heads() * sizes.segments() * sizes.n * sizes.p]
+}
+
+/// Fills `out: [b, h, t + n, p]` with the outputs and, below them, the final memory; and `kept`, where it has room,
+/// with the memories before every segment.
+pub(super) fn forward<E: Real, R: Rule<E>>(
+    inputs: &Inputs<'_, E>,
+    block: usize,
+    out: &mut [E],
+    kept: &mut [E],
+) {
     let sizes @ Sizes { t, n, p, .. } = inputs.sizes(block);
+    let mut kept = kept.chunks_exact_mut(sizes.segments() * n * p);
+    let heads = out.chunks_exact_mut((t + n) * p).map(|out| (out, kept.next().unwrap_or_default()));
+    let heads: Vec<_> = heads.collect();
     let scratch = || (R::new(sizes, false), Matrix::new(n, p));
-    out.par_chunks_mut((t + n) * p).enumerate().for_each_init(scratch, |(rule, state), (head, out)| {
+    heads.into_par_iter().enumerate().for_each_init(scratch, |(rule, state), (head, (out, kept))| {
         let (y, last) = out.split_at_mut(t * p);
         read(state, inputs.memory.head(head), (0, n), p);
-        rule.start();
         for block in 0..sizes.blocks() {
+            if block % sizes.segment() == 0 && !kept.is_empty() {
+                write(state, &mut kept[block / sizes.segment() * n * p..]);
+            }
             let at = Place { inputs, head, range: sizes.range(block) };
             rule.forward(at, state, at.part(y, p));
         }
@@ -96,14 +113,14 @@ pub(super) struct HeadGradients<'a, E> {
 /// Fills `to` with the gradients for `out: [b, h, t + n, p]`, the gradient of what [`forward`] filled; that of the
 /// decay only where it is wanted.
 ///
-/// Nothing of the forward pass is kept. A first pass over the blocks recomputes the memory and remembers it once
-/// per segment of `√blocks` blocks; a second pass goes through the segments from the last to the first, recomputes
-/// the memories inside, and has both a block's memory `S` and its gradient `dS` at hand (arXiv 2401.04658 keeps
-/// neither and goes over everything twice; with both, scores are made once and the decay's gradient needs no
-/// sums over the whole sequence).
+/// Goes through the segments from the last to the first, recomputes the memories inside from the one `kept`, and
+/// has both a block's memory `S` and its gradient `dS` at hand (arXiv 2401.04658 keeps nothing and goes over
+/// everything twice; with both, scores are made once and the decay's gradient needs no sums over the whole
+/// sequence).
 pub(super) fn backward<E: Real, R: Rule<E>>(
     inputs: &Inputs<'_, E>,
     out: View<'_, E>,
+    kept: &[E],
     block: usize,
     decay: bool,
     to: &mut Gradients<E>,
@@ -124,61 +141,52 @@ pub(super) fn backward<E: Real, R: Rule<E>>(
         b: b.next().unwrap_or_default(),
     });
     let heads: Vec<_> = heads.collect();
+    let per_head = sizes.segments() * n * p;
     let scratch = || Backward::<E, R>::new(sizes);
     heads.into_par_iter().enumerate().for_each_init(scratch, |scratch, (head, to)| {
-        scratch.head(inputs, head, out.head(head), to);
+        scratch.head(inputs, head, out.head(head), &kept[head * per_head..][..per_head], to);
     });
 }
 
 /// Scratch memory of one thread.
 struct Backward<E, R> {
     sizes: Sizes,
-    /// Blocks per segment.
-    segment: usize,
     rule: R,
     state: Matrix<E>,
     d_state: Matrix<E>,
-    /// Before every segment
-    saved: Vec<Matrix<E>>,
     /// Before every block of a segment
     states: Vec<Matrix<E>>,
 }
 
 impl<E: Real, R: Rule<E>> Backward<E, R> {
     fn new(sizes: Sizes) -> Self {
-        let segment = (sizes.blocks() as f64).sqrt().ceil() as usize;
         let state = Matrix::new(sizes.n, sizes.p);
         Self {
             sizes,
-            segment,
             rule: R::new(sizes, true),
-            saved: vec![state.clone(); sizes.blocks().div_ceil(segment)],
-            states: vec![state.clone(); segment],
+            states: vec![state.clone(); sizes.segment().min(sizes.blocks())],
             d_state: state.clone(),
             state,
         }
     }
 
-    fn head(&mut self, inputs: &Inputs<'_, E>, head: usize, out: Head<'_, E>, mut to: HeadGradients<'_, E>) {
-        let Self { sizes, segment: length, rule, state, d_state, saved, states } = self;
-        let (Sizes { t, n, p, .. }, length) = (*sizes, *length);
+    fn head(
+        &mut self,
+        inputs: &Inputs<'_, E>,
+        head: usize,
+        out: Head<'_, E>,
+        kept: &[E],
+        mut to: HeadGradients<'_, E>,
+    ) {
+        let Self { sizes, rule, state, d_state, states } = self;
+        let Sizes { t, n, p, .. } = *sizes;
         let place = |block| Place { inputs, head, range: sizes.range(block) };
-        read(state, inputs.memory.head(head), (0, n), p);
-        rule.start();
-        let segments = saved.len();
-        for (segment, saved) in saved.iter_mut().enumerate() {
-            saved.copy_from(state);
-            if segment + 1 < segments {
-                for block in segment * length..(segment + 1) * length {
-                    rule.advance(place(block), state);
-                }
-            }
-        }
         read(d_state, out, (t, n), p);
-        for (segment, saved) in saved.iter().enumerate().rev() {
-            let first = segment * length;
-            let last = (first + length).min(sizes.blocks());
-            state.copy_from(saved);
+        for (segment, kept) in kept.chunks_exact(n * p).enumerate().rev() {
+            let first = segment * sizes.segment();
+            let last = (first + sizes.segment()).min(sizes.blocks());
+            rule.start(sizes.range(first).0);
+            state.set_rows(kept);
             for block in first..last {
                 states[block - first].copy_from(state);
                 if block + 1 < last {

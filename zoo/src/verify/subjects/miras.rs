@@ -38,6 +38,11 @@ fn builder() -> Vec<(&'static str, Value)> {
             "gate_rank": 4}),
         ),
         (
+            "ttt_mlp",
+            json!({"arch": "miras", "heads": 2, "head_dim": 8, "memory": {"mlp": {"expansion": 2, "bias": true,
+            "gelu": "tanh"}}, "retention": "none", "conv_kernel": 0, "chunk": 4, "gate_rank": 4}),
+        ),
+        (
             "linear-exact_link",
             json!({"arch": "miras", "heads": 2, "head_dim": 4, "memory": "linear", "bias": {"lp": {"p": 1.5}},
             "retention": {"lq": {"q": 3, "map": {"exact_link": {"scale": 1}}}}, "chunk": 4, "gate_rank": 4}),

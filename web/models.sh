@@ -1,0 +1,63 @@
+#!/bin/sh
+# Trains the models that ship with the demo and writes them to web/site/public/models.
+# Needs `cargo build --release --workspace --features seqzoo-layers/ndarray,seqzoo-layers/wgpu --bins --examples`;
+# SEQZOO and SHIP name the programs where the target directory is elsewhere, RUNS where the runs are kept.
+set -eu
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}/release
+SEQZOO=${SEQZOO:-$target/seqzoo}
+SHIP=${SHIP:-$target/examples/ship}
+RUNS=${RUNS:-runs/web}
+mkdir -p "$RUNS"
+
+# The mixers, at sizes that suit a small picture.
+mixer() {
+  case $1 in
+    attention) echo '{"arch": "attention", "heads": 2}' ;;
+    linear_attention) echo '{"arch": "linear_attention", "heads": 2}' ;;
+    gated_deltanet) echo '{"arch": "gated_deltanet", "heads": 2, "head_dim": 16, "dt_max": 0.01}' ;;
+    mamba2) echo '{"arch": "mamba2", "expand": 1.0, "head_dim": 16, "state": 16}' ;;
+    rglru) echo '{"arch": "rglru", "heads": 2}' ;;
+    lstm) echo '{"arch": "lstm"}' ;;
+    moh) echo '{"arch": "moh", "attention": {"heads": 4}, "routing": {"shared": 1, "top_k": 1}}' ;;
+    titans) echo '{"arch": "titans", "heads": 2, "head_dim": 16, "memory": "linear"}' ;;
+    yaad) echo '{"arch": "yaad", "heads": 2, "head_dim": 16, "memory": "linear"}' ;;
+  esac
+}
+
+# A model of one mixer: name, vocabulary, width, depth. A short convolution before the mixer lets every
+# architecture tell a token's neighbours apart.
+config() {
+  hidden=$(( ($3 * 8 / 3 + 7) / 8 * 8 ))
+  cat <<JSON
+{ "vocab": $2, "d_model": $3, "depth": $4, "embed_scale": $(awk "BEGIN { print sqrt($3) }"), "tied": true,
+  "pattern": [{ "mixer": $(mixer "$1"),
+                "conv": { "kernel": 4, "bias": false, "activation": "identity" },
+                "mlp": { "kind": "dense", "hidden": $hidden, "activation": "silu", "gated": true } }] }
+JSON
+}
+
+# Eight pairs among 31 keys and 32 values, asked for in 48 tokens.
+recall() {
+  dir=$RUNS/mqar-$1
+  [ -e "$dir/checkpoint/train.json" ] && return
+  config "$1" 64 32 1 > "$RUNS/mqar-$1.json"
+  "$SEQZOO" train --config "$RUNS/mqar-$1.json" --task mqar --vocab 64 --pairs 8 --time 48 \
+    --batch 16 --lr "$2" --steps "$3" --eval-every 200 --save-every 0 --out "$dir"
+}
+
+# The sources of this project, byte by byte.
+text() {
+  dir=$RUNS/text-$1
+  [ -e "$dir/checkpoint/train.json" ] && return
+  config "$1" 256 48 2 > "$RUNS/text-$1.json"
+  "$SEQZOO" train --config "$RUNS/text-$1.json" --time 96 \
+    --batch 16 --lr "$2" --steps "$3" --eval-every 200 --save-every 0 --out "$dir"
+}
+
+recall_models='attention linear_attention gated_deltanet mamba2 rglru moh titans'
+text_models='attention linear_attention gated_deltanet mamba2 rglru moh titans'
+for arch in $recall_models; do recall "$arch" 0.01 800; done
+for arch in $text_models; do text "$arch" 0.005 600; done
+"$SHIP" web/site/public/models "$RUNS" $(for arch in $recall_models; do echo "mqar-$arch"; done) \
+  $(for arch in $text_models; do echo "text-$arch"; done)

@@ -1,0 +1,62 @@
+// The whole demo in a browser, with WebGPU and without. `npm run e2e [-- --only gpu|cpu] [--parity FILE] [--no-screenshots]`.
+import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
+import { brotliCompressSync, constants, gzipSync } from 'node:zlib';
+import { launch, Report } from './harness.mjs';
+import { pages } from './pages.mjs';
+import { serve } from './server.mjs';
+import { screenshots } from './screenshots.mjs';
+
+const here = fileURLToPath(new URL('.', import.meta.url));
+const dist = join(here, '..', 'dist');
+const argument = (name) => {
+  const at = process.argv.indexOf(name);
+  return at < 0 ? undefined : process.argv[at + 1];
+};
+
+const report = new Report();
+const only = argument('--only');
+
+await report.check('size: everything compressed', async () => {
+  let total = 0;
+  const rows = [];
+  for (const entry of await readdir(dist, { recursive: true })) {
+    const path = join(dist, entry);
+    if (!(await stat(path)).isFile() || /\.(d\.ts|md|map)$|package\.json$/.test(entry)) continue;
+    const bytes = await readFile(path);
+    const brotli = brotliCompressSync(bytes, { params: { [constants.BROTLI_PARAM_QUALITY]: 11, [constants.BROTLI_PARAM_SIZE_HINT]: bytes.length } }).length;
+    total += brotli;
+    rows.push({ entry, raw: bytes.length, gzip: gzipSync(bytes, { level: 9 }).length, brotli });
+  }
+  for (const r of rows.sort((a, b) => b.brotli - a.brotli)) {
+    console.log(`      ${r.entry.padEnd(46)} ${String(r.raw).padStart(9)} raw ${String(r.gzip).padStart(8)} gzip ${String(r.brotli).padStart(8)} brotli`);
+  }
+  return report.number('all files, brotli', total / 1e6, 3, 'MB');
+});
+
+for (const webgpu of [true, false]) {
+  if (only !== undefined && (only === 'gpu') !== webgpu) continue;
+  console.log(`\n${webgpu ? 'WebGPU on SwiftShader' : 'without WebGPU'}`);
+  const server = await serve(dist, '/some/folder/');
+  const browser = await launch({ webgpu });
+  try {
+    await pages({ report, browser, server, webgpu, parityFile: webgpu ? argument('--parity') : undefined });
+  } finally {
+    await browser.close();
+    server.close();
+  }
+}
+
+if (!process.argv.includes('--no-screenshots')) {
+  const folder = join(here, 'screenshots');
+  await mkdir(folder, { recursive: true });
+  const server = await serve(dist, '/');
+  await report.check('screenshots', () => screenshots({ server, folder }));
+  server.close();
+}
+
+const summary = { checks: report.checks.length, failed: report.failed, numbers: report.numbers };
+await writeFile(join(here, 'result.json'), `${JSON.stringify(summary, null, 2)}\n`);
+console.log(`\n${report.checks.length - report.failed.length} of ${report.checks.length} checks passed`);
+process.exit(report.failed.length === 0 ? 0 : 1);

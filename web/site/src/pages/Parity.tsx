@@ -1,0 +1,166 @@
+// The library's own checks, run here: every form of every architecture, values and gradients.
+import { signal, useSignal } from '@preact/signals';
+import { useEffect } from 'preact/hooks';
+import { architectures, call, computeOn, said, status, withBackends } from '../engine/store';
+import type { Backend, ParityRow } from '../engine/types';
+import { number } from '../lib/format';
+import { archName } from '../lib/names';
+import { choiceParam, listParam } from '../lib/url';
+import { Chooser } from '../views/Chooser';
+
+const archs = listParam('archs', ['attention', 'linear_attention', 'gated_deltanet', 'mamba2', 'lstm', 'moh', 'yaad']);
+const where = choiceParam('on', ['both', 'cpu', 'webgpu'] as const, 'both');
+const failing = choiceParam('show', ['all', 'failing'] as const, 'all');
+
+type Row = ParityRow & { backend: Backend };
+const skipped = (row: ParityRow) => row.ok && row.note?.startsWith('skipped') === true;
+const rows = signal<readonly Row[]>([]);
+
+/** What the last run found. */
+export const parityRows = () => rows.peek();
+
+interface RecordedRun {
+  recorded: string;
+  browser: string;
+  rows: Row[];
+}
+const recorded = signal<RecordedRun | null | undefined>(undefined);
+
+async function fetchRecorded() {
+  if (recorded.peek() !== undefined) return;
+  recorded.value = null;
+  try {
+    const response = await fetch(new URL('parity.json', document.baseURI));
+    const type = response.headers.get('content-type') ?? '';
+    if (response.ok && type.includes('json')) recorded.value = (await response.json()) as RecordedRun;
+  } catch {
+    recorded.value = null;
+  }
+}
+
+export function Parity() {
+  const words = useSignal('');
+  const job = useSignal(0);
+  useEffect(() => {
+    void fetchRecorded();
+    return () => void (job.value += 1);
+  }, []);
+  const run = async () => {
+    const mine = ++job.value;
+    rows.value = [];
+    const backends: Backend[] = where.peek() === 'both' ? ['cpu', 'webgpu'] : [where.peek() as Backend];
+    try {
+      for (const backend of backends) {
+        if (!(await computeOn(backend))) continue;
+        for (const arch of archs.peek()) {
+          if (job.peek() !== mine) return;
+          words.value = `checking ${archName(arch)} on ${backend === 'cpu' ? 'the CPU' : 'WebGPU'}`;
+          await call('parity', [[arch], () => undefined], {
+            progress: (row: ParityRow) => (rows.value = [...rows.peek(), { ...row, backend }]),
+          });
+        }
+      }
+      words.value = 'done';
+    } catch (error) {
+      words.value = `stopped: ${said(error)}`;
+    }
+  };
+  const busy = words.value.startsWith('checking');
+  const live = rows.value.length > 0;
+  const shown = live ? rows.value : (recorded.value?.rows ?? []);
+  return (
+    <>
+      <header class="lead">
+        <h1>Is it the same everywhere?</h1>
+        <p>
+          Each architecture can be computed in several forms: token by token, in chunks, all at once, from any state. The library's
+          tests demand that all agree, in values and in gradients. Here they run in your browser, with the same limits.
+        </p>
+      </header>
+      <div class="row">
+        <label>
+          On{' '}
+          <select value={where.value} onChange={(event) => where.set(event.currentTarget.value as 'cpu')}>
+            <option value="both">CPU and WebGPU</option>
+            <option value="cpu">CPU</option>
+            <option value="webgpu">WebGPU</option>
+          </select>
+        </label>
+        <button type="button" class="primary" disabled={busy || status.value.phase !== 'ready'} onClick={() => void withBackends(run)}>Run the checks</button>
+        {busy && <button type="button" onClick={() => { job.value += 1; words.value = ''; }}>Stop</button>}
+        <label><input type="checkbox" checked={failing.value === 'failing'} onChange={(event) => failing.set(event.currentTarget.checked ? 'failing' : 'all')} /> only what fails</label>
+        <span class="quiet" role="status">{words}</span>
+      </div>
+      {shown.length === 0 ? (
+        <p class="absent">Nothing was checked here yet. WebGPU compiles its programs first, which takes a while.</p>
+      ) : (
+        <>
+          {!live && recorded.value && <p class="quiet">Recorded on {recorded.value.recorded} in {recorded.value.browser}. Run the checks to replace it by your own.</p>}
+          <Totals all={shown} />
+          <Table all={shown} />
+        </>
+      )}
+      <section class="settings" aria-label="Which models">
+        <h2>What to check</h2>
+        <button type="button" class="chip" onClick={() => archs.set(architectures.value.map((a) => a.name))}>all {architectures.value.length}</button>
+        <Chooser all={architectures.value} chosen={archs.value} max={999} set={(next) => archs.set(next)} />
+      </section>
+    </>
+  );
+}
+
+const share = (row: ParityRow) => (Number.isFinite(row.error) ? row.error / Math.max(row.limit, Number.MIN_VALUE) : Infinity);
+
+const BACKENDS: Record<Backend, string> = { cpu: 'CPU', webgpu: 'WebGPU' };
+
+function Totals({ all }: { all: readonly Row[] }) {
+  return (
+    <div class="row" role="status" style={{ margin: '0.8rem 0' }}>
+      {(['cpu', 'webgpu'] as const).map((backend) => {
+        const mine = all.filter((r) => r.backend === backend && !skipped(r));
+        if (mine.length === 0) return null;
+        const bad = mine.filter((r) => !r.ok).length;
+        const worst = mine.reduce((a, b) => (share(b) > share(a) ? b : a));
+        return (
+          <p key={backend} data-backend={backend} data-bad={bad} data-total={mine.length}>
+            <strong>{BACKENDS[backend]}</strong>: <span class={bad === 0 ? 'verdict-ok' : 'verdict-bad'}>{mine.length - bad} of {mine.length} agree</span>; nearest to its limit: {worst.subject}, {worst.check}, {number(worst.error, 2)} of {number(worst.limit, 2)}
+          </p>
+        );
+      })}
+    </div>
+  );
+}
+
+function Table({ all }: { all: readonly Row[] }) {
+  const shown = all.filter((r) => failing.value === 'all' || !r.ok);
+  const groups = [...new Set(shown.map((r) => `${r.backend} ${r.arch}`))];
+  return (
+    <div class="stack">
+      {groups.map((group) => {
+        const mine = shown.filter((r) => `${r.backend} ${r.arch}` === group);
+        const first = mine[0]!;
+        const bad = mine.filter((r) => !r.ok).length;
+        return (
+          <details key={group} open={bad > 0}>
+            <summary>
+              {archName(first.arch)} on {BACKENDS[first.backend]}: <span class={bad === 0 ? 'verdict-ok' : 'verdict-bad'}>{bad === 0 ? `all ${mine.filter((r) => !skipped(r)).length} agree` : `${bad} of ${mine.length} fail`}</span>
+            </summary>
+            <div class="scroll" tabIndex={0} role="region" aria-label={`${archName(first.arch)} on ${BACKENDS[first.backend]}`}>
+              <table>
+                <thead><tr><th scope="col">check</th><th scope="col">of</th><th scope="col">relative error</th><th scope="col">limit</th><th scope="col">verdict</th><th scope="col">where</th></tr></thead>
+                <tbody>
+                  {mine.map((r, i) => (
+                    <tr key={i}>
+                      <th scope="row">{r.check}</th><td>{r.subject}</td><td>{skipped(r) ? '' : number(r.error ?? Infinity, 2)}</td><td>{skipped(r) ? '' : number(r.limit, 2)}</td>
+                      <td class={r.ok ? 'verdict-ok' : 'verdict-bad'}>{skipped(r) ? 'does not apply' : r.ok ? 'agrees' : 'fails'}</td><td class="quiet">{r.note}</td>
+                    </tr>
+                  ))}
+                </tbody>
+              </table>
+            </div>
+          </details>
+        );
+      })}
+    </div>
+  );
+}
