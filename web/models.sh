@@ -1,6 +1,6 @@
 #!/bin/sh
 # Trains the models that ship with the demo and writes them to web/site/public/models.
-# Needs `cargo build --release --workspace --features seqzoo-layers/ndarray,seqzoo-layers/wgpu --bins --examples`;
+# Needs `cargo build --release --workspace --features seqzoo-layers/ndarray,seqzoo-bench/wgpu --bins --examples`;
 # SEQZOO and SHIP name the programs where the target directory is elsewhere, RUNS where the runs are kept.
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,7 +16,7 @@ mixer() {
     attention) echo '{"arch": "attention", "heads": 2}' ;;
     linear_attention) echo '{"arch": "linear_attention", "heads": 2}' ;;
     gated_deltanet) echo '{"arch": "gated_deltanet", "heads": 2, "head_dim": 16, "dt_max": 0.01}' ;;
-    mamba2) echo '{"arch": "mamba2", "expand": 1.0, "head_dim": 16, "state": 16}' ;;
+    mamba2) echo '{"arch": "mamba2", "expand": 2.0, "head_dim": 16, "state": 32}' ;;
     rglru) echo '{"arch": "rglru", "heads": 2}' ;;
     lstm) echo '{"arch": "lstm"}' ;;
     moh) echo '{"arch": "moh", "attention": {"heads": 4}, "routing": {"shared": 1, "top_k": 1}}' ;;
@@ -50,14 +50,20 @@ recall() {
 text() {
   dir=$RUNS/text-$1
   [ -e "$dir/checkpoint/train.json" ] && return
-  config "$1" 256 48 2 > "$RUNS/text-$1.json"
+  config "$1" 256 32 1 > "$RUNS/text-$1.json"
   "$SEQZOO" train --config "$RUNS/text-$1.json" --time 96 \
     --batch 16 --lr "$2" --steps "$3" --eval-every 200 --save-every 0 --out "$dir"
 }
 
 recall_models='attention linear_attention gated_deltanet mamba2 rglru moh titans'
 text_models='attention linear_attention gated_deltanet mamba2 rglru moh titans'
-for arch in $recall_models; do recall "$arch" 0.01 800; done
-for arch in $text_models; do text "$arch" 0.005 600; done
+for arch in $recall_models; do
+  case $arch in
+    # What decays learns to hold on only after a long plateau.
+    mamba2) recall "$arch" 0.005 3000 ;;
+    *) recall "$arch" 0.01 800 ;;
+  esac
+done
+for arch in $text_models; do text "$arch" 0.01 800; done
 "$SHIP" web/site/public/models "$RUNS" $(for arch in $recall_models; do echo "mqar-$arch"; done) \
   $(for arch in $text_models; do echo "text-$arch"; done)

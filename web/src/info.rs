@@ -114,7 +114,8 @@ fn headline(family: Option<&Family>, known: &Architecture) -> (String, String) {
 /// How the state grows and how it moves, seen on two tokens.
 fn behaviour(config: &MixerConfig) -> Result<(&'static str, Option<&'static str>)> {
     let device = Device::flex();
-    let layer = config.init(WIDTH, &mut Init::new(0, &device))?;
+    // Nothing is drawn: only structure and sizes are looked at.
+    let layer = config.init(WIDTH, &mut Init::blank(&device))?;
     let x = Tensor::<3>::ones([1, 2, WIDTH], &device);
     let (_, state) = layer.forward(x.clone(), layer.initial_state(1), Form::Recurrent)?;
     let transition = match layer.terms(x, layer.initial_state(1))? {
