@@ -207,8 +207,8 @@ impl Call {
     }
 }
 
-/// `out: [b, h, t + n, p]` and, where there is room, the kept memories.
-fn fill<E: Vector>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E], kept: &mut [E]) {
+/// `out: [b, h, t + n, p]`, and the memories to be kept.
+fn fill<E: Number + Vector>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E], kept: &mut [E]) {
     match (inputs.rank_one.is_some(), inputs.log_d.dims[3]) {
         (false, 1) => forward::<E, Linear<E, HeadDecay<E>>>(inputs, block, out, kept),
         (false, _) => forward::<E, Linear<E, ChannelDecay<E>>>(inputs, block, out, kept),
