@@ -92,6 +92,13 @@ impl<'a, E: Real> Head<'a, E> {
         }
     }
 
+    /// `count` numbers of row `i` from column `first` on, if they lie side by side.
+    #[inline(always)]
+    pub(super) fn slice(&self, i: usize, first: usize, count: usize) -> Option<&'a [E]> {
+        let start = self.row(i) as usize + first;
+        (self.strides[1] == 1).then(|| &self.numbers[start..][..count])
+    }
+
     /// `count` numbers of row `i` from column `first` on: where they lie, or copied to `space` where they do not lie
     /// side by side.
     #[inline(always)]
@@ -99,11 +106,10 @@ impl<'a, E: Real> Head<'a, E> {
     where
         'a: 'b,
     {
-        if self.strides[1] == 1 {
-            return &self.numbers[self.row(i) as usize + first..][..count];
-        }
-        self.copy(i, first, &mut space[..count]);
-        &space[..count]
+        self.slice(i, first, count).unwrap_or_else(|| {
+            self.copy(i, first, &mut space[..count]);
+            &space[..count]
+        })
     }
 
     /// Copies numbers of row `i` from column `first` on, as many as fit.

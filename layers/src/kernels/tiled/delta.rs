@@ -34,9 +34,8 @@ pub(super) struct Delta<E: Real, D: Decay<E>> {
     ak: Matrix<E>,
     qb: Matrix<E>,
     qk: Matrix<E>,
-    /// On the way back, the first token of a segment, and `U` of its blocks so far.
-    first: usize,
-    kept: Vec<E>,
+    /// `U` of the blocks since a token, where it will be needed again.
+    kept: Option<(usize, Vec<E>)>,
     back: Option<Back<E>>,
 }
 
@@ -114,8 +113,9 @@ impl<E: Real, D: Decay<E>> Delta<E, D> {
 
     /// `U` of a block that has it already.
     fn recall(&mut self, (first, rows): (usize, usize)) -> bool {
-        let (p, place) = (self.sizes.p, first - self.first);
-        let Some(kept) = self.kept.get(place * p..(place + rows) * p) else { return false };
+        let p = self.sizes.p;
+        let Some((start, kept)) = &self.kept else { return false };
+        let Some(kept) = kept.get((first - start) * p..(first - start + rows) * p) else { return false };
         self.u.resize(rows, p);
         self.u.rows_mut().zip(kept.chunks_exact(p)).for_each(|(row, kept)| row.copy_from_slice(kept));
         true
@@ -160,15 +160,16 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
             ak: square(),
             qb: square(),
             qk: square(),
-            first: 0,
-            kept: Vec::new(),
+            kept: backward.then(|| (0, Vec::new())),
             back,
         }
     }
 
     fn start(&mut self, token: usize) {
-        self.first = token;
-        self.kept.clear();
+        if let Some((start, kept)) = &mut self.kept {
+            *start = token;
+            kept.clear();
+        }
     }
 
     fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, out: &mut [E]) {
@@ -189,11 +190,14 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
 
     fn advance(&mut self, at: Place<'_, E>, state: &mut Matrix<E>) {
         self.read_writes(at);
-        self.read_reads(at);
-        self.read_scores();
-        self.find_reads(state);
-        let Self { u, kept, .. } = self;
-        u.rows().for_each(|row| kept.extend_from_slice(row));
+        if !self.recall(at.range) {
+            self.read_reads(at);
+            self.read_scores();
+            self.find_reads(state);
+            if let Some((_, kept)) = &mut self.kept {
+                self.u.rows().for_each(|row| kept.extend_from_slice(row));
+            }
+        }
         self.move_on(state);
     }
 

@@ -3,10 +3,6 @@
 use crate::kernels::dense::{Matrix, Real};
 use crate::kernels::view::{View, read};
 
-/// Tokens that share one memory kept for the backward pass, which recomputes those between: what is kept is then a
-/// sixteenth of the keys and values at heads of 64, and no pass over all blocks is needed to find it.
-const SEGMENT: usize = 512;
-
 /// What a recurrence reads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inputs<'a, E> {
@@ -54,15 +50,6 @@ impl<'a, E: Real> Inputs<'a, E> {
 impl Sizes {
     pub(super) fn blocks(self) -> usize {
         self.t.div_ceil(self.block)
-    }
-
-    /// Blocks that share one memory kept for the backward pass.
-    pub(super) fn segment(self) -> usize {
-        (SEGMENT / self.block).max(1)
-    }
-
-    pub(super) fn segments(self) -> usize {
-        self.blocks().div_ceil(self.segment())
     }
 
     /// First token of a block and how many it has.

@@ -146,9 +146,9 @@ pub(crate) trait Tiled: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// What an operation reads.
+/// What the backward pass starts from.
 #[derive(Clone, Debug)]
-struct Call {
+struct Saved {
     /// `q`, `k`, `v`, `log_d`, memory, and `a` and `b` if there are any
     inputs: Vec<Primitive>,
     block: usize,
@@ -157,8 +157,8 @@ struct Call {
 /// Where the decay is among the inputs.
 const LOG_D: usize = 3;
 
-impl Call {
-    fn inputs<E: Number>(&self) -> Inputs<'_, E> {
+impl Saved {
+    fn inputs<E: Number + Vector>(&self) -> Inputs<'_, E> {
         let [q, k, v, log_d, memory, rank_one @ ..] = &*self.inputs else {
             unreachable!("made below, with five inputs or more")
         };
@@ -167,8 +167,8 @@ impl Call {
         Inputs { q, k, v, log_d, memory, rank_one }
     }
 
-    /// The outputs `[b, h, t + n, p]` and the memories that the backward pass starts from, none unless they are to
-    /// be kept.
+    /// The outputs `[b, h, t + n, p]`, and the memories that the backward pass starts from, none unless they are to be
+    /// kept.
     fn forward(&self, keep: bool) -> (Primitive, Primitive) {
         match self.inputs[0].dtype() {
             DType::F64 => self.forward_in::<f64>(keep),
@@ -218,7 +218,7 @@ fn fill<E: Number + Vector>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E],
 }
 
 /// The gradients for the gradient of what [`fill`] filled.
-fn fill_gradients<E: Vector>(
+fn fill_gradients<E: Number + Vector>(
     inputs: &Inputs<'_, E>,
     out: View<'_, E>,
     kept: &[E],
@@ -243,7 +243,7 @@ impl Tiled for Flex {
         memory: Primitive,
         block: usize,
     ) -> Primitive {
-        Call { inputs: vec![q, k, v, log_d, memory], block }.forward(false).0
+        Saved { inputs: vec![q, k, v, log_d, memory], block }.forward(false).0
     }
 
     fn delta(
@@ -256,7 +256,7 @@ impl Tiled for Flex {
         b: Primitive,
         block: usize,
     ) -> Primitive {
-        Call { inputs: vec![q, k, v, log_d, memory, a, b], block }.forward(false).0
+        Saved { inputs: vec![q, k, v, log_d, memory, a, b], block }.forward(false).0
     }
 }
 
@@ -265,12 +265,12 @@ impl Tiled for Flex {
 struct TiledBackward<const N: usize>;
 
 impl<const N: usize> Backward<Flex, N> for TiledBackward<N> {
-    type State = (Call, Primitive);
+    type State = (Saved, Primitive);
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut Tape, _checkpointer: &mut Checkpointer) {
         let out = grads.consume::<Flex>(&ops.node);
-        let (call, kept) = ops.state;
-        let found = call.backward(&out, &kept, ops.parents[LOG_D].is_some());
+        let (saved, kept) = ops.state;
+        let found = saved.backward(&out, &kept, ops.parents[LOG_D].is_some());
         for (parent, grad) in ops.parents.into_iter().zip(found) {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, grad);
@@ -285,13 +285,13 @@ fn tracked<C: CheckpointStrategy, const N: usize>(
     block: usize,
 ) -> FloatTensor<Autodiff<Flex, C>> {
     let nodes = inputs.each_ref().map(|x| x.node());
-    let call = Call { inputs: inputs.map(|x| x.into_primitive()).into(), block };
+    let saved = Saved { inputs: inputs.map(|x| x.into_primitive()).into(), block };
     match TiledBackward::<N>.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(prep) => {
-            let (out, kept) = call.forward(true);
-            prep.finish((call, kept), out)
+            let (out, kept) = saved.forward(true);
+            prep.finish((saved, kept), out)
         }
-        OpsKind::UnTracked(prep) => prep.finish(call.forward(false).0),
+        OpsKind::UnTracked(prep) => prep.finish(saved.forward(false).0),
     }
 }
 

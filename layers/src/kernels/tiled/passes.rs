@@ -11,13 +11,13 @@ pub(super) trait Rule<E: Real> {
     /// Scratch memory of the forward pass, or of both.
     fn new(sizes: Sizes, backward: bool) -> Self;
 
-    /// On the way back, the blocks from this token on follow.
+    /// Blocks from this token on come next, whatever came before.
     fn start(&mut self, _token: usize) {}
 
     /// Outputs of a block, `[m, p]`, from the memory before it, which becomes the memory after it.
     fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, y: &mut [E]);
 
-    /// Only the memory. Called in order of the blocks of a segment but the last one, before the way back through them.
+    /// Only the memory. Called in order of the blocks, and for some of them a second time.
     fn advance(&mut self, at: Place<'_, E>, state: &mut Matrix<E>);
 
     /// Gradients of a block from the memory before it and the gradient of the memory after it, which becomes that of
@@ -32,10 +32,19 @@ pub(super) trait Rule<E: Real> {
     );
 }
 
-/// Room for the memories before every segment of [`forward`], `[b, h, segments, n, p]`.
+/// Blocks that share one memory kept for the way back, which recomputes those between: no pass over all blocks is
+/// needed to find it, and little is kept beside the keys and values of as many blocks.
+const SEGMENT: usize = 16;
+
+/// Segments of one head.
+fn segments(sizes: Sizes) -> usize {
+    sizes.blocks().div_ceil(SEGMENT)
+}
+
+/// Room for the memories before every segment, `[b, h, segments, n, p]`.
 pub(super) fn kept<E: Real>(inputs: &Inputs<'_, E>, block: usize) -> Vec<E> {
     let sizes = inputs.sizes(block);
-    vec![E::default(); inputs.heads() * sizes.segments() * sizes.n * sizes.p]
+    vec![E::default(); inputs.heads() * segments(sizes) * sizes.n * sizes.p]
 }
 
 /// Fills `out: [b, h, t + n, p]` with the outputs and, below them, the final memory; and `kept`, where it has room,
@@ -47,16 +56,20 @@ pub(super) fn forward<E: Real, R: Rule<E>>(
     kept: &mut [E],
 ) {
     let sizes @ Sizes { t, n, p, .. } = inputs.sizes(block);
-    let mut kept = kept.chunks_exact_mut(sizes.segments() * n * p);
-    let heads = out.chunks_exact_mut((t + n) * p).map(|out| (out, kept.next().unwrap_or_default()));
-    let heads: Vec<_> = heads.collect();
+    let mut kept = kept.chunks_exact_mut(segments(sizes) * n * p);
+    let heads: Vec<_> =
+        out.chunks_exact_mut((t + n) * p).map(|out| (out, kept.next().unwrap_or_default())).collect();
     let scratch = || (R::new(sizes, false), Matrix::new(n, p));
     heads.into_par_iter().enumerate().for_each_init(scratch, |(rule, state), (head, (out, kept))| {
         let (y, last) = out.split_at_mut(t * p);
+        let mut kept = kept.chunks_exact_mut(n * p);
         read(state, inputs.memory.head(head), (0, n), p);
+        rule.start(0);
         for block in 0..sizes.blocks() {
-            if block % sizes.segment() == 0 && !kept.is_empty() {
-                write(state, &mut kept[block / sizes.segment() * n * p..]);
+            if block % SEGMENT == 0
+                && let Some(kept) = kept.next()
+            {
+                write(state, kept);
             }
             let at = Place { inputs, head, range: sizes.range(block) };
             rule.forward(at, state, at.part(y, p));
@@ -113,10 +126,9 @@ pub(super) struct HeadGradients<'a, E> {
 /// Fills `to` with the gradients for `out: [b, h, t + n, p]`, the gradient of what [`forward`] filled; that of the
 /// decay only where it is wanted.
 ///
-/// Goes through the segments from the last to the first, recomputes the memories inside from the one `kept`, and
-/// has both a block's memory `S` and its gradient `dS` at hand (arXiv 2401.04658 keeps nothing and goes over
-/// everything twice; with both, scores are made once and the decay's gradient needs no sums over the whole
-/// sequence).
+/// Goes through the segments from the last to the first, recomputes the memories inside from the one `kept`, and has
+/// both a block's memory `S` and its gradient `dS` at hand (arXiv 2401.04658 keeps nothing and goes over everything
+/// twice; with both, scores are made once and the decay's gradient needs no sums over the whole sequence).
 pub(super) fn backward<E: Real, R: Rule<E>>(
     inputs: &Inputs<'_, E>,
     out: View<'_, E>,
@@ -141,7 +153,7 @@ pub(super) fn backward<E: Real, R: Rule<E>>(
         b: b.next().unwrap_or_default(),
     });
     let heads: Vec<_> = heads.collect();
-    let per_head = sizes.segments() * n * p;
+    let per_head = segments(sizes) * n * p;
     let scratch = || Backward::<E, R>::new(sizes);
     heads.into_par_iter().enumerate().for_each_init(scratch, |scratch, (head, to)| {
         scratch.head(inputs, head, out.head(head), &kept[head * per_head..][..per_head], to);
@@ -164,7 +176,7 @@ impl<E: Real, R: Rule<E>> Backward<E, R> {
         Self {
             sizes,
             rule: R::new(sizes, true),
-            states: vec![state.clone(); sizes.segment().min(sizes.blocks())],
+            states: vec![state.clone(); SEGMENT.min(sizes.blocks())],
             d_state: state.clone(),
             state,
         }
@@ -183,10 +195,10 @@ impl<E: Real, R: Rule<E>> Backward<E, R> {
         let place = |block| Place { inputs, head, range: sizes.range(block) };
         read(d_state, out, (t, n), p);
         for (segment, kept) in kept.chunks_exact(n * p).enumerate().rev() {
-            let first = segment * sizes.segment();
-            let last = (first + sizes.segment()).min(sizes.blocks());
-            rule.start(sizes.range(first).0);
+            let first = segment * SEGMENT;
+            let last = (first + SEGMENT).min(sizes.blocks());
             state.set_rows(kept);
+            rule.start(sizes.range(first).0);
             for block in first..last {
                 states[block - first].copy_from(state);
                 if block + 1 < last {
