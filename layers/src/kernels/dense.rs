@@ -154,6 +154,15 @@ impl<E: Real> Matrix<E> {
         &mut self.numbers[row * self.stride..][..self.columns]
     }
 
+    /// A row to change and another one to read.
+    #[inline]
+    pub(crate) fn two_rows(&mut self, change: usize, read: usize) -> (&mut [E], &[E]) {
+        let part = |row: usize| row * self.stride..row * self.stride + self.columns;
+        let [change, read] =
+            self.numbers.get_disjoint_mut([part(change), part(read)]).expect("two rows of the matrix");
+        (change, read)
+    }
+
     /// All rows.
     #[inline]
     pub(crate) fn rows(&self) -> impl Iterator<Item = &[E]> {

@@ -7,7 +7,7 @@
 //!
 //! | kernel | device | serves |
 //! | --- | --- | --- |
-//! | `tiled` | Flex, `f32` and `f64` | every [`System`](crate::system::System) without decay or with one decay per head |
+//! | `tiled` | Flex, `f32` and `f64` | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64` | every `System` with one state per channel |
 //! | `softmax` | Flex, `f32` and `f64` | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, caches, padding |
@@ -24,6 +24,8 @@ pub(crate) mod tiled;
 pub(crate) mod token;
 #[cfg(feature = "flex")]
 mod vector;
+#[cfg(feature = "flex")]
+mod view;
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

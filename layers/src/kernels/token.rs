@@ -11,9 +11,8 @@ use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::tiled::blocks::View;
-use super::tiled::{Number, view};
 use super::vector::{Vector, fused, vectors};
+use super::view::{Number, View, view};
 use crate::system::Transition;
 
 /// Numbers of all states together from which on several threads are worth waking.

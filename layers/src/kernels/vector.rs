@@ -171,6 +171,91 @@ impl Vector for f64 {
     }
 }
 
+/// A loop, for those that need more generics than [`vectors`] has. Its `run` and all that it calls must be
+/// `inline(always)`, or they are compiled for the narrowest vectors.
+pub(super) trait Work {
+    /// `FUSED`: whether a fused product is one instruction.
+    fn run<const FUSED: bool>(self);
+}
+
+/// Does the work in the widest vectors that the machine has.
+#[allow(unsafe_code, reason = "calling functions compiled for vectors that were found")]
+pub(super) fn vectorised<W: Work>(work: W) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f")]
+        fn widest<W: Work>(work: W) {
+            work.run::<true>();
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn wide<W: Work>(work: W) {
+            work.run::<true>();
+        }
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the machine has it.
+            return unsafe { widest(work) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the machine has both features.
+            return unsafe { wide(work) };
+        }
+    }
+    // Fused products are a library call where the target does not have them for sure.
+    work.run::<{ cfg!(target_arch = "aarch64") }>();
+}
+
+/// Lanes of sums.
+const LANES: usize = 16;
+
+/// `Σ x y`
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the sums stay in registers")]
+pub(super) fn dot<E: Real, const FUSED: bool>(x: &[E], y: &[E]) -> E {
+    let mut sums = [E::default(); LANES];
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let (y, y_rest) = y.as_chunks::<LANES>();
+    for (x, y) in x.iter().zip(y) {
+        for i in 0..LANES {
+            sums[i] = fused::<E, FUSED>(x[i], y[i], sums[i]);
+        }
+    }
+    let mut sum = together(sums);
+    for (x, y) in x_rest.iter().zip(y_rest) {
+        sum += *x * *y;
+    }
+    sum
+}
+
+/// `Σ x`
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the sums stay in registers")]
+pub(super) fn sum<E: Real>(x: &[E]) -> E {
+    let mut sums = [E::default(); LANES];
+    let (x, rest) = x.as_chunks::<LANES>();
+    for x in x {
+        for i in 0..LANES {
+            sums[i] += x[i];
+        }
+    }
+    let mut sum = together(sums);
+    for x in rest {
+        sum += *x;
+    }
+    sum
+}
+
+#[inline(always)]
+fn together<E: Real>(mut sums: [E; LANES]) -> E {
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            sums[i] = sums[i] + sums[i + width];
+        }
+    }
+    sums[0]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -144,6 +144,14 @@ fn run_plain(
     {
         return Ok(done);
     }
+    #[cfg(feature = "flex")]
+    if let Some(size) = chunk
+        && kernels
+        && form != Form::Parallel
+        && let Some(recurrence) = kernels::tiled::Recurrence::new(&transition, &io, &memory)
+    {
+        return Ok(recurrence.run((form != Form::Auto).then_some(size)));
+    }
     Ok(match (transition, io) {
         #[cfg(feature = "flex")]
         (Transition::Diagonal { log_a }, Io::Direct { u, c })
@@ -166,16 +174,6 @@ fn run_plain(
         }
         (_, Io::Direct { .. }) => {
             return Err(Error::State("one state per channel needs a `Diagonal` transition".into()));
-        }
-        #[cfg(feature = "flex")]
-        (transition @ (Transition::Identity | Transition::Scalar { .. }), Io::Outer { q, k, v })
-            if kernels
-                && form != Form::Parallel
-                && chunk.is_some()
-                && kernels::tiled::applies(&q, &k, &v, &memory) =>
-        {
-            let log_a = if let Transition::Scalar { log_a } = transition { Some(log_a) } else { None };
-            kernels::tiled::run(log_a, q, k, v, memory, chunk.unwrap_or(AUTO_CHUNK))
         }
         (transition, Io::Outer { q, k, v }) => match (chunk, transition) {
             (None, transition) => recurrent(transition, q, k, v, memory),

@@ -2,7 +2,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { accessible, expect, watch } from './harness.mjs';
 
-const LONG = 300_000;
+const LONG = 150_000;
 const ready = (page, backend = 'cpu') =>
   page.waitForFunction((b) => document.querySelector('.engine')?.dataset.phase === 'ready' && document.querySelector('.engine select')?.value === b, backend, { timeout: LONG });
 const live = (page) => page.waitForFunction(() => performance.getEntriesByName('seqzoo:live').length > 0 && document.querySelectorAll('.panel[aria-busy="true"]').length === 0, undefined, { timeout: LONG });

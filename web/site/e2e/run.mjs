@@ -1,4 +1,4 @@
-// The whole demo in a browser, with WebGPU and without. `npm run e2e [-- --only gpu|cpu] [--parity FILE] [--no-screenshots]`.
+// The whole demo in a browser, with WebGPU and without. `npm run e2e [-- --only gpu|cpu] [--grep WORDS] [--parity FILE] [--no-screenshots]`.
 import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { join } from 'node:path';
@@ -16,6 +16,7 @@ const argument = (name) => {
 };
 
 const report = new Report();
+report.filter = argument('--grep') ?? '';
 const only = argument('--only');
 
 await report.check('size: everything compressed', async () => {

@@ -65,10 +65,23 @@ test('a trap in the module ends the worker, an error does not', async () => {
 test('progress reaches its call', async () => {
   const { client, sent, reply } = setup();
   const rows: unknown[] = [];
-  const done = client.call('parity', [[], () => undefined], { progress: (row: never) => rows.push(row) });
+  const done = client.call('parity', [[]], { progress: (row: never) => rows.push(row) });
   const row = { arch: 'a', subject: 'a', check: 'c', error: 0, limit: 1, ok: true };
   reply({ id: sent[0]!.id, progress: row });
   reply({ id: sent[0]!.id, value: undefined });
   await done;
   expect(rows).toEqual([row]);
+});
+
+test('what cannot be sent is an error of that call alone', async () => {
+  const { client, port, sent, reply } = setup();
+  const send = port.postMessage;
+  port.postMessage = () => {
+    throw new Error('could not be cloned');
+  };
+  await expect(client.call('describe', ['lstm'])).rejects.toThrow('cloned');
+  port.postMessage = send;
+  const next = client.call('architectures', []);
+  reply({ id: sent[0]!.id, value: [] });
+  expect(await next).toEqual([]);
 });

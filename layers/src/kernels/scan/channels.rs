@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::tiled::blocks::View;
 use crate::kernels::vector::{Vector, fused, vectors};
+use crate::kernels::view::{Head, View};
 
 /// Most channels of a job.
 const CHANNELS: usize = 256;
@@ -94,6 +94,21 @@ fn shares([b, h, _, n]: [usize; 4]) -> Vec<Share> {
     (0..b * h).flat_map(channels).collect()
 }
 
+/// A row's channels where they lie, or copied to `space` where they do not lie side by side.
+#[inline(always)]
+fn row<'a, E: Vector>(
+    head: Head<'a, E>,
+    index: usize,
+    Share { first, count, .. }: Share,
+    space: &'a mut [E; CHANNELS],
+) -> &'a [E] {
+    if let Some(row) = head.slice(index, first, count) {
+        return row;
+    }
+    head.copy(index, first, &mut space[..count]);
+    &space[..count]
+}
+
 /// Fills `y: [b, h, t, n]` with the states.
 pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, u: View<'_, E>, y: &mut [E]) {
     let dims @ [.., n] = u.dims;
@@ -122,7 +137,7 @@ fn scan_channels<E: Vector, const FUSED: bool>(
     inputs.memory.head(head).turned().copy(0, first, &mut h[..count]);
     let h = &mut h[..count];
     for i in 0..t {
-        let (log_a, u) = (log_a.some(i, first, count, log_space), u.some(i, first, count, u_space));
+        let (log_a, u) = (row(log_a, i, share, log_space), row(u, i, share, u_space));
         // SAFETY: `y` is borrowed by `forward`, and this job's channels are its own.
         let y = unsafe { y.row(head * t + i, first, count) };
         let (log_a, u) = (&log_a[..count], &u[..count]);
@@ -174,9 +189,9 @@ fn scan_channels_back<E: Vector, const FUSED: bool>(
     inputs.memory.head(head).turned().copy(0, first, &mut start[..count]);
     let dh = &mut dh[..count];
     for i in (0..t).rev() {
-        let log_a = &log_a.some(i, first, count, log_space)[..count];
-        let before = if i > 0 { y.some(i - 1, first, count, y_space) } else { &start[..] };
-        let (before, dy) = (&before[..count], &dy.some(i, first, count, dy_space)[..count]);
+        let log_a = &row(log_a, i, share, log_space)[..count];
+        let before = if i > 0 { row(y, i - 1, share, y_space) } else { &start[..] };
+        let (before, dy) = (&before[..count], &row(dy, i, share, dy_space)[..count]);
         // SAFETY: what they point to is borrowed by `backward`, and this job's channels are its own.
         let (log_out, u_out) =
             unsafe { (log_out.row(head * t + i, first, count), u_out.row(head * t + i, first, count)) };

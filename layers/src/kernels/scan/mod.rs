@@ -20,8 +20,8 @@ use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_e
 use burn::tensor::{DType, Tensor};
 
 use self::channels::Inputs;
-use super::tiled::{Number, Primitive, view};
 use super::vector::Vector;
+use super::view::{Number, Primitive, view};
 
 /// Whether the kernel can run these: `u: [b, h, t, n]`, `log_a` that expands to it, and the memory `[b, h, n, 1]`.
 pub(crate) fn applies(log_a: &Tensor<4>, u: &Tensor<4>, memory: &Tensor<4>) -> bool {

@@ -22,8 +22,8 @@ use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_e
 use burn::tensor::{DType, Tensor};
 
 use self::tiles::{Inputs, Outcome};
-use super::tiled::{Number, Primitive, view};
 use super::vector::Vector;
+use super::view::{Number, Primitive, view};
 
 /// How products become weights.
 #[derive(Clone, Copy, Debug)]

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use super::Weighing;
 use super::weights::{FLOOR, Running, Scores, Seen, differentiate, weigh, weigh_again};
 use crate::kernels::dense::{ALIGNED, Matrix, Part, dot};
-use crate::kernels::tiled::blocks::{Head, View, read, write};
 use crate::kernels::vector::Vector;
+use crate::kernels::view::{Head, View, read, write};
 
 /// Queries of a tile.
 pub(super) const QUERIES: usize = 64;

@@ -1,10 +1,151 @@
-//! Decays inside a block of the kernel.
+//! What decays inside a block do to scores, to reads and writes of the memory, and to their own gradient.
 
-use crate::kernels::dense::{Matrix, Real};
+use super::inputs::Sizes;
+use crate::kernels::dense::{Matrix, Part, Real, dot};
+use crate::kernels::vector::{self, Work, fused, vectorised};
+use crate::kernels::view::Head;
 
-/// Decays inside a block, `G_i = Σ_{s ≤ i} log a_s`. All are products of numbers that are at most 1, made in
-/// `f64`: there is no difference of sums to cancel, and no quotient to overflow.
-pub(super) struct Decay<E> {
+/// Whether a token sees its own decay and what it wrote itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// A query: `e^{G_t - G_s}` for `s ≤ t`.
+    After,
+    /// What is read before writing: `e^{G_{t-1} - G_s}` for `s < t`.
+    Before,
+}
+
+/// Keys in the form that scores need, and what was found or is wanted for them.
+pub(super) struct Side<'a, E, K> {
+    /// `y: [m, n]`
+    pub(super) y: &'a Matrix<E>,
+    pub(super) keys: &'a K,
+    /// `A: [m, m]` with `A_ts = Σ_n x_t[n] y_s[n] e^{G_t - G_s}[n]`, 0 where nothing is seen
+    pub(super) scores: &'a mut Matrix<E>,
+}
+
+/// A [`Side`] on the way back.
+pub(super) struct SideBack<'a, E, K> {
+    pub(super) y: &'a Matrix<E>,
+    pub(super) keys: &'a K,
+    pub(super) scores: &'a Matrix<E>,
+    /// The gradient of `A` where `A` is not 0; undefined elsewhere, and in the end everywhere
+    pub(super) d_scores: &'a mut Matrix<E>,
+    /// The gradient of `y` grows by its part
+    pub(super) dy: &'a mut Matrix<E>,
+}
+
+/// Decays inside a block, `G_i = Σ_{s ≤ i} log d_s`, one per head or one per channel. Only `e` to non-positive numbers
+/// is ever formed: there is no difference of sums to cancel, and no quotient to overflow.
+pub(super) trait Decay<E: Real> {
+    /// Keys in the form that scores need.
+    type Keys;
+
+    fn new(sizes: Sizes) -> Self;
+
+    fn new_keys(sizes: Sizes) -> Self::Keys;
+
+    /// Makes them for a block of these logarithms.
+    fn set(&mut self, log: Head<'_, E>, range: (usize, usize));
+
+    fn keys(&self, y: &Matrix<E>, to: &mut Self::Keys);
+
+    /// Scores of `x: [m, n]` against some keys.
+    fn scores<const N: usize>(&mut self, when: When, x: &Matrix<E>, sides: [Side<'_, E, Self::Keys>; N]);
+
+    /// The way back from scores to both factors and the decays.
+    fn scores_back<const N: usize>(
+        &mut self,
+        when: When,
+        x: &Matrix<E>,
+        dx: &mut Matrix<E>,
+        sides: [SideBack<'_, E, Self::Keys>; N],
+        ledger: &mut Ledger<E>,
+    );
+
+    /// `x_t ∘ e^{G_t}`, or `e^{G_{t-1}}`
+    fn from_start(&self, when: When, x: &mut Matrix<E>);
+
+    /// `y_t ∘ e^{G_m - G_t}`
+    fn to_end(&self, y: &mut Matrix<E>);
+
+    /// `e^{G_m} ∘ S`
+    fn total(&self, state: &mut Matrix<E>);
+
+    /// `x` was read with the decay from the start on, and `dx` is its gradient's part through the memory.
+    fn note_reads(&self, when: When, x: &Matrix<E>, dx: &Matrix<E>, ledger: &mut Ledger<E>);
+
+    /// `y` was written with the decay to the end, and `dy` is its gradient's part through the memory.
+    fn note_writes(&self, y: &Matrix<E>, dy: &Matrix<E>, ledger: &mut Ledger<E>);
+
+    /// The memory went through, and `d_state` is the gradient of the memory after.
+    fn note_memory(&self, state: &Matrix<E>, d_state: &Matrix<E>, ledger: &mut Ledger<E>);
+}
+
+/// Adds up the gradient of a block's decays. Token `s`'s is on the way of all reads of the memory from it on, of all
+/// writes before it, of scores across it, and of the rest of the memory. Nothing is subtracted, so strong decays lose
+/// no digits to what they do not touch.
+#[derive(Debug, Default)]
+pub(super) struct Ledger<E> {
+    /// Numbers per token; 0 if no gradient is wanted.
+    width: usize,
+    /// `[m, width]`: of scores across a token, of reads at it, of writes at it
+    pub(super) pairs: Vec<E>,
+    reads: Vec<E>,
+    writes: Vec<E>,
+    /// `[width]`
+    memory: Vec<E>,
+}
+
+impl<E: Real> Ledger<E> {
+    /// Starts a block of `m` tokens.
+    pub(super) fn clear(&mut self, wanted: bool, m: usize, width: usize) {
+        self.width = if wanted { width } else { 0 };
+        for (numbers, rows) in
+            [(&mut self.pairs, m), (&mut self.reads, m), (&mut self.writes, m), (&mut self.memory, 1)]
+        {
+            numbers.clear();
+            numbers.resize(rows * self.width, E::default());
+        }
+    }
+
+    pub(super) fn wanted(&self) -> bool {
+        self.width > 0
+    }
+
+    /// Where reads at token `t` belong. What is read before writing crosses the decays before its own.
+    pub(super) fn read_at(&mut self, when: When, t: usize) -> Option<&mut [E]> {
+        let t = if when == When::After { t } else { t.checked_sub(1)? };
+        Some(&mut self.reads[t * self.width..][..self.width])
+    }
+
+    pub(super) fn write_at(&mut self, t: usize) -> &mut [E] {
+        &mut self.writes[t * self.width..][..self.width]
+    }
+
+    pub(super) fn memory_at(&mut self, channel: usize) -> &mut E {
+        &mut self.memory[channel]
+    }
+
+    /// The gradient, `[m, width]`.
+    pub(super) fn finish(&mut self, out: &mut [E]) {
+        let Self { width, pairs, reads, writes, memory } = self;
+        let width = *width;
+        for t in (1..reads.len() / width).rev() {
+            let (before, later) = reads.split_at_mut(t * width);
+            before[(t - 1) * width..].iter_mut().zip(later).for_each(|(x, y)| *x += *y);
+        }
+        let rows = pairs.chunks_exact(width).zip(reads.chunks_exact(width)).zip(writes.chunks_exact(width));
+        for (out, ((pairs, reads), writes)) in out.chunks_exact_mut(width).zip(rows) {
+            for i in 0..width {
+                out[i] = pairs[i] + reads[i] + memory[i];
+                memory[i] += writes[i];
+            }
+        }
+    }
+}
+
+/// One decay per head. Made in `f64`.
+pub(super) struct HeadDecay<E> {
     /// The logarithms it was made from: a constant decay makes it once.
     log: Vec<f64>,
     next: Vec<f64>,
@@ -12,24 +153,56 @@ pub(super) struct Decay<E> {
     /// `e^{G_i - G_j}` for `j ≤ i`
     between: Matrix<E>,
     /// `e^{G_i}`
-    pub(super) from_start: Vec<E>,
+    from_start: Vec<E>,
     /// `e^{G_m - G_i}`
-    pub(super) to_end: Vec<E>,
+    to_end: Vec<E>,
     /// `e^{G_m}`
-    pub(super) total: E,
+    total: E,
+    columns: Vec<E>,
 }
 
-impl<E: Real> Decay<E> {
-    pub(super) fn new(block: usize) -> Self {
-        let between = Matrix::new(block, block);
-        let (log, next, row) = (Vec::new(), Vec::new(), Vec::new());
-        Self { log, next, row, between, from_start: Vec::new(), to_end: Vec::new(), total: E::of(1.0) }
+impl<E: Real> HeadDecay<E> {
+    /// Multiplies scores, and clears what would look ahead.
+    #[inline]
+    fn apply(&self, when: When, scores: &mut Matrix<E>) {
+        let own = usize::from(when == When::After);
+        for (i, row) in scores.rows_mut().enumerate() {
+            let (seen, ahead) = row.split_at_mut(i + own);
+            ahead.fill(E::default());
+            // The factors of row `i - 1` where the own decay does not count.
+            if !seen.is_empty() {
+                for (x, &factor) in seen.iter_mut().zip(self.between.row(i + own - 1)) {
+                    *x *= factor;
+                }
+            }
+        }
+    }
+}
+
+impl<E: Real> Decay<E> for HeadDecay<E> {
+    /// Transposed.
+    type Keys = Matrix<E>;
+
+    fn new(sizes: Sizes) -> Self {
+        Self {
+            log: Vec::new(),
+            next: Vec::new(),
+            row: Vec::new(),
+            between: Matrix::new(sizes.block, sizes.block),
+            from_start: Vec::new(),
+            to_end: Vec::new(),
+            total: E::of(1.0),
+            columns: Vec::new(),
+        }
     }
 
-    /// Makes them for a block of these logarithms.
-    pub(super) fn set(&mut self, log: impl Iterator<Item = f64>) {
+    fn new_keys(sizes: Sizes) -> Matrix<E> {
+        Matrix::new(sizes.n, sizes.block)
+    }
+
+    fn set(&mut self, log: Head<'_, E>, range: (usize, usize)) {
         self.next.clear();
-        self.next.extend(log);
+        self.next.extend(log.column(range.0, range.1));
         if self.next == self.log {
             return;
         }
@@ -56,14 +229,102 @@ impl<E: Real> Decay<E> {
         self.total = E::of(total);
     }
 
-    /// Multiplies the lower triangle of scores, and clears what would look ahead.
-    #[inline]
-    pub(super) fn apply(&self, scores: &mut Matrix<E>) {
-        for (i, (row, factors)) in scores.rows_mut().zip(self.between.rows()).enumerate() {
-            for (x, &factor) in row[..=i].iter_mut().zip(factors) {
-                *x *= factor;
+    fn keys(&self, y: &Matrix<E>, to: &mut Matrix<E>) {
+        to.set_transpose(y);
+    }
+
+    fn scores<const N: usize>(&mut self, when: When, x: &Matrix<E>, sides: [Side<'_, E, Matrix<E>>; N]) {
+        for Side { keys, scores, .. } in sides {
+            scores.set_product(x, keys, Part::Lower);
+            self.apply(when, scores);
+        }
+    }
+
+    fn scores_back<const N: usize>(
+        &mut self,
+        when: When,
+        x: &Matrix<E>,
+        dx: &mut Matrix<E>,
+        sides: [SideBack<'_, E, Matrix<E>>; N],
+        ledger: &mut Ledger<E>,
+    ) {
+        for SideBack { y, scores, d_scores, dy, .. } in sides {
+            if ledger.wanted() {
+                let columns = &mut self.columns;
+                columns.clear();
+                columns.resize(d_scores.row(0).len(), E::default());
+                vectorised(Crossings { when, scores, d_scores, columns, out: &mut ledger.pairs });
             }
-            row[i + 1..].fill(E::default());
+            self.apply(when, d_scores);
+            dx.add_product(d_scores, y, Part::LeftLower);
+            dy.add_turned_product(d_scores, x, Part::LeftLower);
+        }
+    }
+
+    fn from_start(&self, when: When, x: &mut Matrix<E>) {
+        match when {
+            When::After => x.scale_rows(&self.from_start),
+            When::Before => {
+                x.rows_mut().skip(1).zip(&self.from_start).for_each(|(row, &factor)| {
+                    row.iter_mut().for_each(|x| *x *= factor);
+                });
+            }
+        }
+    }
+
+    fn to_end(&self, y: &mut Matrix<E>) {
+        y.scale_rows(&self.to_end);
+    }
+
+    fn total(&self, state: &mut Matrix<E>) {
+        state.scale(self.total);
+    }
+
+    fn note_reads(&self, when: When, x: &Matrix<E>, dx: &Matrix<E>, ledger: &mut Ledger<E>) {
+        for (t, (x, dx)) in x.rows().zip(dx.rows()).enumerate() {
+            if let Some(at) = ledger.read_at(when, t) {
+                at[0] += E::of(dot(x, dx));
+            }
+        }
+    }
+
+    fn note_writes(&self, y: &Matrix<E>, dy: &Matrix<E>, ledger: &mut Ledger<E>) {
+        for (t, (y, dy)) in y.rows().zip(dy.rows()).enumerate() {
+            ledger.write_at(t)[0] += E::of(dot(y, dy));
+        }
+    }
+
+    fn note_memory(&self, state: &Matrix<E>, d_state: &Matrix<E>, ledger: &mut Ledger<E>) {
+        let sum: f64 = state.rows().zip(d_state.rows()).map(|(x, y)| dot(x, y)).sum();
+        *ledger.memory_at(0) = E::of(self.total.to_f64() * sum);
+    }
+}
+
+/// `Σ_{i ≥ s > j} P_ij D_ij` for every `s`, or of `i - 1` where that is what counts.
+struct Crossings<'a, E> {
+    when: When,
+    scores: &'a Matrix<E>,
+    d_scores: &'a Matrix<E>,
+    /// By column, of the rows so far: 0 at first.
+    columns: &'a mut [E],
+    out: &'a mut [E],
+}
+
+impl<E: Real> Work for Crossings<'_, E> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { when, scores, d_scores, columns, out } = self;
+        for s in (1..columns.len()).rev() {
+            if when == When::Before {
+                out[s] += vector::sum(&columns[..s]);
+            }
+            let (p, d, columns) = (&scores.row(s)[..s], &d_scores.row(s)[..s], &mut columns[..s]);
+            for j in 0..s {
+                columns[j] = fused::<E, FUSED>(p[j], d[j], columns[j]);
+            }
+            if when == When::After {
+                out[s] += vector::sum(columns);
+            }
         }
     }
 }

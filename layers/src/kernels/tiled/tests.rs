@@ -1,58 +1,122 @@
-//! The kernel against the recurrence: every size, any layout of the inputs, values and all gradients.
+//! The kernels against the recurrence: every kind and size, any layout of the inputs, values and all gradients.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use proptest::prelude::*;
 
-use super::blocks::{self, Gradients};
 use super::*;
 use crate::lightning::{SlopeKind, slopes};
-use crate::system::{Form, System, Transition, engine};
+use crate::system::{Form, System, engine};
 use crate::testing::{Draw, error, gap, numbers};
 
-/// `q`, `k`, `v`, `log_a`, memory.
-type Five = ([Tensor<4>; 4], Tensor<3>);
+/// What decays, and whether what is read is added back.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    channels: bool,
+    rank_one: bool,
+}
 
-fn inputs([b, h, t, n, p]: [usize; 5], weakest: f64, seed: u64) -> Five {
+const KINDS: [Kind; 4] = [
+    Kind { channels: false, rank_one: false },
+    Kind { channels: true, rank_one: false },
+    Kind { channels: false, rank_one: true },
+    Kind { channels: true, rank_one: true },
+];
+
+/// Decays between `weakest` and three times that.
+fn recurrence(kind: Kind, [b, h, t, n, p]: [usize; 5], weakest: f64, seed: u64) -> Recurrence {
     let mut draw = Draw::new(seed);
-    let mut random = |sizes| draw.tensor::<4>(sizes, -1.0, 1.0);
-    let four = [random([b, h, t, n]), random([b, h, t, n]), random([b, h, t, p]), random([b, h, n, p])];
-    (four, draw.tensor([b, h, t], 3.0 * weakest, weakest))
+    let width = if kind.channels { n } else { 1 };
+    let log_d = Some(draw.tensor([b, h, t, width], 3.0 * weakest, weakest));
+    let mut random = |sizes, range: f64| draw.tensor::<4>(sizes, -range, range);
+    // The read is not larger than what it reads, so that the memory does not grow without end.
+    let small = 1.0 / (n as f64).sqrt();
+    let two = [random([b, h, t, n], small), random([b, h, t, n], small)];
+    Recurrence {
+        q: random([b, h, t, n], 1.0),
+        k: random([b, h, t, n], 1.0),
+        v: random([b, h, t, p], 1.0),
+        log_d,
+        rank_one: kind.rank_one.then_some(two),
+        memory: random([b, h, n, p], 1.0),
+    }
 }
 
-fn cast(([q, k, v, memory], log_a): &Five, dtype: DType) -> Five {
-    ([q, k, v, memory].map(|x| x.clone().cast(dtype)), log_a.clone().cast(dtype))
+impl Recurrence {
+    fn map(&self, mut f: impl FnMut(Tensor<4>) -> Tensor<4>) -> Self {
+        let mut f = |x: &Tensor<4>| f(x.clone());
+        Self {
+            q: f(&self.q),
+            k: f(&self.k),
+            v: f(&self.v),
+            log_d: self.log_d.as_ref().map(&mut f),
+            memory: f(&self.memory),
+            rank_one: self.rank_one.as_ref().map(|[a, b]| [f(a), f(b)]),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Tensor<4>> {
+        let four = [Some(&self.q), Some(&self.k), Some(&self.v), self.log_d.as_ref(), Some(&self.memory)];
+        four.into_iter().flatten().chain(self.rank_one.iter().flatten())
+    }
+
+    /// By tensor operations.
+    fn engine(self, form: Form) -> (Tensor<4>, Tensor<4>) {
+        let Self { q, k, v, log_d, rank_one, memory } = self;
+        let log_d = log_d.expect("a decay");
+        let transition = match rank_one {
+            Some([a, b]) => Transition::Householder { log_d, a, b },
+            None if log_d.dims()[3] == 1 => Transition::Scalar { log_a: log_d.squeeze_dim(3) },
+            None => Transition::Diagonal { log_a: log_d },
+        };
+        engine::run_with(System::outer(transition, q, k, v), memory, form, false).unwrap()
+    }
+
+    fn tiled(self, block: usize) -> (Tensor<4>, Tensor<4>) {
+        assert!(self.applies());
+        self.run(Some(block))
+    }
 }
 
-/// Outputs, memory and the gradients of all five inputs, `weight`ed differently everywhere.
-fn everything(five: &Five, run: impl FnOnce(Five) -> (Tensor<4>, Tensor<4>)) -> Vec<Vec<f64>> {
-    let ([q, k, v, memory], log_a) = five.clone();
-    let four = [q, k, v, memory].map(|x| x.autodiff().require_grad());
-    let log_a = log_a.autodiff().require_grad();
-    let (y, last) = run((four.clone(), log_a.clone()));
+/// `Σ weight ∘ (y, memory)`, with another weight everywhere.
+fn weigh((y, last): (Tensor<4>, Tensor<4>)) -> Tensor<1> {
     let weigh = |x: Tensor<4>, seed| {
         let cotangent = Draw::new(seed).tensor::<4>(x.dims(), -1.0, 1.0).cast(x.dtype());
         (x * cotangent).sum()
     };
-    let grads = (weigh(y.clone(), 91) + weigh(last.clone(), 92)).backward();
+    weigh(y, 91) + weigh(last, 92)
+}
+
+const NAMES: [&str; 9] = ["y", "last memory", "dq", "dk", "dv", "dlog_d", "dmemory", "da", "db"];
+
+/// In the order of [`NAMES`].
+fn everything(inputs: &Recurrence, run: impl FnOnce(Recurrence) -> (Tensor<4>, Tensor<4>)) -> Vec<Vec<f64>> {
+    let leaves = inputs.map(|x| x.autodiff().require_grad());
+    let (y, last) = run(leaves.clone());
+    let grads = weigh((y.clone(), last.clone())).backward();
     let mut all = vec![numbers(y), numbers(last)];
-    all.extend(four.iter().map(|x| numbers(x.grad(&grads).expect("a gradient"))));
-    all.push(numbers(log_a.grad(&grads).expect("a gradient of the decay")));
+    all.extend(leaves.all().map(|x| numbers(x.grad(&grads).expect("a gradient"))));
     all
 }
 
-const NAMES: [&str; 7] = ["y", "memory", "dq", "dk", "dv", "dmemory", "dlog_a"];
-
-fn tiled(block: usize) -> impl Fn(Five) -> (Tensor<4>, Tensor<4>) {
-    move |([q, k, v, memory], log_a)| {
-        assert!(applies(&q, &k, &v, &memory));
-        run(Some(log_a), q, k, v, memory, block)
+/// In both precisions.
+fn agree(inputs: &Recurrence, blocks: &[usize]) -> Result<(), String> {
+    let double = inputs.map(|x| x.cast(DType::F64));
+    let expected = everything(&double, |x| x.engine(Form::Recurrent));
+    let chunked = everything(&double, |x| x.engine(Form::Chunked { size: 16 }));
+    for &block in blocks {
+        let exact = everything(&double, |x| x.tiled(block));
+        let single = everything(inputs, |x| x.tiled(block));
+        for (i, name) in NAMES.iter().enumerate().take(expected.len()) {
+            let limit = if i < 2 { 1e-5 } else { 1e-4 };
+            for (found, limit) in [(&exact[i], 1e-11), (&single[i], limit)] {
+                let off = error(found, &expected[i]).max(error(found, &chunked[i]));
+                if off > limit {
+                    return Err(format!("{name} with blocks of {block}: off by {off:e}"));
+                }
+            }
+        }
     }
-}
-
-fn engine(form: Form) -> impl Fn(Five) -> (Tensor<4>, Tensor<4>) {
-    move |([q, k, v, memory], log_a)| {
-        let system = System::outer(Transition::Scalar { log_a }, q, k, v);
-        engine::run_with(system, memory, form, false).unwrap()
-    }
+    Ok(())
 }
 
 #[test]
@@ -61,23 +125,54 @@ fn it_is_the_recurrence_and_the_tensor_form_at_every_size() {
     for (t, n, p) in
         [(1, 1, 1), (5, 4, 3), (16, 16, 16), (63, 3, 20), (64, 8, 5), (65, 33, 17), (200, 12, 65)]
     {
-        for weakest in [0.0, -0.02, -4.0] {
-            let five = inputs([2, 3, t, n, p], weakest, t as u64);
-            let double = cast(&five, DType::F64);
-            let expected = everything(&double, engine(Form::Recurrent));
-            let chunked = everything(&double, engine(Form::Chunked { size: 16 }));
-            for block in [1, 7, 16, 64, 1000] {
-                let exact = everything(&double, tiled(block));
-                let single = everything(&five, tiled(block));
-                for (i, name) in NAMES.iter().enumerate() {
-                    let at = format!("{name} at t={t} n={n} p={p} block={block} decay {weakest}");
-                    for (found, limit) in [(&exact[i], 1e-11), (&single[i], if i < 2 { 1e-5 } else { 1e-4 })]
-                    {
-                        let off = error(found, &expected[i]).max(error(found, &chunked[i]));
-                        assert!(off <= limit, "{at}: off by {off:e}");
-                    }
+        for kind in KINDS {
+            for weakest in [0.0, -0.02, -4.0] {
+                let inputs = recurrence(kind, [2, 3, t, n, p], weakest, t as u64);
+                if let Err(why) = agree(&inputs, &[1, 7, 16, 64, 1000]) {
+                    panic!("{kind:?} t={t} n={n} p={p} decay {weakest}: {why}");
                 }
             }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn it_is_the_recurrence_at_any_size(
+        kind in prop::sample::select(KINDS.to_vec()),
+        sizes in [1..3_usize, 1..3, 1..90, 1..40, 1..40],
+        block in 1..80_usize,
+        weakest in -6.0..0.0,
+        seed in any::<u64>(),
+    ) {
+        let inputs = recurrence(kind, sizes, weakest, seed);
+        agree(&inputs, &[block]).map_err(TestCaseError::fail)?;
+    }
+}
+
+/// Along a random direction of every input.
+#[test]
+fn gradients_are_the_limits_of_differences() {
+    for kind in KINDS {
+        let inputs = recurrence(kind, [1, 2, 21, 5, 4], -0.2, 4).map(|x| x.cast(DType::F64));
+        let leaves = inputs.map(|x| x.autodiff().require_grad());
+        let grads = weigh(leaves.clone().tiled(8)).backward();
+        for (which, leaf) in leaves.all().enumerate() {
+            let direction = Draw::new(17).tensor::<4>(leaf.dims(), -1.0, 1.0).cast(DType::F64);
+            let at = |step: f64| {
+                let mut count = 0;
+                let moved = inputs.map(|x| {
+                    count += 1;
+                    if count == which + 1 { x + direction.clone().mul_scalar(step) } else { x }
+                });
+                numbers(weigh(moved.tiled(8)))[0]
+            };
+            let (step, slope) = (1e-5, numbers((leaf.grad(&grads).unwrap() * direction.clone()).sum())[0]);
+            let found = (at(step) - at(-step)) / (2.0 * step);
+            let name = NAMES[which + 2];
+            assert!((found - slope).abs() <= 1e-7 * slope.abs().max(1.0), "{kind:?} {name}: {found} {slope}");
         }
     }
 }
@@ -89,15 +184,12 @@ fn it_is_the_recurrence_with_released_slopes() {
         let slopes = slopes(&SlopeKind::Alibi, heads, 0, 24).unwrap();
         for t in [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 37, 63, 64, 65, 913, 1213] {
             for start in [0.0, 1.0] {
-                let ([q, k, v, memory], _) = inputs([1, heads, t, 4, 5], -1.0, t as u64);
-                let memory = memory.mul_scalar(start);
-                let (y, last) = plain(&slopes, [&q, &k, &v, &memory]);
-                let log: Vec<f64> = slopes.iter().map(|s| -s).collect();
-                let log = TensorData::new(log, [1, heads, 1]);
-                let log = Tensor::<3>::from_data(log, (&Device::flex(), DType::F32)).expand([1, heads, t]);
+                let mut inputs = recurrence(KINDS[0], [1, heads, t, 4, 5], -1.0, t as u64);
+                inputs.memory = inputs.memory.mul_scalar(start);
+                inputs.log_d = Some(constant(&slopes, t));
+                let (y, last) = plain(&slopes, &inputs);
                 for block in [1, 4, 8, 16, 64] {
-                    let [q, k, v, memory] = [&q, &k, &v, &memory].map(Clone::clone);
-                    let (found, memory) = run(Some(log.clone()), q, k, v, memory, block);
+                    let (found, memory) = inputs.clone().run(Some(block));
                     let off = error(&numbers(found), &y).max(error(&numbers(memory), &last));
                     assert!(off <= 1e-5, "heads={heads} t={t} block={block}: off by {off:e}");
                 }
@@ -106,8 +198,15 @@ fn it_is_the_recurrence_with_released_slopes() {
     }
 }
 
+/// The same decay at every token: `[1, h, t, 1]`.
+fn constant(slopes: &[f64], t: usize) -> Tensor<4> {
+    let log: Vec<f64> = slopes.iter().map(|s| -s).collect();
+    let log = TensorData::new(log, [1, slopes.len(), 1, 1]);
+    Tensor::<4>::from_data(log, (&Device::flex(), DType::F32)).expand([1, slopes.len(), t, 1])
+}
+
 /// One batch row of the recurrence, on numbers.
-fn plain(slopes: &[f64], [q, k, v, memory]: [&Tensor<4>; 4]) -> (Vec<f64>, Vec<f64>) {
+fn plain(slopes: &[f64], Recurrence { q, k, v, memory, .. }: &Recurrence) -> (Vec<f64>, Vec<f64>) {
     let ([_, _, t, n], p) = (k.dims(), v.dims()[3]);
     let [q, k, v, mut memory] = [q, k, v, memory].map(|x| numbers(x.clone()));
     let mut y = vec![0.0; v.len()];
@@ -129,20 +228,23 @@ fn plain(slopes: &[f64], [q, k, v, memory]: [&Tensor<4>; 4]) -> (Vec<f64>, Vec<f
 #[test]
 fn sixty_four_thousand_tokens_stay_exact() {
     let (t, n) = (65_536, 4);
-    let ([q, k, v, memory], _) = inputs([1, 3, t, n, n], -1.0, 5);
     let slopes = [1.0, 0.5e-5, 0.0];
-    let (expected, last) = plain(&slopes, [&q, &k, &v, &memory]);
-    let [q, k, v, memory] = [q, k, v, memory].map(|x| x.autodiff().require_grad());
-    let log = TensorData::new(slopes.map(|s: f64| -s).to_vec(), [1, 3, 1]);
-    let log_a = Tensor::<3>::from_data(log, (&Device::flex(), DType::F32)).autodiff().require_grad();
-    let (y, end) = run(Some(log_a.clone()), q.clone(), k.clone(), v.clone(), memory.clone(), 64);
-    assert!(error(&numbers(y.clone()), &expected) <= 1e-5);
-    assert!(error(&numbers(end.clone()), &last) <= 1e-5);
-    let grads = (y.sum() + end.sum()).backward();
-    for x in [q, k, v, memory] {
-        assert!(numbers(x.grad(&grads).unwrap()).iter().all(|x| x.is_finite()));
+    for kind in &KINDS[..2] {
+        let mut inputs = recurrence(*kind, [1, 3, t, n, n], -1.0, 5);
+        let width = if kind.channels { n } else { 1 };
+        inputs.log_d = Some(constant(&slopes, t).expand([1, 3, t, width]));
+        let (expected, last) = plain(&slopes, &inputs);
+        let leaves = inputs.map(|x| x.autodiff().require_grad());
+        let (y, end) = leaves.clone().run(Some(64));
+        for (found, expected) in [(&y, &expected), (&end, &last)] {
+            let off = error(&numbers(found.clone()), expected);
+            assert!(off <= 1e-5, "{kind:?}: off by {off:e}");
+        }
+        let grads = (y.sum() + end.sum()).backward();
+        for x in leaves.all() {
+            assert!(numbers(x.grad(&grads).unwrap()).iter().all(|x| x.is_finite()));
+        }
     }
-    assert!(numbers(log_a.grad(&grads).unwrap()).iter().all(|x| x.is_finite()));
 }
 
 /// Heads split from `[b, t, h n]`, one key for all heads, a part of a longer tensor, reversed time.
@@ -150,88 +252,132 @@ fn sixty_four_thousand_tokens_stay_exact() {
 fn inputs_may_lie_in_any_order() {
     let [b, h, t, n] = [2, 3, 21, 5];
     let mut draw = Draw::new(7);
-    let q = draw.tensor::<4>([b, t, h, n], -1.0, 1.0);
-    let k = draw.tensor::<4>([b, 1, t, n], -1.0, 1.0);
-    let v = draw.tensor::<4>([b, h, 2 * t, n], -1.0, 1.0);
-    let memory = draw.tensor::<4>([b, h, n, n], -1.0, 1.0);
-    let log_a = draw.tensor::<3>([1, h, t], -1.0, 0.0);
-    let views = |[q, k, v, memory]: [Tensor<4>; 4], log_a: Tensor<3>| {
-        let (q, k) = (q.swap_dims(1, 2), k.expand([b, h, t, n]));
-        ([q, k, v.narrow(2, 7, t).flip([2]), memory.swap_dims(2, 3)], log_a.expand([b, h, t]))
-    };
-    let run = |tiles: bool| {
-        let run = |([q, k, v, memory], log_a): Five| {
-            let five = views([q, k, v, memory], log_a);
-            if tiles { tiled(8)(five) } else { engine(Form::Recurrent)(five) }
+    let mut random = |sizes| draw.tensor::<4>(sizes, -0.7, 0.7);
+    for kind in KINDS {
+        let inputs = Recurrence {
+            q: random([b, t, h, n]),
+            k: random([b, 1, t, n]),
+            v: random([b, h, 2 * t, n]),
+            log_d: Some(random([1, h, if kind.channels { n } else { 1 }, t]).abs().neg()),
+            rank_one: kind.rank_one.then(|| [random([b, t, h, n]), random([b, 1, t, n])]),
+            memory: random([b, h, n, n]),
         };
-        everything(&([q.clone(), k.clone(), v.clone(), memory.clone()], log_a.clone()), run)
-    };
-    for ((found, expected), name) in run(true).iter().zip(&run(false)).zip(NAMES) {
-        let off = error(found, expected);
-        assert!(off <= 1e-5, "{name}: off by {off:e}");
+        let views = |Recurrence { q, k, v, log_d, rank_one, memory }: Recurrence| Recurrence {
+            q: q.swap_dims(1, 2),
+            k: k.expand([b, h, t, n]),
+            v: v.narrow(2, 7, t).flip([2]),
+            log_d: log_d.map(|log| {
+                let width = log.dims()[2];
+                log.swap_dims(2, 3).expand([b, h, t, width])
+            }),
+            rank_one: rank_one.map(|[a, b_]| [a.swap_dims(1, 2), b_.expand([b, h, t, n])]),
+            memory: memory.swap_dims(2, 3),
+        };
+        let found = everything(&inputs, |x| views(x).tiled(8));
+        let expected = everything(&inputs, |x| views(x).engine(Form::Recurrent));
+        for ((found, expected), name) in found.iter().zip(&expected).zip(NAMES) {
+            let off = error(found, expected);
+            assert!(off <= 1e-5, "{kind:?} {name}: off by {off:e}");
+        }
     }
 }
 
 /// Every number of every result is written: what was there before does not show.
 #[test]
 fn results_do_not_depend_on_what_was_there() {
-    for t in [1, 16, 37, 300] {
-        let ([q, k, v, memory], log_a) = inputs([2, 2, t, 6, 7], -0.1, 3);
-        let five = [q, k, v, memory].map(|x| x.try_into_primitive::<Flex>().unwrap());
-        let log_a = log_a.try_into_primitive::<Flex>().unwrap();
-        let [q, k, v, memory] = five;
-        let call = Call { q, k, v, log_a, memory, block: 16 };
-        let inputs = call.inputs::<f32>();
+    for (kind, t) in KINDS.into_iter().flat_map(|kind| [1, 16, 37, 300].map(|t| (kind, t))) {
+        let inputs = recurrence(kind, [2, 2, t, 6, 7], -0.1, 3);
+        let inputs = inputs.all().map(|x| x.clone().try_into_primitive::<Flex>().unwrap()).collect();
+        let saved = Saved { inputs, block: 16 };
+        let inputs = saved.inputs::<f32>();
         let mut out = vec![f32::NAN; 2 * 2 * (t + 6) * 7];
-        let mut kept = vec![f32::NAN; blocks::kept(&inputs, 16).len()];
-        blocks::forward(&inputs, 16, &mut out, &mut kept);
+        let mut kept = vec![f32::NAN; passes::kept(&inputs, 16).len()];
+        fill(&inputs, 16, &mut out, &mut kept);
         assert!(out.iter().chain(&kept).all(|x| x.is_finite()));
         let out = <f32 as Number>::tensor(out, &[2, 2, t + 6, 7]);
         let mut dirty = Gradients::filled(&inputs, f32::NAN);
-        blocks::backward(&inputs, view(&out), &kept, 16, true, &mut dirty);
-        let Gradients { q, k, v, log_a, memory } = dirty;
-        assert!([q, k, v, log_a, memory].concat().iter().all(|x| x.is_finite()));
+        fill_gradients(&inputs, view(&out), &kept, 16, true, &mut dirty);
+        assert!(dirty.all().flatten().all(|x| x.is_finite()));
+    }
+}
+
+/// Without a gradient of the decays, the others are the same.
+#[test]
+fn the_decay_may_be_constant() {
+    for kind in KINDS {
+        let inputs = recurrence(kind, [1, 2, 40, 6, 5], -0.3, 6);
+        let run = |tracked: bool| {
+            let leaves = inputs.map(|x| x.autodiff().require_grad());
+            let mut given = leaves.clone();
+            if !tracked {
+                given.log_d.clone_from(&inputs.log_d);
+            }
+            let grads = weigh(given.tiled(16)).backward();
+            let tensors = [&leaves.q, &leaves.k, &leaves.v, &leaves.memory];
+            let tensors = tensors.into_iter().chain(leaves.rank_one.iter().flatten());
+            tensors.map(|x| numbers(x.grad(&grads).unwrap())).collect::<Vec<_>>()
+        };
+        assert_eq!(run(true), run(false), "{kind:?}");
     }
 }
 
 /// A token that is not finite changes nothing before it, in its own block neither.
 #[test]
 fn the_future_does_not_show() {
-    let ([q, k, v, memory], log_a) = inputs([1, 1, 12, 3, 3], -0.5, 8);
-    let nan = k.clone().narrow(2, 0, 5).full_like(f64::NAN);
-    let spoilt = Tensor::cat(vec![k.clone().narrow(2, 0, 7), nan], 2);
-    let run =
-        |k: Tensor<4>| run(Some(log_a.clone()), q.clone(), k, v.clone(), memory.clone(), 8).0.narrow(2, 0, 7);
-    assert_eq!(numbers(run(k)), numbers(run(spoilt)));
+    for kind in KINDS {
+        let inputs = recurrence(kind, [1, 1, 12, 3, 3], -0.5, 8);
+        let nan = inputs.k.clone().narrow(2, 0, 5).full_like(f64::NAN);
+        let spoilt = Tensor::cat(vec![inputs.k.clone().narrow(2, 0, 7), nan], 2);
+        let run = |k: &Tensor<4>| {
+            let inputs = Recurrence { k: k.clone(), ..inputs.clone() };
+            numbers(inputs.run(Some(8)).0.narrow(2, 0, 7))
+        };
+        assert_eq!(run(&inputs.k), run(&spoilt), "{kind:?}");
+    }
 }
 
-/// A reset, `log_a` of minus a very large number, forgets all before it and nothing after.
+/// A reset, a logarithm of minus a very large number, forgets all before it and nothing after.
 #[test]
 fn a_reset_forgets_everything() {
-    let ([q, k, v, memory], log_a) = inputs([1, 2, 20, 4, 4], -0.1, 9);
-    let reset = log_a.clone().narrow(2, 0, 1).full_like(-1e30);
-    let cut = Tensor::cat(vec![log_a.clone().narrow(2, 0, 10), reset, log_a.clone().narrow(2, 11, 9)], 2);
-    let (whole, _) = run(Some(cut), q.clone(), k.clone(), v.clone(), memory.clone(), 16);
-    let [q, k, v] = [q, k, v].map(|x| x.narrow(2, 10, 10));
-    let (fresh, _) = run(Some(log_a.narrow(2, 10, 10)), q, k, v, memory.zeros_like(), 16);
-    assert!(gap(whole.narrow(2, 10, 10), fresh) <= 1e-6);
+    for kind in &KINDS[..2] {
+        let inputs = recurrence(*kind, [1, 2, 20, 4, 4], -0.1, 9);
+        let log_d = inputs.log_d.clone().unwrap();
+        let reset = log_d.clone().narrow(2, 0, 1).full_like(-1e30);
+        let parts = vec![log_d.clone().narrow(2, 0, 10), reset, log_d.clone().narrow(2, 11, 9)];
+        let cut = Recurrence { log_d: Some(Tensor::cat(parts, 2)), ..inputs.clone() };
+        let (whole, _) = cut.run(Some(16));
+        let memory = inputs.memory.zeros_like();
+        let later = Recurrence {
+            q: inputs.q.narrow(2, 10, 10),
+            k: inputs.k.narrow(2, 10, 10),
+            v: inputs.v.narrow(2, 10, 10),
+            log_d: Some(log_d.narrow(2, 10, 10)),
+            rank_one: None,
+            memory,
+        };
+        assert!(gap(whole.narrow(2, 10, 10), later.run(Some(16)).0) <= 1e-6, "{kind:?}");
+    }
 }
 
 #[test]
 fn it_declines_what_it_cannot_do() {
-    let ([q, k, v, memory], _) = inputs([1, 2, 4, 3, 3], -0.1, 1);
-    assert!(applies(&q, &k, &v, &memory));
-    assert!(!applies(&q.clone().cast(DType::F64), &k, &v, &memory));
-    assert!(!applies(&q.clone().narrow(0, 0, 1).narrow(1, 0, 1), &k, &v, &memory));
-    let half = [&q, &k, &v, &memory].map(|x| x.clone().cast(DType::F16));
-    assert!(!applies(&half[0], &half[1], &half[2], &half[3]));
-    let empty = |x: &Tensor<4>| Tensor::<4>::zeros([0, 2, x.dims()[2], x.dims()[3]], &Device::flex());
-    let empty = [&q, &k, &v, &memory].map(empty);
-    assert!(!applies(&empty[0], &empty[1], &empty[2], &empty[3]));
-    #[cfg(feature = "ndarray")]
-    {
-        let there = crate::device::open("ndarray").unwrap();
-        let moved = [&q, &k, &v, &memory].map(|x| x.clone().to_device(&there));
-        assert!(!applies(&moved[0], &moved[1], &moved[2], &moved[3]));
+    for kind in KINDS {
+        let inputs = recurrence(kind, [1, 2, 4, 3, 3], -0.1, 1);
+        assert!(inputs.applies());
+        assert!(!Recurrence { q: inputs.q.clone().cast(DType::F64), ..inputs.clone() }.applies());
+        let few = inputs.k.clone().narrow(1, 0, 1);
+        assert!(!Recurrence { q: few.clone(), ..inputs.clone() }.applies());
+        assert!(!Recurrence { rank_one: Some([few.clone(), few]), ..inputs.clone() }.applies());
+        assert!(!inputs.map(|x| x.cast(DType::F16)).applies());
+        let empty = |x: Tensor<4>| {
+            let [_, h, t, n] = x.dims();
+            Tensor::zeros([0, h, t, n], &Device::flex())
+        };
+        assert!(!inputs.map(empty).applies());
+        #[cfg(feature = "ndarray")]
+        {
+            let there = crate::device::open("ndarray").unwrap();
+            assert!(!inputs.map(|x| x.to_device(&there)).applies());
+        }
     }
 }

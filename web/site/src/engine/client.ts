@@ -90,7 +90,12 @@ export class Client {
         continue;
       }
       this.#running = job;
-      this.#port.postMessage(job.request);
+      try {
+        this.#port.postMessage(job.request);
+      } catch (error) {
+        this.#running = undefined;
+        job.reject(error instanceof Error ? error : new Error(String(error)));
+      }
     }
   }
 

@@ -48,7 +48,12 @@ let active: Backend | undefined;
 let listed: readonly ArchInfo[] | undefined;
 let crashes = 0;
 
-const webgpuHere = () => 'gpu' in navigator;
+/** Why there is no WebGPU, in a few words; the engine's own reason names every backend it tried. */
+async function noWebgpu(): Promise<string | undefined> {
+  const { gpu } = navigator as { gpu?: { requestAdapter(): Promise<object | null> } };
+  if (gpu === undefined) return 'this browser does not offer it';
+  return (await gpu.requestAdapter()) === null ? 'no graphics adapter was found' : undefined;
+}
 
 /** Starts a worker on a backend; where WebGPU does not start, on the CPU with a notice. */
 export async function start(backend: Backend): Promise<void> {
@@ -73,7 +78,8 @@ export async function start(backend: Backend): Promise<void> {
     await mine.call('load', [base()]);
     let info: EngineInfo;
     try {
-      if (backend === 'webgpu' && !webgpuHere()) throw new Error('this browser does not offer it');
+      const missing = backend === 'webgpu' ? await noWebgpu() : undefined;
+      if (missing !== undefined) throw new Error(missing);
       info = await mine.call('init', [backend]);
     } catch (error) {
       if (backend === 'cpu' || error instanceof Gone) throw error;
@@ -82,13 +88,10 @@ export async function start(backend: Backend): Promise<void> {
       wantedBackend.set('cpu');
       info = await mine.call('init', ['cpu']);
     }
-    listed ??= await mine.call('architectures', []);
     if (client !== mine) return;
-    const all = listed;
-    batch(() => {
-      architectures.value = all;
-      status.value = { phase: 'ready', info };
-    });
+    status.value = { phase: 'ready', info };
+    listed ??= await mine.call('architectures', []);
+    architectures.value = listed;
   } catch (error) {
     if (client === mine && !(error instanceof Gone)) {
       status.value = { phase: 'failed', reason: said(error) };

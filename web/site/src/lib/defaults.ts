@@ -13,6 +13,6 @@ export const TEXTS = [
   { name: 'Code', text: 'fn add(a: u32, b: u32) -> u32 { a + b }' },
   {
     name: '256 letters',
-    text: 'It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife. However little known the feelings or views of such a man may be on his first entering a neighbourhood, this truth is so well fixed in the minds',
+    text: 'It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife. However little known the feelings or views of such a man may be on his first entering a neighbourhood, this truth is so well fixed in the ',
   },
 ] as const;

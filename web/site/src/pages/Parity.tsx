@@ -55,7 +55,7 @@ export function Parity() {
         for (const arch of archs.peek()) {
           if (job.peek() !== mine) return;
           words.value = `checking ${archName(arch)} on ${backend === 'cpu' ? 'the CPU' : 'WebGPU'}`;
-          await call('parity', [[arch], () => undefined], {
+          await call('parity', [[arch]], {
             progress: (row: ParityRow) => (rows.value = [...rows.peek(), { ...row, backend }]),
           });
         }

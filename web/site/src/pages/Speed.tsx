@@ -42,7 +42,7 @@ export function Speed() {
             if (job.peek() !== mine) return;
             running.value = `${archName(arch)}, ${length} tokens, ${backend === 'cpu' ? 'CPU' : 'WebGPU'}`;
             const config = JSON.stringify({ archs: [arch], lengths: [length], mode: mode.peek(), backend });
-            await call('bench', [config, () => undefined], {
+            await call('bench', [config], {
               progress: (point: BenchPoint) => (rows.value = [...rows.peek(), { ...point, backend, mode: mode.peek() }]),
             });
           }

@@ -1,0 +1,491 @@
+//! One decay per channel. A block is halved again and again: a token of the later half meets a key of the earlier half
+//! at the boundary between them, where both factors are at most 1, so the pairs across a boundary are one product.
+//! What remains are tiles of a few tokens, in which a token's decay grows from key to key.
+
+use super::decay::{Decay, Ledger, Side, SideBack, When};
+use super::inputs::Sizes;
+use crate::kernels::dense::{Matrix, Part, Real, dot as whole_dot};
+use crate::kernels::vector::{Vector, Work, dot, fused, vectorised};
+use crate::kernels::view::{Head, read};
+
+/// Tokens of a tile.
+const TILE: usize = 8;
+
+/// Decays of a block and scratch memory.
+pub(super) struct ChannelDecay<E> {
+    /// `d_t: [m, n]`
+    decays: Matrix<E>,
+    /// `e^{G_t}` and `e^{G_m - G_t}`: `[m, n]`
+    from_start: Matrix<E>,
+    to_end: Matrix<E>,
+    /// `e^{G_m}: [n]`
+    total: Vec<E>,
+    /// By size of the halves, smallest first
+    levels: Vec<Level<E>>,
+    late: Matrix<E>,
+    d_late: Matrix<E>,
+    d_early: Matrix<E>,
+    cross: Matrix<E>,
+    /// Room for the rows that a tile works on.
+    rows: Vec<E>,
+}
+
+/// All pairs of halves of one size.
+struct Level<E> {
+    half: usize,
+    /// `[m, n]`: from the boundary to a token of a later half, from a token of an earlier half to the boundary.
+    factors: Matrix<E>,
+}
+
+/// First token of the earlier half and of the later half, and the end.
+#[derive(Clone, Copy)]
+struct Halves {
+    first: usize,
+    middle: usize,
+    last: usize,
+}
+
+/// Keys of an earlier half with their decay to the boundary, `[half, n]`, and that transposed.
+pub(super) struct Early<E> {
+    rows: Matrix<E>,
+    turned: Matrix<E>,
+}
+
+/// The pairs of halves among `m` tokens, for every size of a half.
+fn halves(half: usize, m: usize) -> impl Iterator<Item = Halves> {
+    let pair = move |first: usize| Halves { first, middle: first + half, last: (first + 2 * half).min(m) };
+    (0..m).step_by(2 * half).map(pair).filter(move |pair| pair.middle < m)
+}
+
+/// Sizes of halves in a block of `m` tokens.
+fn sizes_of_halves(m: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(TILE), |half| Some(2 * half)).take_while(move |&half| half < m)
+}
+
+/// `to_i = x_i y_i`
+#[inline]
+fn multiply<E: Real>(to: &mut [E], x: &[E], y: &[E]) {
+    for ((to, &x), &y) in to.iter_mut().zip(x).zip(y) {
+        *to = x * y;
+    }
+}
+
+impl<E: Real> ChannelDecay<E> {
+    /// Tokens of the block.
+    fn tokens(&self) -> usize {
+        self.decays.rows().count()
+    }
+}
+
+impl<E: Vector> Decay<E> for ChannelDecay<E> {
+    /// Of every level, of every pair.
+    type Keys = Vec<Vec<Early<E>>>;
+
+    fn new(sizes: Sizes) -> Self {
+        let Sizes { n, block, .. } = sizes;
+        let key = || Matrix::new(block, n);
+        // The largest half; a later one is never longer.
+        let half = sizes_of_halves(block).last().unwrap_or(1);
+        Self {
+            decays: key(),
+            from_start: key(),
+            to_end: key(),
+            total: vec![E::default(); n],
+            levels: sizes_of_halves(block).map(|half| Level { half, factors: key() }).collect(),
+            late: Matrix::new(half, n),
+            d_late: Matrix::new(half, n),
+            d_early: Matrix::new(half, n),
+            cross: Matrix::new(half, half),
+            rows: vec![E::default(); (TILE + 3) * n],
+        }
+    }
+
+    fn new_keys(sizes: Sizes) -> Self::Keys {
+        let Sizes { n, block, .. } = sizes;
+        let early = |half| Early { rows: Matrix::new(half, n), turned: Matrix::new(n, half) };
+        sizes_of_halves(block).map(|half| halves(half, block).map(|_| early(half)).collect()).collect()
+    }
+
+    fn set(&mut self, log: Head<'_, E>, range: (usize, usize)) {
+        let Self { decays, from_start, to_end, total, levels, .. } = self;
+        let (m, n) = (range.1, total.len());
+        read(decays, log, range, n);
+        total.fill(E::default());
+        for row in decays.rows_mut() {
+            total.iter_mut().zip(&*row).for_each(|(sum, &log)| *sum += log);
+        }
+        vectorised(Exponentials(total));
+        decays.rows_mut().for_each(|row| vectorised(Exponentials(row)));
+        from_start.resize(m, n);
+        to_end.resize(m, n);
+        grow(from_start, decays, 0, m);
+        shrink(to_end, decays, 0, m);
+        for Level { half, factors } in levels {
+            factors.resize(m, n);
+            for Halves { first, middle, last } in halves(*half, m) {
+                shrink(factors, decays, first, middle);
+                grow(factors, decays, middle, last);
+            }
+        }
+    }
+
+    fn keys(&self, y: &Matrix<E>, to: &mut Self::Keys) {
+        let (m, n) = (self.tokens(), y.row(0).len());
+        for (Level { half, factors }, to) in self.levels.iter().zip(to) {
+            for (Halves { first, middle, .. }, to) in halves(*half, m).zip(to) {
+                to.rows.resize(middle - first, n);
+                for (i, row) in to.rows.rows_mut().enumerate() {
+                    multiply(row, y.row(first + i), factors.row(first + i));
+                }
+                to.turned.set_transpose(&to.rows);
+            }
+        }
+    }
+
+    fn scores<const N: usize>(&mut self, when: When, x: &Matrix<E>, sides: [Side<'_, E, Self::Keys>; N]) {
+        let m = self.tokens();
+        let Self { decays, levels, late, cross, rows, .. } = self;
+        let mut sides = sides;
+        for side in &mut sides {
+            side.scores.resize(m, m);
+            for (i, row) in side.scores.rows_mut().enumerate() {
+                row[i..].fill(E::default());
+            }
+        }
+        for (level, Level { half, factors }) in levels.iter().enumerate() {
+            for (index, pair) in halves(*half, m).enumerate() {
+                let Halves { first, middle, .. } = pair;
+                scale_late(when, x, factors, pair, late);
+                for Side { keys, scores, .. } in &mut sides {
+                    cross.set_product(late, &keys[level][index].turned, Part::Whole);
+                    for (i, row) in cross.rows().enumerate() {
+                        scores.row_mut(middle + i)[first..middle].copy_from_slice(row);
+                    }
+                }
+            }
+        }
+        for first in (0..m).step_by(TILE) {
+            let last = (first + TILE).min(m);
+            for Side { y, scores, .. } in &mut sides {
+                vectorised(TileScores { when, decays, x, y, scores, tile: (first, last), row: rows });
+            }
+        }
+    }
+
+    fn scores_back<const N: usize>(
+        &mut self,
+        when: When,
+        x: &Matrix<E>,
+        dx: &mut Matrix<E>,
+        mut sides: [SideBack<'_, E, Self::Keys>; N],
+        ledger: &mut Ledger<E>,
+    ) {
+        let (m, n) = (self.tokens(), x.row(0).len());
+        let Self { decays, levels, late, d_late, d_early, cross, rows, .. } = self;
+        for (level, Level { half, factors }) in levels.iter().enumerate() {
+            for (index, pair) in halves(*half, m).enumerate() {
+                let Halves { first, middle, last } = pair;
+                scale_late(when, x, factors, pair, late);
+                d_late.resize(last - middle, n);
+                for (side, SideBack { keys, d_scores, dy, .. }) in sides.iter_mut().enumerate() {
+                    cross.resize(last - middle, middle - first);
+                    for (i, row) in cross.rows_mut().enumerate() {
+                        row.copy_from_slice(&d_scores.row(middle + i)[first..middle]);
+                    }
+                    let early = &keys[level][index].rows;
+                    match side {
+                        0 => d_late.set_product(cross, early, Part::Whole),
+                        _ => d_late.add_product(cross, early, Part::Whole),
+                    }
+                    d_early.set_turned_product(cross, late, Part::Whole);
+                    let pairs = &mut ledger.pairs;
+                    vectorised(EarlyBack { first, early, d_early, factors, dy, pairs, sum: &mut rows[..n] });
+                }
+                let pairs = &mut ledger.pairs;
+                vectorised(LateBack { when, middle, late, d_late, factors, dx, pairs, sum: &mut rows[..n] });
+            }
+        }
+        for first in (0..m).step_by(TILE) {
+            let tile = (first, (first + TILE).min(m));
+            let pairs = &mut ledger.pairs;
+            vectorised(TileBack { when, decays, x, dx, sides: &mut sides, tile, pairs, rows });
+        }
+    }
+
+    fn from_start(&self, when: When, x: &mut Matrix<E>) {
+        let skip = usize::from(when == When::Before);
+        for (x, factors) in x.rows_mut().skip(skip).zip(self.from_start.rows()) {
+            x.iter_mut().zip(factors).for_each(|(x, &factor)| *x *= factor);
+        }
+    }
+
+    fn to_end(&self, y: &mut Matrix<E>) {
+        for (y, factors) in y.rows_mut().zip(self.to_end.rows()) {
+            y.iter_mut().zip(factors).for_each(|(y, &factor)| *y *= factor);
+        }
+    }
+
+    fn total(&self, state: &mut Matrix<E>) {
+        state.scale_rows(&self.total);
+    }
+
+    fn note_reads(&self, when: When, x: &Matrix<E>, dx: &Matrix<E>, ledger: &mut Ledger<E>) {
+        for (t, (x, dx)) in x.rows().zip(dx.rows()).enumerate() {
+            if let Some(at) = ledger.read_at(when, t) {
+                at.iter_mut().zip(x).zip(dx).for_each(|((at, &x), &dx)| *at += x * dx);
+            }
+        }
+    }
+
+    fn note_writes(&self, y: &Matrix<E>, dy: &Matrix<E>, ledger: &mut Ledger<E>) {
+        for (t, (y, dy)) in y.rows().zip(dy.rows()).enumerate() {
+            ledger.write_at(t).iter_mut().zip(y).zip(dy).for_each(|((at, &y), &dy)| *at += y * dy);
+        }
+    }
+
+    fn note_memory(&self, state: &Matrix<E>, d_state: &Matrix<E>, ledger: &mut Ledger<E>) {
+        let rows = state.rows().zip(d_state.rows()).zip(&self.total);
+        for (channel, ((state, d_state), &total)) in rows.enumerate() {
+            *ledger.memory_at(channel) = total * E::of(whole_dot(state, d_state));
+        }
+    }
+}
+
+/// `factors_t = Π_{first ≤ s ≤ t} d_s`
+fn grow<E: Real>(factors: &mut Matrix<E>, decays: &Matrix<E>, first: usize, last: usize) {
+    factors.row_mut(first).copy_from_slice(decays.row(first));
+    for t in first + 1..last {
+        let (row, before) = factors.two_rows(t, t - 1);
+        multiply(row, before, decays.row(t));
+    }
+}
+
+/// `factors_t = Π_{t < s < last} d_s`
+fn shrink<E: Real>(factors: &mut Matrix<E>, decays: &Matrix<E>, first: usize, last: usize) {
+    factors.row_mut(last - 1).fill(E::of(1.0));
+    for t in (first..last - 1).rev() {
+        let (row, after) = factors.two_rows(t, t + 1);
+        multiply(row, after, decays.row(t + 1));
+    }
+}
+
+/// The rows of a later half with their decay from the boundary.
+fn scale_late<E: Real>(
+    when: When,
+    x: &Matrix<E>,
+    factors: &Matrix<E>,
+    Halves { middle, last, .. }: Halves,
+    late: &mut Matrix<E>,
+) {
+    late.resize(last - middle, x.row(0).len());
+    for (i, row) in late.rows_mut().enumerate() {
+        let x = x.row(middle + i);
+        match (when, i) {
+            (When::After, _) => multiply(row, x, factors.row(middle + i)),
+            (When::Before, 0) => row.copy_from_slice(x),
+            (When::Before, _) => multiply(row, x, factors.row(middle + i - 1)),
+        }
+    }
+}
+
+/// `e` to all of them.
+struct Exponentials<'a, E>(&'a mut [E]);
+
+impl<E: Vector> Work for Exponentials<'_, E> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        for x in self.0 {
+            *x = x.exponential::<FUSED>();
+        }
+    }
+}
+
+/// Scores inside a tile.
+struct TileScores<'a, E> {
+    when: When,
+    decays: &'a Matrix<E>,
+    x: &'a Matrix<E>,
+    y: &'a Matrix<E>,
+    scores: &'a mut Matrix<E>,
+    tile: (usize, usize),
+    /// Room for one row
+    row: &'a mut [E],
+}
+
+impl<E: Real> Work for TileScores<'_, E> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { when, decays, x, y, scores, tile: (first, last), row } = self;
+        let n = x.row(0).len();
+        let row = &mut row[..n];
+        for t in first..last {
+            // The last token that is seen, without decay.
+            let Some(top) = top(when, t, first) else { continue };
+            row.copy_from_slice(x.row(t));
+            for s in (first..=top).rev() {
+                scores.row_mut(t)[s] = dot::<E, FUSED>(row, y.row(s));
+                if s > first {
+                    let decay = &decays.row(s)[..n];
+                    for c in 0..n {
+                        row[c] *= decay[c];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The last token of a tile from `first` on that `t` sees.
+#[inline(always)]
+fn top(when: When, t: usize, first: usize) -> Option<usize> {
+    match when {
+        When::After => Some(t),
+        When::Before if t > first => Some(t - 1),
+        When::Before => None,
+    }
+}
+
+/// The way back through the earlier half: `dy` grows, and what crosses a token's decay is everything before it.
+struct EarlyBack<'a, E> {
+    first: usize,
+    early: &'a Matrix<E>,
+    d_early: &'a Matrix<E>,
+    factors: &'a Matrix<E>,
+    dy: &'a mut Matrix<E>,
+    pairs: &'a mut [E],
+    sum: &'a mut [E],
+}
+
+impl<E: Real> Work for EarlyBack<'_, E> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { first, early, d_early, factors, dy, pairs, sum } = self;
+        let n = sum.len();
+        sum.fill(E::default());
+        for i in 0..d_early.rows().count() {
+            let t = first + i;
+            let (d, factor, dy) = (&d_early.row(i)[..n], &factors.row(t)[..n], &mut dy.row_mut(t)[..n]);
+            for c in 0..n {
+                dy[c] = fused::<E, FUSED>(d[c], factor[c], dy[c]);
+            }
+            if !pairs.is_empty() {
+                let (y, pairs) = (&early.row(i)[..n], &mut pairs[t * n..][..n]);
+                for c in 0..n {
+                    pairs[c] += sum[c];
+                    sum[c] = fused::<E, FUSED>(y[c], d[c], sum[c]);
+                }
+            }
+        }
+    }
+}
+
+/// The way back through the later half: `dx` grows, and what crosses a token's decay is everything from it on.
+struct LateBack<'a, E> {
+    when: When,
+    middle: usize,
+    late: &'a Matrix<E>,
+    d_late: &'a Matrix<E>,
+    factors: &'a Matrix<E>,
+    dx: &'a mut Matrix<E>,
+    pairs: &'a mut [E],
+    sum: &'a mut [E],
+}
+
+impl<E: Real> Work for LateBack<'_, E> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { when, middle, late, d_late, factors, dx, pairs, sum } = self;
+        let n = sum.len();
+        let own = usize::from(when == When::After);
+        sum.fill(E::default());
+        for i in (0..late.rows().count()).rev() {
+            let (d, dx) = (&d_late.row(i)[..n], &mut dx.row_mut(middle + i)[..n]);
+            // The last decay on the way, if there is one: that of the token itself, or of the one before.
+            let Some(last) = (middle + i + own).checked_sub(1).filter(|&last| last >= middle) else {
+                for c in 0..n {
+                    dx[c] += d[c];
+                }
+                continue;
+            };
+            let factor = &factors.row(last)[..n];
+            for c in 0..n {
+                dx[c] = fused::<E, FUSED>(d[c], factor[c], dx[c]);
+            }
+            if !pairs.is_empty() {
+                let (x, pairs) = (&late.row(i)[..n], &mut pairs[last * n..][..n]);
+                for c in 0..n {
+                    sum[c] = fused::<E, FUSED>(x[c], d[c], sum[c]);
+                    pairs[c] += sum[c];
+                }
+            }
+        }
+    }
+}
+
+/// The way back through a tile. For row `t` with `w_s = x_t ∘ e^{G_t - G_s}` and, over the keys from the tile's first one
+/// on, `z_s = D_ts y_s + d_s ∘ z_{s-1}`: `dx_t = z_t`, `dy_s = D_ts w_s`, and `w_s ∘ d_s ∘ z_{s-1}` crosses token `s`.
+struct TileBack<'a, 'b, E, K, const N: usize> {
+    when: When,
+    decays: &'a Matrix<E>,
+    x: &'a Matrix<E>,
+    dx: &'a mut Matrix<E>,
+    sides: &'a mut [SideBack<'b, E, K>; N],
+    tile: (usize, usize),
+    pairs: &'a mut [E],
+    /// Room for a row, and one of every token
+    rows: &'a mut [E],
+}
+
+impl<E: Real, K, const N: usize> Work for TileBack<'_, '_, E, K, N> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { when, decays, x, dx, sides, tile: (first, last), pairs, rows } = self;
+        let n = x.row(0).len();
+        let (w, z) = rows.split_at_mut(n);
+        for t in first..last {
+            let Some(top) = top(when, t, first) else { continue };
+            for s in first..=top {
+                let (before, z) = z[..(s + 1 - first) * n].split_at_mut((s - first) * n);
+                let z = &mut z[..n];
+                for (i, side) in sides.iter().enumerate() {
+                    let (d, y) = (side.d_scores.row(t)[s], &side.y.row(s)[..n]);
+                    for c in 0..n {
+                        z[c] = if i == 0 { d * y[c] } else { fused::<E, FUSED>(d, y[c], z[c]) };
+                    }
+                }
+                if s > first {
+                    let (before, decay) = (&before[(s - 1 - first) * n..][..n], &decays.row(s)[..n]);
+                    for c in 0..n {
+                        z[c] = fused::<E, FUSED>(decay[c], before[c], z[c]);
+                    }
+                }
+            }
+            let (last, dx) = (&z[(top - first) * n..][..n], &mut dx.row_mut(t)[..n]);
+            for c in 0..n {
+                dx[c] += last[c];
+            }
+            w.copy_from_slice(x.row(t));
+            for s in (first..=top).rev() {
+                for side in &mut *sides {
+                    let (d, dy) = (side.d_scores.row(t)[s], &mut side.dy.row_mut(s)[..n]);
+                    for c in 0..n {
+                        dy[c] = fused::<E, FUSED>(d, w[c], dy[c]);
+                    }
+                }
+                if s == first {
+                    continue;
+                }
+                let decay = &decays.row(s)[..n];
+                for c in 0..n {
+                    w[c] *= decay[c];
+                }
+                if !pairs.is_empty() {
+                    let (z, pairs) = (&z[(s - 1 - first) * n..][..n], &mut pairs[s * n..][..n]);
+                    for c in 0..n {
+                        pairs[c] = fused::<E, FUSED>(w[c], z[c], pairs[c]);
+                    }
+                }
+            }
+        }
+    }
+}

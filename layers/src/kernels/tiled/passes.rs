@@ -1,0 +1,214 @@
+//! Both passes over the blocks, the same for every kind of recurrence: one head at a time, one thread per head.
+
+use rayon::prelude::*;
+
+use super::inputs::{Inputs, Place, Sizes};
+use crate::kernels::dense::{Matrix, Real};
+use crate::kernels::view::{Head, View, read, write};
+
+/// One block of a kind of recurrence, with the scratch memory for it.
+pub(super) trait Rule<E: Real> {
+    /// Scratch memory of the forward pass, or of both.
+    fn new(sizes: Sizes, backward: bool) -> Self;
+
+    /// Blocks from this token on come next, whatever came before.
+    fn start(&mut self, _token: usize) {}
+
+    /// Outputs of a block, `[m, p]`, from the memory before it, which becomes the memory after it.
+    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, y: &mut [E]);
+
+    /// Only the memory. Called in order of the blocks, and for some of them a second time.
+    fn advance(&mut self, at: Place<'_, E>, state: &mut Matrix<E>);
+
+    /// Gradients of a block from the memory before it and the gradient of the memory after it, which becomes that of
+    /// the memory before.
+    fn backward(
+        &mut self,
+        at: Place<'_, E>,
+        dy: Head<'_, E>,
+        state: &Matrix<E>,
+        d_state: &mut Matrix<E>,
+        to: &mut HeadGradients<'_, E>,
+    );
+}
+
+/// Blocks that share one memory kept for the way back, which recomputes those between: no pass over all blocks is
+/// needed to find it, and little is kept beside the keys and values of as many blocks.
+const SEGMENT: usize = 16;
+
+/// Segments of one head.
+fn segments(sizes: Sizes) -> usize {
+    sizes.blocks().div_ceil(SEGMENT)
+}
+
+/// Room for the memories before every segment, `[b, h, segments, n, p]`.
+pub(super) fn kept<E: Real>(inputs: &Inputs<'_, E>, block: usize) -> Vec<E> {
+    let sizes = inputs.sizes(block);
+    vec![E::default(); inputs.heads() * segments(sizes) * sizes.n * sizes.p]
+}
+
+/// Fills `out: [b, h, t + n, p]` with the outputs and, below them, the final memory; and `kept`, where it has room,
+/// with the memories before every segment.
+pub(super) fn forward<E: Real, R: Rule<E>>(
+    inputs: &Inputs<'_, E>,
+    block: usize,
+    out: &mut [E],
+    kept: &mut [E],
+) {
+    let sizes @ Sizes { t, n, p, .. } = inputs.sizes(block);
+    let mut kept = kept.chunks_exact_mut(segments(sizes) * n * p);
+    let heads: Vec<_> =
+        out.chunks_exact_mut((t + n) * p).map(|out| (out, kept.next().unwrap_or_default())).collect();
+    let scratch = || (R::new(sizes, false), Matrix::new(n, p));
+    heads.into_par_iter().enumerate().for_each_init(scratch, |(rule, state), (head, (out, kept))| {
+        let (y, last) = out.split_at_mut(t * p);
+        let mut kept = kept.chunks_exact_mut(n * p);
+        read(state, inputs.memory.head(head), (0, n), p);
+        rule.start(0);
+        for block in 0..sizes.blocks() {
+            if block % SEGMENT == 0
+                && let Some(kept) = kept.next()
+            {
+                write(state, kept);
+            }
+            let at = Place { inputs, head, range: sizes.range(block) };
+            rule.forward(at, state, at.part(y, p));
+        }
+        write(state, last);
+    });
+}
+
+/// Gradients of [`Inputs`], contiguous.
+#[derive(Debug)]
+pub(super) struct Gradients<E> {
+    pub(super) q: Vec<E>,
+    pub(super) k: Vec<E>,
+    pub(super) v: Vec<E>,
+    pub(super) log_d: Vec<E>,
+    pub(super) memory: Vec<E>,
+    /// Empty where there is no rank one
+    pub(super) a: Vec<E>,
+    pub(super) b: Vec<E>,
+}
+
+impl<E: Real> Gradients<E> {
+    pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
+        let size = |view: &View<'_, E>| vec![with; view.dims.iter().product()];
+        let [a, b] = inputs.rank_one.map_or([Vec::new(), Vec::new()], |two| two.map(|x| size(&x)));
+        Self {
+            q: size(&inputs.q),
+            k: size(&inputs.k),
+            v: size(&inputs.v),
+            log_d: size(&inputs.log_d),
+            memory: size(&inputs.memory),
+            a,
+            b,
+        }
+    }
+
+    /// In the order of [`Inputs::all`].
+    pub(super) fn all(self) -> impl Iterator<Item = Vec<E>> {
+        [self.q, self.k, self.v, self.log_d, self.memory, self.a, self.b].into_iter()
+    }
+}
+
+/// One head's share of [`Gradients`].
+pub(super) struct HeadGradients<'a, E> {
+    pub(super) q: &'a mut [E],
+    pub(super) k: &'a mut [E],
+    pub(super) v: &'a mut [E],
+    pub(super) log_d: Option<&'a mut [E]>,
+    pub(super) memory: &'a mut [E],
+    pub(super) a: &'a mut [E],
+    pub(super) b: &'a mut [E],
+}
+
+/// Fills `to` with the gradients for `out: [b, h, t + n, p]`, the gradient of what [`forward`] filled; that of the
+/// decay only where it is wanted.
+///
+/// Goes through the segments from the last to the first, recomputes the memories inside from the one `kept`, and has
+/// both a block's memory `S` and its gradient `dS` at hand (arXiv 2401.04658 keeps nothing and goes over everything
+/// twice; with both, scores are made once and the decay's gradient needs no sums over the whole sequence).
+pub(super) fn backward<E: Real, R: Rule<E>>(
+    inputs: &Inputs<'_, E>,
+    out: View<'_, E>,
+    kept: &[E],
+    block: usize,
+    decay: bool,
+    to: &mut Gradients<E>,
+) {
+    let sizes @ Sizes { t, n, p, width, .. } = inputs.sizes(block);
+    debug_assert_eq!(out.dims[0] * out.dims[1], inputs.heads());
+    let [mut q, mut k, mut a, mut b] =
+        [&mut to.q, &mut to.k, &mut to.a, &mut to.b].map(|x| x.chunks_exact_mut(t * n));
+    let mut v = to.v.chunks_exact_mut(t * p);
+    let mut log_d = to.log_d.chunks_exact_mut(t * width);
+    let heads = to.memory.chunks_exact_mut(n * p).map(|memory| HeadGradients {
+        q: q.next().unwrap_or_default(),
+        k: k.next().unwrap_or_default(),
+        v: v.next().unwrap_or_default(),
+        log_d: log_d.next().filter(|_| decay),
+        memory,
+        a: a.next().unwrap_or_default(),
+        b: b.next().unwrap_or_default(),
+    });
+    let heads: Vec<_> = heads.collect();
+    let per_head = segments(sizes) * n * p;
+    let scratch = || Backward::<E, R>::new(sizes);
+    heads.into_par_iter().enumerate().for_each_init(scratch, |scratch, (head, to)| {
+        scratch.head(inputs, head, out.head(head), &kept[head * per_head..][..per_head], to);
+    });
+}
+
+/// Scratch memory of one thread.
+struct Backward<E, R> {
+    sizes: Sizes,
+    rule: R,
+    state: Matrix<E>,
+    d_state: Matrix<E>,
+    /// Before every block of a segment
+    states: Vec<Matrix<E>>,
+}
+
+impl<E: Real, R: Rule<E>> Backward<E, R> {
+    fn new(sizes: Sizes) -> Self {
+        let state = Matrix::new(sizes.n, sizes.p);
+        Self {
+            sizes,
+            rule: R::new(sizes, true),
+            states: vec![state.clone(); SEGMENT.min(sizes.blocks())],
+            d_state: state.clone(),
+            state,
+        }
+    }
+
+    fn head(
+        &mut self,
+        inputs: &Inputs<'_, E>,
+        head: usize,
+        out: Head<'_, E>,
+        kept: &[E],
+        mut to: HeadGradients<'_, E>,
+    ) {
+        let Self { sizes, rule, state, d_state, states } = self;
+        let Sizes { t, n, p, .. } = *sizes;
+        let place = |block| Place { inputs, head, range: sizes.range(block) };
+        read(d_state, out, (t, n), p);
+        for (segment, kept) in kept.chunks_exact(n * p).enumerate().rev() {
+            let first = segment * SEGMENT;
+            let last = (first + SEGMENT).min(sizes.blocks());
+            state.set_rows(kept);
+            rule.start(sizes.range(first).0);
+            for block in first..last {
+                states[block - first].copy_from(state);
+                if block + 1 < last {
+                    rule.advance(place(block), state);
+                }
+            }
+            for block in (first..last).rev() {
+                rule.backward(place(block), out, &states[block - first], d_state, &mut to);
+            }
+        }
+        write(d_state, to.memory);
+    }
+}
