@@ -56,7 +56,7 @@ text() {
 }
 
 recall_models='attention linear_attention gated_deltanet mamba2 rglru moh titans'
-text_models='attention linear_attention gated_deltanet mamba2 rglru moh titans'
+text_models='attention linear_attention gated_deltanet mamba2 rglru'
 for arch in $recall_models; do
   case $arch in
     # What decays learns to hold on only after a long plateau.
