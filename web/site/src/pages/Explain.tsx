@@ -151,7 +151,7 @@ function Miras() {
             <option value="huber_norm">Huber: squared when near, absolute when far</option>
           </select>
         </label>
-        <p>The chart shows the inner loss on each token <em>before</em> it is learned: surprise. On a text that repeats itself, it should fall.</p>
+        <p>The chart shows the inner loss on each token <em>before</em> it is learned: surprise. On a text that repeats itself it falls, even with weights that nobody trained.</p>
       </div>
       <Stage sample="tick tock tick tock tick tock tick tock" shown={[{ arch: 'miras', config, view: 'memory' }, { arch: 'miras', config, view: 'state' }, { arch: 'miras', config, view: 'change' }]} />
     </div>
