@@ -152,7 +152,6 @@ export async function pages({ report, browser, server, webgpu, parityFile }) {
     await page.waitForTimeout(400);
     const [before, address] = [await seen(page), page.url()];
     const other = await context.newPage();
-    problems.push(...[]);
     await other.goto(address);
     await ready(other);
     await live(other);
