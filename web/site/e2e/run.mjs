@@ -1,8 +1,7 @@
 // The whole demo in a browser, with WebGPU and without. `npm run e2e [-- --only gpu|cpu] [--grep WORDS] [--parity FILE] [--no-screenshots]`.
-import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { join } from 'node:path';
-import { brotliCompressSync, constants, gzipSync } from 'node:zlib';
 import { launch, Report } from './harness.mjs';
 import { pages } from './pages.mjs';
 import { serve } from './server.mjs';
@@ -18,23 +17,6 @@ const argument = (name) => {
 const report = new Report();
 report.filter = argument('--grep') ?? '';
 const only = argument('--only');
-
-await report.check('size: everything compressed', async () => {
-  let total = 0;
-  const rows = [];
-  for (const entry of await readdir(dist, { recursive: true })) {
-    const path = join(dist, entry);
-    if (!(await stat(path)).isFile() || /\.(d\.ts|md|map)$|package\.json$/.test(entry)) continue;
-    const bytes = await readFile(path);
-    const brotli = brotliCompressSync(bytes, { params: { [constants.BROTLI_PARAM_QUALITY]: 11, [constants.BROTLI_PARAM_SIZE_HINT]: bytes.length } }).length;
-    total += brotli;
-    rows.push({ entry, raw: bytes.length, gzip: gzipSync(bytes, { level: 9 }).length, brotli });
-  }
-  for (const r of rows.sort((a, b) => b.brotli - a.brotli)) {
-    console.log(`      ${r.entry.padEnd(46)} ${String(r.raw).padStart(9)} raw ${String(r.gzip).padStart(8)} gzip ${String(r.brotli).padStart(8)} brotli`);
-  }
-  return report.number('all files, brotli', total / 1e6, 3, 'MB');
-});
 
 for (const webgpu of [true, false]) {
   if (only !== undefined && (only === 'gpu') !== webgpu) continue;

@@ -17,7 +17,7 @@ const SHOTS = [
   ['parity', '#/parity'],
 ];
 
-export async function screenshots({ server, folder, only }) {
+export async function screenshots({ server, folder, only, look: wanted }) {
   const looks = [
     ['light', { colorScheme: 'light' }],
     ['dark', { colorScheme: 'dark' }],
@@ -25,6 +25,7 @@ export async function screenshots({ server, folder, only }) {
   ];
   let taken = 0;
   for (const [look, options] of looks) {
+    if (wanted !== undefined && look !== wanted) continue;
     const browser = await launch({ webgpu: false, ...options });
     const page = await browser.context.newPage();
     for (const [name, hash] of SHOTS) {

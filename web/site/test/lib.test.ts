@@ -16,7 +16,9 @@ test('numbers are short and have a real minus', () => {
 test('ticks are round and inside', () => {
   expect(ticks(0, 1, false)).toEqual([0, 0.2, 0.4, 0.6, 0.8, 1]);
   expect(ticks(1, 1000, true)).toEqual([1, 10, 100, 1000]);
-  expect(ticks(32, 256, true)).toEqual([32, 64, 128, 256]);
+  expect(ticks(32, 256, true, 5, true)).toEqual([32, 64, 128, 256]);
+  expect(ticks(0.0004, 0.012, true)).toEqual([0.0005, 0.001, 0.002, 0.005, 0.01]);
+  expect(ticks(0, 2800, false, 3, true)).toEqual([0, 1024, 2048]);
   expect(ticks(5, 5, false)).toEqual([5]);
 });
 

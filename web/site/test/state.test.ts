@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { StateSlot } from '../src/engine/types';
-import { change, layout, peak, placeOf, robustMax, tiles } from '../src/lib/state';
+import { change, changePeak, layout, peak, placeOf, robustMax, tiles } from '../src/lib/state';
 
 const slot = (shape: number[], values: number[], growth: StateSlot['growth'] = 'fixed'): StateSlot => ({ name: 's', shape, growth, values: Float32Array.from(values) });
 const count = (n: number) => Array.from({ length: n }, (_, i) => i);
@@ -39,6 +39,10 @@ test('what changed: differences, and new rows as they are', () => {
 test('the scale is that of the whole text', () => {
   expect(peak([[slot([2], [1, -7])], [slot([2], [2, 3])]], 's')).toBe(7);
   expect(peak([[slot([1, 1], [-2], 'time')], [slot([2, 1], [-2, 5], 'time')]], 's')).toBe(5);
+});
+
+test('the scale of changes is that of the largest step', () => {
+  expect(changePeak([[slot([2], [50, 50])], [slot([2], [51, 47])], [slot([2], [52, 47])]], 's')).toBe(3);
 });
 
 test('a few large numbers do not set the scale', () => {

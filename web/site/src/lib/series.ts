@@ -9,9 +9,13 @@ export function ticks(min: number, max: number, log: boolean, wanted = 5, binary
   }
   if (log) {
     const [a, b] = [Math.ceil(Math.log10(min) - 1e-9), Math.floor(Math.log10(max) + 1e-9)];
-    if (b - a >= 2) {
+    if (b - a >= 2 && !binary) {
       const step = Math.ceil((b - a) / wanted);
       return Array.from({ length: Math.floor((b - a) / step) + 1 }, (_, i) => 10 ** (a + i * step));
+    }
+    if (!binary) {
+      const all = Array.from({ length: 3 * (b - a + 3) }, (_, i) => [1, 2, 5][i % 3]! * 10 ** (a - 1 + Math.floor(i / 3)));
+      return all.filter((v) => v >= min * (1 - 1e-9) && v <= max * (1 + 1e-9)).map((v) => Number(v.toPrecision(12)));
     }
     const [lo, hi] = [Math.ceil(Math.log2(min) - 1e-9), Math.floor(Math.log2(max) + 1e-9)];
     const step = Math.max(1, Math.ceil((hi - lo) / wanted));

@@ -90,6 +90,28 @@ export function peak(states: StateSlot[][], name: string): number {
   return max;
 }
 
+const changes = new WeakMap<StateSlot[][], Map<string, number>>();
+
+/** Largest size of what any token changed in a slot. */
+export function changePeak(states: StateSlot[][], name: string): number {
+  let known = changes.get(states);
+  if (known === undefined) changes.set(states, (known = new Map()));
+  let max = known.get(name);
+  if (max === undefined) {
+    max = 0;
+    let before: StateSlot | undefined;
+    for (const slots of states) {
+      const slot = slots.find((s) => s.name === name);
+      if (slot === undefined) continue;
+      // The first token starts from what was learned, not from nothing.
+      if (before !== undefined) for (const value of change(slot, before).values) max = Math.max(max, Math.abs(value));
+      before = slot;
+    }
+    known.set(name, max);
+  }
+  return max;
+}
+
 export interface Summary {
   min: number;
   max: number;

@@ -151,7 +151,7 @@ function Miras() {
             <option value="huber_norm">Huber: squared when near, absolute when far</option>
           </select>
         </label>
-        <p>The chart shows the inner loss on each token <em>before</em> it is learned: surprise. On a text that repeats itself, it should fall.</p>
+        <p>The chart shows the inner loss on each token <em>before</em> it is learned: surprise. On a text that repeats itself it falls, even with weights that nobody trained.</p>
       </div>
       <Stage sample="tick tock tick tock tick tock tick tock" shown={[{ arch: 'miras', config, view: 'memory' }, { arch: 'miras', config, view: 'state' }, { arch: 'miras', config, view: 'change' }]} />
     </div>
@@ -164,7 +164,7 @@ function Router() {
       <div class="prose">
         <p>Attention heads are many, and for any one token most have little to say. A mixture of heads asks only some: a few shared ones always, and the best of the others, as a router decides token by token.</p>
         <code class="block">y_t = Σ_i g_i(x_t) H_i(t) W_i,   g_i = 0 unless head i is shared or among the k chosen</code>
-        <p>In the upper picture each row is a head, each column a token. The first four rows are shared and always lit. Of the others two are lit in each column; the blank ones were left out.</p>
+        <p>In the first picture each row is a head, each column a token. The first four rows are shared and always lit. Of the others two are lit in each column; the blank ones were left out.</p>
         <p>What it does not save is memory: a head that is left out now may be asked later, so every head's cache grows with every token.</p>
       </div>
       <Stage sample="every token asks other heads" shown={[{ arch: 'moh', view: 'gates' }, { arch: 'moh', view: 'reads' }, { arch: 'moh', view: 'state' }]} />

@@ -25,7 +25,7 @@ const view = choiceParam('view', VIEWS, 'state');
 const layer = intParam('layer', 0, 0, 63);
 const head = intParam('head', 0, 0, 63);
 const seed = intParam('seed', SEED);
-const weights = choiceParam('weights', ['trained', 'drawn'] as const, 'trained');
+const weights = choiceParam('weights', ['drawn', 'trained'] as const, 'drawn');
 
 /** The shipped text model of an architecture, or one with drawn weights. */
 export function specOf(arch: string): ModelSpec {
@@ -140,7 +140,7 @@ function Bytes({ shown, token }: { shown: readonly string[]; token: ReadonlySign
   });
   return (
     <div style={{ maxWidth: '820px', marginBottom: '14px' }}>
-      <Chart title="Bytes of state" series={series} width={760} height={230} cursor={token.value + 1} x={{ label: 'tokens read' }} y={{ label: 'state', log: true, show: showBytes }} />
+      <Chart title="Bytes of state" series={series} width={760} height={230} cursor={token.value + 1} x={{ label: 'tokens read' }} y={{ label: 'state', log: true, binary: true, show: showBytes }} />
     </div>
   );
 }
@@ -167,8 +167,8 @@ function Settings() {
           <label>
             Weights{' '}
             <select value={weights.value} onChange={(event) => weights.set(event.currentTarget.value as 'trained' | 'drawn')}>
-              <option value="trained">trained where we ship them</option>
               <option value="drawn">drawn at random</option>
+              <option value="trained">trained, where a trained one comes with the page</option>
             </select>
           </label>
         )}

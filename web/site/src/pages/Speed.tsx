@@ -88,7 +88,7 @@ export function Speed() {
           return (
             <section key={backend} class="panel" aria-label={backend === 'cpu' ? 'CPU' : 'WebGPU'}>
               <header><h2>{backend === 'cpu' ? 'CPU' : 'WebGPU'}</h2><span class="panel-kind">{adapter.value[backend] ?? ''}</span></header>
-              <Chart title={`Time on ${backend}`} markers series={series(here, (r) => r.seconds)} x={{ label: 'tokens', log: true, min: 32, max: longest.value }} y={{ label: mode.value === 'decode' ? 'time per token' : 'time', log: true, show: seconds }} />
+              <Chart title={`Time on ${backend}`} markers series={series(here, (r) => r.seconds)} x={{ label: 'tokens', log: true, binary: true, min: 32, max: longest.value }} y={{ label: mode.value === 'decode' ? 'time per token' : 'time', log: true, show: seconds }} />
               {here.filter((r) => r.error !== undefined).map((r) => <p key={`${r.arch}${r.length}`} class="quiet">{archName(r.arch)} at {r.length}: {r.error}</p>)}
             </section>
           );
@@ -96,7 +96,7 @@ export function Speed() {
         <section class="panel" aria-label="Memory">
           <header><h2>Memory</h2><span class="panel-kind">bytes of state after that many tokens</span></header>
           <Chart title="Memory" markers series={series(shown.filter((r, i) => shown.findIndex((s) => s.arch === r.arch && s.length === r.length) === i), (r) => r.stateBytes)}
-            x={{ label: 'tokens', log: true, min: 32, max: longest.value }} y={{ label: 'state', log: true, show: bytes }} />
+            x={{ label: 'tokens', log: true, binary: true, min: 32, max: longest.value }} y={{ label: 'state', log: true, binary: true, show: bytes }} />
         </section>
       </div>
       {shown.length > 0 && <Numbers shown={shown} />}

@@ -71,7 +71,7 @@ export function Tiles() {
           Block of {size.value} tokens
           <input type="range" aria-label="Tokens of a block" min={2} max={16} value={size.value} onInput={(event) => { size.set(Number(event.currentTarget.value)); step.set(0); }} />
         </label>
-        <p class="quiet">One head of {n} channels, {tokens} tokens: all pairs take about {count(quadratic)} multiplications, tiles of {size.value} about {count(tiled)}. That is {number(quadratic / Math.max(1, tiled), 2)} to 1, and twice the text doubles it.</p>
+        {slot !== undefined && <p class="quiet">One head of {n} channels, {tokens} tokens: all pairs take about {count(quadratic)} multiplications, tiles of {size.value} about {count(tiled)}. That is {number(quadratic / Math.max(1, tiled), 2)} to 1, and twice the text doubles it.</p>}
       </div>
       <div class="stage">
         <div class="row">
@@ -96,7 +96,7 @@ export function Tiles() {
               <Legend scale="diverging" max={max} clipped={clipped} />
             </div>
           )}
-          {slot !== undefined && states !== undefined && (
+          {slot === undefined || states === undefined ? <div class="skeleton" style={{ width: '160px' }} /> : (
             <figure style={{ margin: 0 }}>
               <div class={phase === 0 ? '' : 'lit'}>
                 {state.value === undefined ? <div class="heat" style={{ width: '160px', height: '160px' }} /> : <Heat grid={state} scale="diverging" max={peak(states, slot.name)} label="State of head 1" say={({ row, column }, v) => `${number(v)}: state, row ${row + 1}, column ${column + 1}`} width={160} height={160} />}

@@ -16,7 +16,7 @@ export interface Series {
 export interface ChartProps {
   series: readonly Series[];
   title: string;
-  x: { label: string; log?: boolean; min?: number; max?: number; show?: (v: number) => string };
+  x: { label: string; log?: boolean; binary?: boolean; min?: number; max?: number; show?: (v: number) => string };
   /** `binary`: ticks at powers of two, for bytes. */
   y: { label: string; log?: boolean; binary?: boolean; min?: number; max?: number; show?: (v: number) => string };
   /** A vertical line. */
@@ -80,7 +80,7 @@ export function Chart({ series, title, x, y, cursor, height = 240, width = 560, 
           <text class="tick" x={margin.left - 6} y={py(v) + 3.5} text-anchor="end">{showY(v)}</text>
         </g>
       ))}
-      {shown.length > 0 && ticks(x0, x1, x.log === true).map((v) => (
+      {shown.length > 0 && ticks(x0, x1, x.log === true, 6, x.binary === true).map((v) => (
         <text key={`x${v}`} class="tick" x={px(v)} y={margin.top + h + 15} text-anchor="middle">{showX(v)}</text>
       ))}
       <text class="axis" x={margin.left + w / 2} y={height - 5} text-anchor="middle">{x.label}</text>

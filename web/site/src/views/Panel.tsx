@@ -5,7 +5,7 @@ import { architectures, call, model, said, type ModelSpec, type Reading } from '
 import type { Grid, LayerTrace, StateSlot } from '../engine/types';
 import { bytes, count, number, token as show } from '../lib/format';
 import { archName, KIND } from '../lib/names';
-import { change, layout, peak, placeOf, robustMax, summary, tiles } from '../lib/state';
+import { change, changePeak, layout, peak, placeOf, robustMax, summary, tiles } from '../lib/state';
 import { kept, look, pinned, type Looked, type Spot } from './cell';
 import { Chart, colourOf } from './Chart';
 import { Circle, HalfLives } from './Circle';
@@ -202,7 +202,7 @@ function Slot(props: BodyProps & { states: StateSlot[][]; final: StateSlot; heig
     if (slot === undefined || view !== 'change') return slot;
     return change(slot, states[t - 1]?.find((s) => s.name === final.name));
   }, [states, final, view]);
-  const max = useMemo(() => peak(states, final.name), [states, final]);
+  const max = useMemo(() => (view === 'change' ? changePeak : peak)(states, final.name), [states, final, view]);
   const frames = useMemo(() => tiles(final, final), [final]);
   const { rows, columns } = layout(final.shape);
   const grows = final.growth === 'time';
