@@ -63,9 +63,9 @@ fn own_sizes(name: &str, d_model: usize, state: usize) -> Value {
         "ttt_mlp" => {
             json!({ "heads": HEADS / 4, "head_dim": head_dim, "memory": { "expansion": 1 } })
         }
-        // Two layers, with their momentum and the gradients since the segment's start.
+        // Two layers and their momentum.
         "titans_neural_memory" => {
-            let width = ((state / (HEADS / 2 * 6)) as f64).sqrt() as usize;
+            let width = ((state / (HEADS / 2 * 4)) as f64).sqrt() as usize;
             json!({ "heads": HEADS / 2, "head_dim": width, "expansion": 1 })
         }
         "mamba2" => {

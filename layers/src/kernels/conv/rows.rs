@@ -86,34 +86,41 @@ fn convolve_rows<E: Vector, const FUSED: bool>(
     first: usize,
     y: &mut [E],
 ) {
-    let mut space = vec![E::default(); inputs.channels()];
+    let (mut space, mut sums) = (vec![E::default(); inputs.channels()], vec![0.0; inputs.channels()]);
     for (i, y) in y.chunks_exact_mut(inputs.channels()).enumerate() {
-        before_silu::<E, FUSED>(inputs, row, first + i, y, &mut space);
+        before_silu::<E, FUSED>(inputs, row, first + i, &mut sums, &mut space);
         if inputs.silu {
-            for y in y.iter_mut() {
-                *y *= sigmoid::<E, FUSED>(*y);
+            for z in &mut sums {
+                *z *= sigmoid::<FUSED>(*z);
             }
+        }
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = E::of(sums[i]);
         }
     }
 }
 
-/// `z` of token `t`.
+/// `z` of token `t` in double precision: what follows a convolution is often divided by its length, which turns
+/// roundings into large errors where that is small.
 #[inline(always)]
 fn before_silu<E: Vector, const FUSED: bool>(
     inputs: &Inputs<'_, E>,
     row: usize,
     t: usize,
-    z: &mut [E],
+    z: &mut [f64],
     space: &mut [E],
 ) {
     let channels = z.len();
     let x = inputs.x.head(row);
     match &inputs.bias {
-        Some(bias) => z.copy_from_slice(bias),
-        None => z.fill(E::default()),
+        Some(bias) => z.iter_mut().zip(bias).for_each(|(z, bias)| *z = bias.to_f64()),
+        None => z.fill(0.0),
     }
     for (j, tap) in inputs.weight.chunks_exact(channels).enumerate() {
-        add_products::<E, FUSED>(z, tap, x.some(t + j, 0, channels, space));
+        let (tap, x) = (&tap[..channels], &x.some(t + j, 0, channels, space)[..channels]);
+        for (i, z) in z.iter_mut().enumerate() {
+            *z = fused::<f64, FUSED>(tap[i].to_f64(), x[i].to_f64(), *z);
+        }
     }
 }
 
@@ -128,10 +135,9 @@ fn add_products<E: Vector, const FUSED: bool>(to: &mut [E], x: &[E], y: &[E]) {
 
 /// `1 / (1 + e^{-z})`, by the exponential of what is not positive.
 #[inline(always)]
-fn sigmoid<E: Vector, const FUSED: bool>(z: E) -> E {
-    let (one, positive) = (E::of(1.0), z > E::default());
-    let power = if positive { -z } else { z }.exponential::<FUSED>();
-    (if positive { one } else { power }) / (one + power)
+fn sigmoid<const FUSED: bool>(z: f64) -> f64 {
+    let power = (-z.abs()).exponential::<FUSED>();
+    (if z > 0.0 { 1.0 } else { power }) / (1.0 + power)
 }
 
 /// Gradients, contiguous.
@@ -207,7 +213,7 @@ fn convolve_rows_back<E: Vector, const FUSED: bool>(
     let to = (first + rows).min(time);
     let (x, dy) = (inputs.x.head(row), dy.head(row));
     let mut space = vec![E::default(); channels];
-    let mut z = vec![E::default(); channels];
+    let mut z = vec![0.0; channels];
     let mut dz = vec![E::default(); (to - from) * channels];
     for (i, dz) in dz.chunks_exact_mut(channels).enumerate() {
         let t = from + i;
@@ -237,10 +243,10 @@ fn convolve_rows_back<E: Vector, const FUSED: bool>(
 
 /// `dz ← dz ∘ silu'(z)`
 #[inline(always)]
-fn differentiate<E: Vector, const FUSED: bool>(dz: &mut [E], z: &[E]) {
+fn differentiate<E: Vector, const FUSED: bool>(dz: &mut [E], z: &[f64]) {
     let z = &z[..dz.len()];
     for (i, dz) in dz.iter_mut().enumerate() {
-        let open = sigmoid::<E, FUSED>(z[i]);
-        *dz *= open * fused::<E, FUSED>(z[i], E::of(1.0) - open, E::of(1.0));
+        let open = sigmoid::<FUSED>(z[i]);
+        *dz *= E::of(open * (z[i] * (1.0 - open) + 1.0));
     }
 }
