@@ -84,7 +84,7 @@ fn main() -> ExitCode {
             if no_web {
                 report.skip("browser demo", "left out by --no-web");
             } else {
-                report.step("browser demo", web::test);
+                report.step("browser demo", || web::test(web::Walk::Cpu));
             }
             report.print_with_counts();
         }
@@ -98,7 +98,7 @@ fn main() -> ExitCode {
         }
         Task::Web { command: Web::Build } => report.quiet("web build", web::build),
         Task::Web { command: Web::Serve } => report.quiet("web serve", web::serve),
-        Task::Web { command: Web::Test } => report.quiet("web test", web::test),
+        Task::Web { command: Web::Test } => report.quiet("web test", || web::test(web::Walk::Everywhere)),
         Task::Doctor => steps::doctor(),
     }
     if report.all_passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -17,6 +17,9 @@ const LOCK: &str = include_str!("../../Cargo.lock");
 /// What Debian's own Rust for the web consists of, for machines where rustup has no wasm target.
 const DEBIAN: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "lld-22"];
 
+/// The architectures whose parity is checked on WebGPU: all of them take hours in software.
+const PARITY: &str = "PARITY_ARCHS_GPU";
+
 /// Builds the module and the site into `web/site/dist`, a folder for any static host.
 pub(crate) fn build() -> Step {
     let module = module()?;
@@ -35,15 +38,32 @@ pub(crate) fn serve() -> Step {
     Ok(None)
 }
 
+/// Where the pages are walked through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Walk {
+    /// Without WebGPU.
+    Cpu,
+    /// Without and with it, in software: the latter takes long.
+    Everywhere,
+}
+
 /// Builds, checks the sizes, and runs the site's unit and browser tests.
-pub(crate) fn test() -> Step {
+pub(crate) fn test(walk: Walk) -> Step {
     if !Path::new("/usr/bin/chromium").is_file() && std::env::var_os("CHROMIUM").is_none() {
         apt::install(&["chromium"], "or name a Chromium in the variable CHROMIUM")?;
     }
     build()?;
     let site = web().join("site");
     run(npm(&["test"]).current_dir(&site))?;
-    run(npm(&["run", "e2e"]).current_dir(&site))?;
+    let mut pages = npm(&["run", "e2e", "--", "--no-screenshots"]);
+    match walk {
+        Walk::Cpu => pages.args(["--only", "cpu"]),
+        Walk::Everywhere => {
+            let parity = std::env::var(PARITY).unwrap_or_else(|_| "simple_gla".into());
+            pages.env(PARITY, parity)
+        }
+    };
+    run(pages.current_dir(&site))?;
     Ok(None)
 }
 

@@ -265,16 +265,18 @@ export async function pages({ report, browser, server, webgpu, parityFile }) {
 
   await report.check(name('parity: the matrix in the browser'), async () => {
     const on = webgpu ? 'both' : 'cpu';
-    const archs = process.env.PARITY_ARCHS;
+    const archs = (webgpu ? process.env.PARITY_ARCHS_GPU : undefined) ?? process.env.PARITY_ARCHS;
     await open(`#/parity?on=${on}${archs === undefined ? '' : `&archs=${archs}`}`);
     await ready(page);
+    // On the CPU the whole matrix takes a minute or two.
+    if (archs === undefined && !webgpu) await page.getByRole('button', { name: /^all \d\d+$/ }).click();
     await page.getByRole('button', { name: 'Run the checks' }).click();
     await page.waitForFunction(() => /^(done|stopped.*)$/.test(document.querySelector('main .quiet[role=status]')?.textContent ?? ''), undefined, { timeout: 6 * LONG });
     const words = await page.locator('main .quiet[role=status]').textContent();
     expect(words === 'done', words);
     const totals = await page.$$eval('[data-backend]', (all) => all.map((n) => ({ ...n.dataset })));
     expect(totals.length === (webgpu ? 2 : 1), `ran on ${totals.length} backends`);
-    expect(totals.every((t) => t.bad === '0' && Number(t.total) > 20), JSON.stringify(totals));
+    expect(totals.every((t) => t.bad === '0' && Number(t.total) > 10), JSON.stringify(totals));
     await accessible(page);
     if (parityFile !== undefined) {
       const rows = await page.evaluate(() => window.seqzoo.parityRows());
