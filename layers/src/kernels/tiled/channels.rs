@@ -212,7 +212,7 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
         }
     }
 
-    fn from_start(&self, when: When, x: &mut Matrix<E>) {
+    fn since_start(&self, when: When, x: &mut Matrix<E>) {
         let skip = usize::from(when == When::Before);
         for (x, factors) in x.rows_mut().skip(skip).zip(self.from_start.rows()) {
             x.iter_mut().zip(factors).for_each(|(x, &factor)| *x *= factor);

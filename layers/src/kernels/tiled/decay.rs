@@ -63,7 +63,7 @@ pub(super) trait Decay<E: Real> {
     );
 
     /// `x_t ∘ e^{G_t}`, or `e^{G_{t-1}}`
-    fn from_start(&self, when: When, x: &mut Matrix<E>);
+    fn since_start(&self, when: When, x: &mut Matrix<E>);
 
     /// `y_t ∘ e^{G_m - G_t}`
     fn to_end(&self, y: &mut Matrix<E>);
@@ -261,7 +261,7 @@ impl<E: Real> Decay<E> for HeadDecay<E> {
         }
     }
 
-    fn from_start(&self, when: When, x: &mut Matrix<E>) {
+    fn since_start(&self, when: When, x: &mut Matrix<E>) {
         match when {
             When::After => x.scale_rows(&self.from_start),
             When::Before => {

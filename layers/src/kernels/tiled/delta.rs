@@ -96,7 +96,7 @@ impl<E: Real, D: Decay<E>> Delta<E, D> {
     fn find_reads(&mut self, state: &Matrix<E>) {
         let Self { decay, solver, v, a, u, ab, ak, .. } = self;
         u.set_product(ak, v, Part::LeftLower);
-        decay.from_start(When::Before, a);
+        decay.since_start(When::Before, a);
         u.add_product(a, state, Part::Whole);
         solver.solve(ab, u);
     }
@@ -182,7 +182,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         let Self { decay, q, v, u, y, qb, qk, .. } = self;
         y.set_product(qb, u, Part::LeftLower);
         y.add_product(qk, v, Part::LeftLower);
-        decay.from_start(When::After, q);
+        decay.since_start(When::After, q);
         y.add_product(q, state, Part::Whole);
         write(y, out);
         self.move_on(state);
@@ -264,8 +264,8 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         turned.set_transpose(state);
         dq.set_product(y, turned, Part::Whole);
         da.set_product(dr, turned, Part::Whole);
-        decay.from_start(When::After, dq);
-        decay.from_start(When::Before, da);
+        decay.since_start(When::After, dq);
+        decay.since_start(When::Before, da);
         if ledger.wanted() {
             decay.note_reads(When::After, q, dq, ledger);
             decay.note_reads(When::Before, a, da, ledger);
@@ -293,8 +293,8 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         write(da, at.part(to.a, sizes.n));
         write(db, at.part(to.b, sizes.n));
 
-        decay.from_start(When::After, q);
-        decay.from_start(When::Before, a);
+        decay.since_start(When::After, q);
+        decay.since_start(When::Before, a);
         decay.total(d_state);
         d_state.add_turned_product(q, y, Part::Whole);
         d_state.add_turned_product(a, dr, Part::Whole);

@@ -80,7 +80,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
         decay.keys(k, keys);
         decay.scores(When::After, q, [Side { y: k, keys, scores }]);
         y.set_product(scores, v, Part::LeftLower);
-        decay.from_start(When::After, q);
+        decay.since_start(When::After, q);
         y.add_product(q, state, Part::Whole);
         write(y, out);
         self.move_on(state);
@@ -122,7 +122,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
 
         state_turned.set_transpose(state);
         dq.set_product(y, state_turned, Part::Whole);
-        decay.from_start(When::After, dq);
+        decay.since_start(When::After, dq);
         state_turned.set_transpose(d_state);
         dk.set_product(v, state_turned, Part::Whole);
         decay.to_end(dk);
@@ -138,7 +138,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
         decay.to_end(k);
         dv.add_product(k, d_state, Part::Whole);
         write(dv, at.part(to.v, sizes.p));
-        decay.from_start(When::After, q);
+        decay.since_start(When::After, q);
         decay.total(d_state);
         d_state.add_turned_product(q, y, Part::Whole);
         if let Some(log_d) = &mut to.log_d {
