@@ -92,6 +92,23 @@ impl<'a, E: Real> Head<'a, E> {
         }
     }
 
+    /// Has `count` rows of `width` numbers from row `first` on brought near, where they lie side by side.
+    #[inline]
+    #[allow(unsafe_code, reason = "a hint: it reads nothing that the program could see")]
+    pub(super) fn prefetch(&self, first: usize, count: usize, width: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if self.strides[1] == 1 {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            for i in first..first + count {
+                let row = &self.numbers[self.row(i) as usize..][..width];
+                for line in row.chunks(64 / size_of::<E>()) {
+                    // SAFETY: the address is inside a slice, and a hint may be given for any.
+                    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+                }
+            }
+        }
+    }
+
     /// `count` numbers of row `i` from column `first` on, if they lie side by side.
     #[inline(always)]
     pub(super) fn slice(&self, i: usize, first: usize, count: usize) -> Option<&'a [E]> {

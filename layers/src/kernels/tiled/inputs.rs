@@ -74,6 +74,14 @@ impl<E: Real> Place<'_, E> {
         read(to, view.head(self.head), self.range, view.dims[3]);
     }
 
+    /// Has the inputs of this block brought near while another one is computed.
+    pub(super) fn prefetch(&self) {
+        let Inputs { q, k, v, log_d, rank_one, .. } = self.inputs;
+        for view in [q, k, v, log_d].into_iter().chain(rank_one.iter().flatten()) {
+            view.head(self.head).prefetch(self.range.0, self.range.1, view.dims[3]);
+        }
+    }
+
     /// The block's rows in one head's part of a result with `width` numbers per token.
     pub(super) fn part<'n>(&self, numbers: &'n mut [E], width: usize) -> &'n mut [E] {
         &mut numbers[self.range.0 * width..][..self.range.1 * width]

@@ -72,6 +72,9 @@ pub(super) fn forward<E: Real, R: Rule<E>>(
                 write(state, kept);
             }
             let at = Place { inputs, head, range: sizes.range(block) };
+            if block + 1 < sizes.blocks() {
+                Place { range: sizes.range(block + 1), ..at }.prefetch();
+            }
             rule.forward(at, state, at.part(y, p));
         }
         write(state, last);
@@ -202,10 +205,16 @@ impl<E: Real, R: Rule<E>> Backward<E, R> {
             for block in first..last {
                 states[block - first].copy_from(state);
                 if block + 1 < last {
+                    place(block + 1).prefetch();
                     rule.advance(place(block), state);
                 }
             }
             for block in (first..last).rev() {
+                if let Some(next) = block.checked_sub(1) {
+                    let (start, count) = sizes.range(next);
+                    out.prefetch(start, count, p);
+                    place(next).prefetch();
+                }
                 rule.backward(place(block), out, &states[block - first], d_state, &mut to);
             }
         }
