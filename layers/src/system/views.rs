@@ -214,7 +214,7 @@ fn dense(system: &System) -> Tensor<5> {
     }
 }
 
-/// Eigenvalues of `[b, h, t, n, n]`, computed on the host.
+/// Eigenvalues of `[b, h, t, n, n]` by falling real part, computed on the host.
 fn dense_spectrum(lambda: Tensor<5>) -> Result<Spectrum> {
     let [b, h, t, n, _] = lambda.dims();
     let (device, dtype) = (lambda.device().inner(), lambda.dtype());
@@ -227,9 +227,13 @@ fn dense_spectrum(lambda: Tensor<5>) -> Result<Spectrum> {
             .into_iter()
             .find_map(|tolerance| nalgebra::linalg::Schur::try_new(matrix.clone(), tolerance, 100 * n));
         let schur = schur.ok_or_else(|| Error::State("the eigenvalues of `Λ` did not converge".into()))?;
-        for value in schur.complex_eigenvalues().iter() {
-            re.push(value.re as f32);
-            im.push(value.im as f32);
+        // The iteration's own order hangs on the last bit of its input.
+        let mut values: Vec<_> =
+            schur.complex_eigenvalues().iter().map(|v| (v.re as f32, v.im as f32)).collect();
+        values.sort_by(|x, y| y.0.total_cmp(&x.0).then(y.1.total_cmp(&x.1)));
+        for (real, imaginary) in values {
+            re.push(real);
+            im.push(imaginary);
         }
     }
     let tensor = |v| Tensor::from_data(TensorData::new(v, [b, h, t, n]), (&device, dtype));

@@ -22,7 +22,7 @@ const seen = (page) =>
 /** In the page: the largest relative L2 error of any tensor of a recording, and how many numbers there were. */
 async function distance(file) {
   const { call } = window.seqzoo;
-  let [worst, compared] = [0, 0];
+  let [worst, compared, where] = [0, 0, ''];
   for (const m of file.models) {
     const { handle } =
       m.spec?.kind === 'shipped'
@@ -33,16 +33,16 @@ async function distance(file) {
     const pairs = [];
     m.trace.layers.forEach((layer, l) => {
       const live = trace.layers[l];
-      layer.attention?.forEach((g, h) => pairs.push([g.values, live.attention[h].values]));
-      layer.gates?.forEach((g, h) => pairs.push([g.grid.values, live.gates[h].grid.values]));
+      layer.attention?.forEach((g, h) => pairs.push(['attention', g.values, live.attention[h].values]));
+      layer.gates?.forEach((g, h) => pairs.push([`gate ${g.name}`, g.grid.values, live.gates[h].grid.values]));
       layer.spectrum?.forEach((g, h) => {
-        pairs.push([g.re.values, live.spectrum[h].re.values]);
-        if (g.im) pairs.push([g.im.values, live.spectrum[h].im.values]);
+        pairs.push(['real parts', g.re.values, live.spectrum[h].re.values]);
+        if (g.im) pairs.push(['imaginary parts', g.im.values, live.spectrum[h].im.values]);
       });
-      for (const key of ['router', 'memoryLoss', 'memoryNorm']) if (layer[key]) pairs.push([layer[key].values, live[key].values]);
+      for (const key of ['router', 'memoryLoss', 'memoryNorm']) if (layer[key]) pairs.push([key, layer[key].values, live[key].values]);
     });
-    m.states.forEach((slots, t) => slots.forEach((s, i) => pairs.push([s.values, states[t][i].values])));
-    for (const [a, b] of pairs) {
+    m.states.forEach((slots, t) => slots.forEach((s, i) => pairs.push([`state ${i} after ${t + 1}`, s.values, states[t][i].values])));
+    for (const [part, a, b] of pairs) {
       if (a.length !== b.length) throw new Error(`${m.arch.name}: ${a.length} numbers recorded, ${b.length} live`);
       let [difference, size] = [0, 0];
       for (let i = 0; i < a.length; i += 1) {
@@ -50,11 +50,12 @@ async function distance(file) {
         size += b[i] ** 2;
       }
       compared += a.length;
-      worst = Math.max(worst, Math.sqrt(difference / Math.max(size, 1e-12)));
+      const error = Math.sqrt(difference / Math.max(size, 1e-12));
+      if (error > worst) [worst, where] = [error, `${m.arch.name}, ${part}, size ${Math.sqrt(size).toExponential(1)}`];
     }
     await call('close', [handle]);
   }
-  return { worst, compared };
+  return { worst, compared, where };
 }
 
 export async function pages({ report, browser, server, webgpu, parityFile }) {
@@ -89,10 +90,12 @@ export async function pages({ report, browser, server, webgpu, parityFile }) {
     ['what the native library computes', './reference.json', 1e-5],
   ]) {
     await report.check(name(`${what} equals the live numbers`), async () => {
+      if (page.url() === 'about:blank') await page.goto(server.url);
+      await ready(page);
       const recorded = JSON.parse(await readFile(new URL(file, import.meta.url), 'utf8'));
-      const { worst, compared } = await page.evaluate(distance, recorded);
+      const { worst, compared, where } = await page.evaluate(distance, recorded);
       expect(compared > 1000, `only ${compared} numbers compared`);
-      return `${compared} numbers, ${report.number(name(`${what}: relative L2 error over its limit`), worst / limit, 1, `of ${limit}`)}`;
+      return `${compared} numbers, ${report.number(name(`${what}: relative L2 error over its limit (${where})`), worst / limit, 1, `of ${limit}`)}`;
     });
   }
 
