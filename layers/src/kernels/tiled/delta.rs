@@ -8,12 +8,14 @@
 //! S ← e^{G_m} S + (e^{G_m - G} ∘ B)ᵀ U + (e^{G_m - G} ∘ K)ᵀ V
 //! ```
 
+use std::mem::MaybeUninit;
+
 use super::decay::{Decay, Ledger, Side, SideBack, When};
 use super::inputs::{Place, Sizes};
 use super::passes::{HeadGradients, Rule};
 use super::solve::Solver;
 use crate::kernels::dense::{Matrix, Part, Real};
-use crate::kernels::view::{Head, read, write};
+use crate::kernels::view::{Head, put, read};
 
 /// Scratch memory for a block.
 pub(super) struct Delta<E: Real, D: Decay<E>> {
@@ -172,19 +174,19 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         }
     }
 
-    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, out: &mut [E]) {
+    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, out: &mut [MaybeUninit<E>]) {
         self.read_writes(at);
         self.read_reads(at);
         at.read(&at.inputs.q, &mut self.q);
         self.read_scores();
         self.find_reads(state);
         self.query_scores();
-        let Self { decay, q, v, u, y, qb, qk, .. } = self;
+        let Self { sizes, decay, q, v, u, y, qb, qk, .. } = self;
         y.set_product(qb, u, Part::LeftLower);
         y.add_product(qk, v, Part::LeftLower);
         decay.since_start(When::After, q);
         y.add_product(q, state, Part::Whole);
-        write(y, out);
+        put(y, out, sizes.streamed);
         self.move_on(state);
     }
 
@@ -259,7 +261,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         scaled.copy_from(k);
         decay.to_end(scaled);
         dv.add_product(scaled, d_state, Part::Whole);
-        write(dv, at.part(to.v, sizes.p));
+        put(dv, at.part(to.v, sizes.p), sizes.streamed);
 
         turned.set_transpose(state);
         dq.set_product(y, turned, Part::Whole);
@@ -288,10 +290,10 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
             SideBack { y: k, keys: k_keys, scores: qk, d_scores: d_qk, dy: dk },
         ];
         decay.scores_back(When::After, q, dq, sides, ledger);
-        write(dq, at.part(to.q, sizes.n));
-        write(dk, at.part(to.k, sizes.n));
-        write(da, at.part(to.a, sizes.n));
-        write(db, at.part(to.b, sizes.n));
+        put(dq, at.part(to.q, sizes.n), sizes.streamed);
+        put(dk, at.part(to.k, sizes.n), sizes.streamed);
+        put(da, at.part(to.a, sizes.n), sizes.streamed);
+        put(db, at.part(to.b, sizes.n), sizes.streamed);
 
         decay.since_start(When::After, q);
         decay.since_start(When::Before, a);

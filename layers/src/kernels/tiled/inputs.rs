@@ -28,12 +28,18 @@ pub(super) struct Sizes {
     pub(super) p: usize,
     pub(super) width: usize,
     pub(super) block: usize,
+    /// Results are too large for caches to hold until someone reads them.
+    pub(super) streamed: bool,
 }
+
+/// Bytes of a result from which on it is streamed.
+const STREAMED: usize = 16 << 20;
 
 impl<'a, E: Real> Inputs<'a, E> {
     pub(super) fn sizes(&self, block: usize) -> Sizes {
         let ([_, _, t, n], [.., p], [.., width]) = (self.k.dims, self.v.dims, self.log_d.dims);
-        Sizes { t, n, p, width, block: block.clamp(1, t.max(1)) }
+        let streamed = self.heads() * t * n.min(p) * size_of::<E>() >= STREAMED;
+        Sizes { t, n, p, width, block: block.clamp(1, t.max(1)), streamed }
     }
 
     pub(super) fn heads(&self) -> usize {
@@ -83,7 +89,7 @@ impl<E: Real> Place<'_, E> {
     }
 
     /// The block's rows in one head's part of a result with `width` numbers per token.
-    pub(super) fn part<'n>(&self, numbers: &'n mut [E], width: usize) -> &'n mut [E] {
+    pub(super) fn part<'n, T>(&self, numbers: &'n mut [T], width: usize) -> &'n mut [T] {
         &mut numbers[self.range.0 * width..][..self.range.1 * width]
     }
 }

@@ -1,10 +1,12 @@
 //! `H_t = D_t H_{t-1} + k_t v_tᵀ`, `y_t = H_tᵀ q_t`: a block is quadratic inside.
 
+use std::mem::MaybeUninit;
+
 use super::decay::{Decay, Ledger, Side, SideBack, When};
 use super::inputs::{Place, Sizes};
 use super::passes::{HeadGradients, Rule};
 use crate::kernels::dense::{Matrix, Part, Real};
-use crate::kernels::view::{Head, read, write};
+use crate::kernels::view::{Head, put, read};
 
 /// Scratch memory for a block.
 pub(super) struct Linear<E, D: Decay<E>>
@@ -73,16 +75,16 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
         }
     }
 
-    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, out: &mut [E]) {
+    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, out: &mut [MaybeUninit<E>]) {
         self.read_writes(at);
-        let Self { decay, q, k, v, keys, scores, y, .. } = self;
+        let Self { sizes, decay, q, k, v, keys, scores, y, .. } = self;
         at.read(&at.inputs.q, q);
         decay.keys(k, keys);
         decay.scores(When::After, q, [Side { y: k, keys, scores }]);
         y.set_product(scores, v, Part::LeftLower);
         decay.since_start(When::After, q);
         y.add_product(q, state, Part::Whole);
-        write(y, out);
+        put(y, out, sizes.streamed);
         self.move_on(state);
     }
 
@@ -132,12 +134,12 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
             decay.note_memory(state, d_state, ledger);
         }
         decay.scores_back(When::After, q, dq, [SideBack { y: k, keys, scores, d_scores, dy: dk }], ledger);
-        write(dq, at.part(to.q, sizes.n));
-        write(dk, at.part(to.k, sizes.n));
+        put(dq, at.part(to.q, sizes.n), sizes.streamed);
+        put(dk, at.part(to.k, sizes.n), sizes.streamed);
 
         decay.to_end(k);
         dv.add_product(k, d_state, Part::Whole);
-        write(dv, at.part(to.v, sizes.p));
+        put(dv, at.part(to.v, sizes.p), sizes.streamed);
         decay.since_start(When::After, q);
         decay.total(d_state);
         d_state.add_turned_product(q, y, Part::Whole);

@@ -21,6 +21,8 @@ mod solve;
 #[cfg(test)]
 mod tests;
 
+use std::mem::MaybeUninit;
+
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients as Tape;
@@ -36,7 +38,7 @@ use self::inputs::Inputs;
 use self::linear::Linear;
 use self::passes::{Gradients, backward, forward};
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, View, view};
+use crate::kernels::view::{Number, Primitive, Room, View, view};
 use crate::system::engine::AUTO_CHUNK;
 use crate::system::{Io, Transition};
 
@@ -176,12 +178,15 @@ impl Saved {
         }
     }
 
+    #[allow(unsafe_code, reason = "see there")]
     fn forward_in<E: Number + Vector>(&self, keep: bool) -> (Primitive, Primitive) {
         let inputs = self.inputs::<E>();
         let ([b, h, t, n], [.., p]) = (inputs.k.dims, inputs.v.dims);
-        let mut out = vec![E::default(); b * h * (t + n) * p];
-        let mut kept = if keep { passes::kept(&inputs, self.block) } else { Vec::new() };
-        fill(&inputs, self.block, &mut out, &mut kept);
+        let mut out = Room::new(b * h * (t + n) * p);
+        let mut kept = if keep { passes::kept(&inputs, self.block) } else { Room::new(0) };
+        fill(&inputs, self.block, out.numbers(), kept.numbers());
+        // SAFETY: `fill` writes every output, every last memory and every memory that there is room for.
+        let [out, kept] = [out, kept].map(|room| unsafe { room.written() });
         let count = kept.len();
         (E::tensor(out, &[b, h, t + n, p]), E::tensor(kept, &[count]))
     }
@@ -194,6 +199,7 @@ impl Saved {
         }
     }
 
+    #[allow(unsafe_code, reason = "see there")]
     fn backward_in<E: Number + Vector>(
         &self,
         out: &Primitive,
@@ -201,14 +207,21 @@ impl Saved {
         decay: bool,
     ) -> Vec<Primitive> {
         let inputs = self.inputs::<E>();
-        let mut grads = Gradients::filled(&inputs, E::default());
+        let mut grads = Gradients::new(&inputs);
         fill_gradients(&inputs, view(out), E::numbers(kept), self.block, decay, &mut grads);
-        grads.all().zip(inputs.all()).map(|(grad, input)| E::tensor(grad, &input.dims)).collect()
+        // SAFETY: `fill_gradients` writes all of them.
+        let grads = unsafe { grads.all() };
+        grads.into_iter().zip(inputs.all()).map(|(grad, input)| E::tensor(grad, &input.dims)).collect()
     }
 }
 
 /// `out: [b, h, t + n, p]`, and the memories to be kept.
-fn fill<E: Number + Vector>(inputs: &Inputs<'_, E>, block: usize, out: &mut [E], kept: &mut [E]) {
+fn fill<E: Number + Vector>(
+    inputs: &Inputs<'_, E>,
+    block: usize,
+    out: &mut [MaybeUninit<E>],
+    kept: &mut [MaybeUninit<E>],
+) {
     match (inputs.rank_one.is_some(), inputs.log_d.dims[3]) {
         (false, 1) => forward::<E, Linear<E, HeadDecay<E>>>(inputs, block, out, kept),
         (false, _) => forward::<E, Linear<E, ChannelDecay<E>>>(inputs, block, out, kept),

@@ -1,10 +1,12 @@
 //! Both passes over the blocks, the same for every kind of recurrence: one head at a time, one thread per head.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::inputs::{Inputs, Place, Sizes};
 use crate::kernels::dense::{Matrix, Real};
-use crate::kernels::view::{Head, View, read, write};
+use crate::kernels::view::{Head, Room, View, put, read, streamed_all};
 
 /// One block of a kind of recurrence, with the scratch memory for it.
 pub(super) trait Rule<E: Real> {
@@ -15,7 +17,7 @@ pub(super) trait Rule<E: Real> {
     fn start(&mut self, _token: usize) {}
 
     /// Outputs of a block, `[m, p]`, from the memory before it, which becomes the memory after it.
-    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, y: &mut [E]);
+    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, y: &mut [MaybeUninit<E>]);
 
     /// Only the memory. Called in order of the blocks, and for some of them a second time.
     fn advance(&mut self, at: Place<'_, E>, state: &mut Matrix<E>);
@@ -42,9 +44,9 @@ fn segments(sizes: Sizes) -> usize {
 }
 
 /// Room for the memories before every segment, `[b, h, segments, n, p]`.
-pub(super) fn kept<E: Real>(inputs: &Inputs<'_, E>, block: usize) -> Vec<E> {
+pub(super) fn kept<E: Real>(inputs: &Inputs<'_, E>, block: usize) -> Room<E> {
     let sizes = inputs.sizes(block);
-    vec![E::default(); inputs.heads() * segments(sizes) * sizes.n * sizes.p]
+    Room::new(inputs.heads() * segments(sizes) * sizes.n * sizes.p)
 }
 
 /// Fills `out: [b, h, t + n, p]` with the outputs and, below them, the final memory; and `kept`, where it has room,
@@ -52,8 +54,8 @@ pub(super) fn kept<E: Real>(inputs: &Inputs<'_, E>, block: usize) -> Vec<E> {
 pub(super) fn forward<E: Real, R: Rule<E>>(
     inputs: &Inputs<'_, E>,
     block: usize,
-    out: &mut [E],
-    kept: &mut [E],
+    out: &mut [MaybeUninit<E>],
+    kept: &mut [MaybeUninit<E>],
 ) {
     let sizes @ Sizes { t, n, p, .. } = inputs.sizes(block);
     let mut kept = kept.chunks_exact_mut(segments(sizes) * n * p);
@@ -69,7 +71,7 @@ pub(super) fn forward<E: Real, R: Rule<E>>(
             if block % SEGMENT == 0
                 && let Some(kept) = kept.next()
             {
-                write(state, kept);
+                put(state, kept, sizes.streamed);
             }
             let at = Place { inputs, head, range: sizes.range(block) };
             if block + 1 < sizes.blocks() {
@@ -77,53 +79,59 @@ pub(super) fn forward<E: Real, R: Rule<E>>(
             }
             rule.forward(at, state, at.part(y, p));
         }
-        write(state, last);
+        put(state, last, false);
+        streamed_all();
     });
 }
 
 /// Gradients of [`Inputs`], contiguous.
 #[derive(Debug)]
 pub(super) struct Gradients<E> {
-    pub(super) q: Vec<E>,
-    pub(super) k: Vec<E>,
-    pub(super) v: Vec<E>,
-    pub(super) log_d: Vec<E>,
-    pub(super) memory: Vec<E>,
+    q: Room<E>,
+    k: Room<E>,
+    v: Room<E>,
+    /// Zeros where it is not wanted
+    log_d: Vec<E>,
+    memory: Room<E>,
     /// Empty where there is no rank one
-    pub(super) a: Vec<E>,
-    pub(super) b: Vec<E>,
+    a: Room<E>,
+    b: Room<E>,
 }
 
 impl<E: Real> Gradients<E> {
-    pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
-        let size = |view: &View<'_, E>| vec![with; view.dims.iter().product()];
-        let [a, b] = inputs.rank_one.map_or([Vec::new(), Vec::new()], |two| two.map(|x| size(&x)));
-        Self {
-            q: size(&inputs.q),
-            k: size(&inputs.k),
-            v: size(&inputs.v),
-            log_d: size(&inputs.log_d),
-            memory: size(&inputs.memory),
-            a,
-            b,
-        }
+    pub(super) fn new(inputs: &Inputs<'_, E>) -> Self {
+        let count = |view: &View<'_, E>| view.dims.iter().product();
+        let room = |view: &View<'_, E>| Room::new(count(view));
+        let [a, b] =
+            inputs.rank_one.map_or_else(|| [Room::new(0), Room::new(0)], |two| two.each_ref().map(room));
+        let log_d = vec![E::default(); count(&inputs.log_d)];
+        let [q, k, v, memory] = [&inputs.q, &inputs.k, &inputs.v, &inputs.memory].map(room);
+        Self { q, k, v, log_d, memory, a, b }
     }
 
     /// In the order of [`Inputs::all`].
-    pub(super) fn all(self) -> impl Iterator<Item = Vec<E>> {
-        [self.q, self.k, self.v, self.log_d, self.memory, self.a, self.b].into_iter()
+    ///
+    /// # Safety
+    ///
+    /// [`backward`] has filled them.
+    #[allow(unsafe_code, reason = "see there")]
+    pub(super) unsafe fn all(self) -> [Vec<E>; 7] {
+        // SAFETY: as the caller says.
+        let [q, k, v, memory, a, b] =
+            [self.q, self.k, self.v, self.memory, self.a, self.b].map(|room| unsafe { room.written() });
+        [q, k, v, self.log_d, memory, a, b]
     }
 }
 
 /// One head's share of [`Gradients`].
 pub(super) struct HeadGradients<'a, E> {
-    pub(super) q: &'a mut [E],
-    pub(super) k: &'a mut [E],
-    pub(super) v: &'a mut [E],
+    pub(super) q: &'a mut [MaybeUninit<E>],
+    pub(super) k: &'a mut [MaybeUninit<E>],
+    pub(super) v: &'a mut [MaybeUninit<E>],
     pub(super) log_d: Option<&'a mut [E]>,
-    pub(super) memory: &'a mut [E],
-    pub(super) a: &'a mut [E],
-    pub(super) b: &'a mut [E],
+    pub(super) memory: &'a mut [MaybeUninit<E>],
+    pub(super) a: &'a mut [MaybeUninit<E>],
+    pub(super) b: &'a mut [MaybeUninit<E>],
 }
 
 /// Fills `to` with the gradients for `out: [b, h, t + n, p]`, the gradient of what [`forward`] filled; that of the
@@ -143,10 +151,10 @@ pub(super) fn backward<E: Real, R: Rule<E>>(
     let sizes @ Sizes { t, n, p, width, .. } = inputs.sizes(block);
     debug_assert_eq!(out.dims[0] * out.dims[1], inputs.heads());
     let [mut q, mut k, mut a, mut b] =
-        [&mut to.q, &mut to.k, &mut to.a, &mut to.b].map(|x| x.chunks_exact_mut(t * n));
-    let mut v = to.v.chunks_exact_mut(t * p);
+        [&mut to.q, &mut to.k, &mut to.a, &mut to.b].map(|x| x.numbers().chunks_exact_mut(t * n));
+    let mut v = to.v.numbers().chunks_exact_mut(t * p);
     let mut log_d = to.log_d.chunks_exact_mut(t * width);
-    let heads = to.memory.chunks_exact_mut(n * p).map(|memory| HeadGradients {
+    let heads = to.memory.numbers().chunks_exact_mut(n * p).map(|memory| HeadGradients {
         q: q.next().unwrap_or_default(),
         k: k.next().unwrap_or_default(),
         v: v.next().unwrap_or_default(),
@@ -218,6 +226,7 @@ impl<E: Real, R: Rule<E>> Backward<E, R> {
                 rule.backward(place(block), out, &states[block - first], d_state, &mut to);
             }
         }
-        write(d_state, to.memory);
+        put(d_state, to.memory, false);
+        streamed_all();
     }
 }
