@@ -83,6 +83,14 @@ fn the_miras_table_holds_on_this_machine() {
     assert_eq!(measured.count(), 11);
 }
 
+/// The parity matrix of `tests/` runs with kernels on.
+#[test]
+fn every_promise_holds_without_kernels() {
+    let table = succeeds(&["verify", "--kernels", "off", "--time", "19", "--no-differences"]);
+    assert!(table.contains("kernels off"), "{table}");
+    assert!(table.lines().last().is_some_and(|last| last.ends_with(", 0 failed")), "{table}");
+}
+
 #[test]
 fn wrong_usage_exits_with_two() {
     assert_eq!(seqzoo(&["--no-such-flag"]).status.code(), Some(2));

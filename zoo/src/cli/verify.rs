@@ -2,10 +2,19 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use seqzoo::registry::{MixerConfig, nearest};
 use seqzoo::verify::{self, Options, Outcome, Report, subjects};
-use seqzoo_layers::device;
+use seqzoo_layers::{device, kernels};
+
+/// Whether hand-written kernels run where there are any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kernels {
+    /// They do
+    On,
+    /// Tensor operations only
+    Off,
+}
 
 /// Arguments of `seqzoo verify`.
 #[derive(Args, Clone, Debug)]
@@ -24,6 +33,9 @@ pub(crate) struct VerifyArgs {
     /// Leave out the double-precision comparison with central differences
     #[arg(long)]
     no_differences: bool,
+    /// Let hand-written kernels run, or check the tensor forms alone; what `SEQZOO_KERNELS` says when left out
+    #[arg(long, value_enum)]
+    kernels: Option<Kernels>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -37,11 +49,14 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode, seqzoo::Error> {
     {
         return Err(seqzoo::Error::UnknownMixer { name: name.into(), nearest: nearest(name) });
     }
+    if let Some(wanted) = args.kernels {
+        kernels::enable(wanted == Kernels::On);
+    }
     let device = device::open(&args.device)?;
     let options = Options { time: args.time.into(), double: !args.no_differences, seed: args.seed };
     let mut reports = Vec::new();
     let subjects = subjects(arch);
-    let head = format!("device: {}", args.device);
+    let head = format!("device: {}, kernels {}", args.device, if kernels::enabled() { "on" } else { "off" });
     let width = subjects.iter().map(|subject| subject.name.len()).fold(head.len(), usize::max);
     if !args.json {
         println!("{head:<width$} {}", verify::PROMISES.join(" "));
