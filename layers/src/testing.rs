@@ -24,6 +24,14 @@ pub(crate) fn numbers<const D: usize>(x: Tensor<D>) -> Vec<f64> {
     x.try_to_vec_as::<f64>().expect("a readable tensor")
 }
 
+/// Graphics devices of this build, where `SEQZOO_VULKAN=1` says that there is a driver.
+#[cfg(feature = "cube")]
+pub(crate) fn graphics() -> Vec<Device> {
+    let names = crate::device::available().into_iter().filter(|name| ["vulkan", "wgpu"].contains(name));
+    let open = |name| crate::device::open(name).expect("a graphics device");
+    if std::env::var_os("SEQZOO_VULKAN").is_some() { names.map(open).collect() } else { Vec::new() }
+}
+
 /// Uniform numbers, the same for the same seed.
 pub(crate) struct Draw(ChaCha8Rng);
 

@@ -8,16 +8,20 @@
 //! | kernel | device | serves |
 //! | --- | --- | --- |
 //! | `tiled` | Flex, `f32` and `f64` | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
-//! | `conv` | Flex, `f32` and `f64` | every [`CausalConv`](crate::nn::CausalConv), in every form |
+//! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
-//! | `scan` | Flex, `f32` and `f64` | every `System` with one state per channel |
+//! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
 //! | `softmax` | Flex, `f32` and `f64` | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
 
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod conv;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod dense;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
+mod gradient;
+#[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod scan;
 #[cfg(feature = "flex")]
 pub(crate) mod softmax;

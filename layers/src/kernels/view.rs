@@ -2,14 +2,20 @@
 
 use std::mem::MaybeUninit;
 
-use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::TensorData;
+use burn::backend::{DispatchDevice, Flex};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::dense::{Matrix, Real};
 
 /// A tensor on Flex.
 pub(super) type Primitive = FloatTensor<Flex>;
+
+/// Whether `x` lies on Flex and is of numbers that kernels compute with.
+pub(super) fn fits<const D: usize>(x: &Tensor<D>) -> bool {
+    matches!(x.dtype(), DType::F32 | DType::F64)
+        && matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
+}
 
 /// Numbers that tensors on Flex hold.
 pub(super) trait Number: Real {

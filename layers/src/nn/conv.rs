@@ -87,11 +87,14 @@ impl CausalConv {
     }
 
     /// The last `t` tokens of `padded: [b, K - 1 + t, channels]`, convolved and activated.
-    #[cfg_attr(not(feature = "flex"), allow(unused_variables, reason = "there are kernels for Flex only"))]
+    #[cfg_attr(
+        not(any(feature = "flex", feature = "cube")),
+        allow(unused_variables, reason = "there are no kernels without a backend")
+    )]
     fn convolve(&self, padded: &Tensor<3>, t: usize, kernels: bool) -> Tensor<3> {
         let weight = self.weight.val();
         let [channels, kernel] = weight.dims();
-        #[cfg(feature = "flex")]
+        #[cfg(any(feature = "flex", feature = "cube"))]
         if kernels && kernels::conv::applies(padded, &weight) {
             let silu = self.activation == Activation::Silu;
             let bias = self.bias.as_ref().map(|bias| bias.val());

@@ -122,7 +122,10 @@ pub(crate) fn chunk_size(form: Form, t: usize) -> Option<usize> {
 }
 
 /// [`run`] with one step per token and the read after it.
-#[cfg_attr(not(feature = "flex"), allow(unused_variables, reason = "there are kernels for Flex only"))]
+#[cfg_attr(
+    not(any(feature = "flex", feature = "cube")),
+    allow(unused_variables, reason = "there are no kernels without a backend")
+)]
 fn run_plain(
     transition: Transition,
     io: Io,
@@ -153,7 +156,7 @@ fn run_plain(
         return Ok(recurrence.run((form != Form::Auto).then_some(size)));
     }
     Ok(match (transition, io) {
-        #[cfg(feature = "flex")]
+        #[cfg(any(feature = "flex", feature = "cube"))]
         (Transition::Diagonal { log_a }, Io::Direct { u, c })
             if kernels
                 && form != Form::Parallel

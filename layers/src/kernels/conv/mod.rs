@@ -8,23 +8,23 @@
 //!
 //! Floor: memory. 8 bytes per token and channel in `f32` forward, 12 backward; what comes before SiLU is made again.
 
+#[cfg(feature = "flex")]
+mod flex;
+#[cfg(feature = "flex")]
 mod rows;
-#[cfg(test)]
+#[cfg(all(test, feature = "flex"))]
 mod tests;
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
+#[cfg(feature = "cube")]
+use burn_cubecl::CubeBackend as Cube;
 
-use self::rows::Inputs;
-use super::vector::Vector;
-use super::view::{Number, Primitive, view};
+use super::gradient::{self, track};
 
-/// Whether the kernel can run these: `x: [b, K - 1 + t, c]` and `weight: [c, K]`.
+/// Whether a kernel can run these: `x: [b, K - 1 + t, c]` and `weight: [c, K]`.
 pub(crate) fn applies(x: &Tensor<3>, weight: &Tensor<2>) -> bool {
     let ([b, rows, channels], [c, kernel]) = (x.dims(), weight.dims());
     b > 0
@@ -33,8 +33,21 @@ pub(crate) fn applies(x: &Tensor<3>, weight: &Tensor<2>) -> bool {
         && kernel > 0
         && rows >= kernel
         && x.dtype() == weight.dtype()
-        && matches!(x.dtype(), DType::F32 | DType::F64)
-        && matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
+        && device_applies(x, kernel)
+}
+
+/// Whether there is a kernel where `x` lies.
+#[allow(unused_variables, reason = "which are used depends on the features")]
+fn device_applies(x: &Tensor<3>, kernel: usize) -> bool {
+    #[cfg(feature = "flex")]
+    if super::view::fits(x) {
+        return true;
+    }
+    #[cfg(feature = "cube")]
+    if kernel <= super::cube::TAPS && super::cube::fits(x, x.dims()[0].max(x.dims()[1] / 16 + 1)) {
+        return true;
+    }
+    false
 }
 
 /// `[b, t, c]` from `x: [b, K - 1 + t, c]`, `weight: [c, K]`, `bias: [c]`.
@@ -50,12 +63,12 @@ pub(crate) fn run(x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>, silu
 /// What there is beside the convolution itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
-    bias: bool,
-    silu: bool,
+    pub(super) bias: bool,
+    pub(super) silu: bool,
 }
 
 /// The operation as backends see it: `x: [b, 1, K - 1 + t, c]`, `weight: [1, 1, c, K]`, `bias: [1, 1, 1, c]`.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
 pub(crate) trait Conv: Backend {
     /// See [`run`].
     fn conv(
@@ -68,84 +81,47 @@ pub(crate) trait Conv: Backend {
 
 /// What both passes read.
 #[derive(Clone, Debug)]
-struct Saved {
-    x: Primitive,
-    weight: Primitive,
-    bias: Primitive,
-    options: Options,
+pub(crate) struct Read<B: Backend> {
+    pub(super) x: FloatTensor<B>,
+    pub(super) weight: FloatTensor<B>,
+    pub(super) bias: FloatTensor<B>,
+    pub(super) options: Options,
 }
 
-impl Saved {
-    fn inputs<E: Number + Vector>(&self) -> Inputs<'_, E> {
-        let Self { x, weight, bias, options } = self;
-        Inputs::new(view(x), view(weight), options.bias.then(|| view(bias)), options.silu)
-    }
-
-    fn forward(&self) -> Primitive {
-        match self.x.dtype() {
-            DType::F64 => self.forward_in::<f64>(),
-            _ => self.forward_in::<f32>(),
-        }
-    }
-
-    fn forward_in<E: Number + Vector>(&self) -> Primitive {
-        let inputs = self.inputs::<E>();
-        let dims = inputs.out_dims();
-        let mut y = vec![E::default(); dims.iter().product()];
-        rows::forward(&inputs, &mut y);
-        E::tensor(y, &dims)
-    }
+/// A backend's kernels.
+pub(crate) trait Passes: Backend {
+    /// See [`run`].
+    fn forward(read: &Read<Self>) -> FloatTensor<Self>;
 
     /// Gradients of `x`, `weight` and `bias`, in this order.
-    fn backward(&self, dy: &Primitive) -> [Primitive; 3] {
-        match self.x.dtype() {
-            DType::F64 => self.backward_in::<f64>(dy),
-            _ => self.backward_in::<f32>(dy),
-        }
-    }
-
-    fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Primitive; 3] {
-        let inputs = self.inputs::<E>();
-        let mut grads = rows::Gradients::filled(&inputs, E::default());
-        rows::backward(&inputs, view(dy), &mut grads);
-        let rows::Gradients { x, weight, bias } = grads;
-        let channels = bias.len();
-        let taps = weight.len() / channels;
-        // Without a bias, one number stands for it.
-        let bias = if self.options.bias { bias } else { vec![E::default()] };
-        let width = bias.len();
-        [
-            E::tensor(x, &inputs.x_dims()),
-            E::tensor(weight, &[1, 1, channels, taps]),
-            E::tensor(bias, &[1, 1, 1, width]),
-        ]
-    }
+    fn backward(read: Read<Self>, dy: FloatTensor<Self>) -> [FloatTensor<Self>; 3];
 }
 
-impl Conv for Flex {
-    fn conv(x: Primitive, weight: Primitive, bias: Primitive, options: Options) -> Primitive {
-        Saved { x, weight, bias, options }.forward()
-    }
-}
-
-#[derive(Debug)]
-struct ConvBackward;
-
-impl Backward<Flex, 3> for ConvBackward {
-    type State = Saved;
-
-    fn backward(self, ops: Ops<Saved, 3>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let dy = grads.consume::<Flex>(&ops.node);
-        let found = ops.state.backward(&dy);
-        for (parent, grad) in ops.parents.into_iter().zip(found) {
-            if let Some(parent) = parent {
-                grads.register::<Flex>(parent.id, grad);
+macro_rules! conv_of {
+    ($($backend:ty, $feature:literal;)*) => {$(
+        #[cfg(feature = $feature)]
+        impl Conv for $backend {
+            fn conv(
+                x: FloatTensor<Self>,
+                weight: FloatTensor<Self>,
+                bias: FloatTensor<Self>,
+                options: Options,
+            ) -> FloatTensor<Self> {
+                Self::forward(&Read { x, weight, bias, options })
             }
         }
+    )*};
+}
+
+conv_of!(burn::backend::Flex, "flex"; Cube, "cube";);
+
+impl<B: Passes> gradient::Saved<B, 3> for Read<B> {
+    fn gradients(self, dy: FloatTensor<B>) -> [FloatTensor<B>; 3] {
+        B::backward(self, dy)
     }
 }
 
-impl<C: CheckpointStrategy> Conv for Autodiff<Flex, C> {
+impl<B: Conv + Passes, C: CheckpointStrategy> Conv for Autodiff<B, C> {
     fn conv(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -154,11 +130,8 @@ impl<C: CheckpointStrategy> Conv for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let nodes = [&x, &weight, &bias].map(|x| x.node());
         let [x, weight, bias] = [x, weight, bias].map(|x| x.into_primitive());
-        let saved = Saved { x, weight, bias, options };
-        let y = saved.forward();
-        match ConvBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(saved, y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        let read = Read::<B> { x, weight, bias, options };
+        let y = B::forward(&read);
+        track::<B, C, _, 3>(nodes, read, y)
     }
 }

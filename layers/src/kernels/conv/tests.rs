@@ -1,10 +1,12 @@
 //! The kernel against shifted sums of tensors: every size, values and all gradients.
 
+use burn::backend::Flex;
 use burn::tensor::{DType, Device, Tensor, activation};
 use proptest::prelude::*;
 
 use super::rows::{self, Gradients};
 use super::*;
+use crate::kernels::view::{Number, view};
 use crate::testing::{Draw, error, numbers};
 
 /// `x`, weight and bias.
@@ -43,6 +45,7 @@ fn everything(three: &Three, with_bias: bool, run: impl FnOnce(Three) -> Tensor<
     let bias = bias.autodiff().require_grad();
     let y = run((x.clone(), weight.clone(), bias.clone()));
     let cotangent = Draw::new(91).tensor::<3>(y.dims(), -1.0, 1.0).cast(y.dtype());
+    let cotangent = cotangent.to_device(&y.device().inner());
     let grads = (y.clone() * cotangent).sum().backward();
     let mut all = vec![numbers(y), numbers(x.grad(&grads).unwrap()), numbers(weight.grad(&grads).unwrap())];
     if with_bias {
@@ -118,7 +121,7 @@ fn results_do_not_depend_on_what_was_there() {
         let x = x.unsqueeze_dim::<4>(1).try_into_primitive::<Flex>().unwrap();
         let weight = weight.unsqueeze::<4>().try_into_primitive::<Flex>().unwrap();
         let bias = bias.unsqueeze::<4>().try_into_primitive::<Flex>().unwrap();
-        let saved = Saved { x, weight, bias, options: Options { bias: true, silu: true } };
+        let saved = Read::<Flex> { x, weight, bias, options: Options { bias: true, silu: true } };
         let inputs = saved.inputs::<f32>();
         let mut y = vec![f32::NAN; 2 * t * 5];
         rows::forward(&inputs, &mut y);
@@ -128,6 +131,46 @@ fn results_do_not_depend_on_what_was_there() {
         rows::backward(&inputs, view(&y), &mut dirty);
         let Gradients { x, weight, bias } = dirty;
         assert!([x, weight, bias].concat().iter().all(|x| x.is_finite()));
+    }
+}
+
+#[cfg(feature = "cube")]
+#[test]
+fn graphics_devices_find_the_same() {
+    for device in crate::testing::graphics() {
+        let there = |(x, weight, bias): Three| {
+            (x.to_device(&device), weight.to_device(&device), bias.to_device(&device))
+        };
+        for (b, t, c, kernel) in
+            [(1, 1, 3, 1), (3, 1, 20, 4), (2, 17, 65, 4), (1, 45, 130, 3), (3, 70, 5, 2), (1, 33, 9, 16)]
+        {
+            let three = inputs([b, t, c, kernel], 2.0, t as u64);
+            let moved = there(three.clone());
+            for (bias, silu) in [(false, false), (true, false), (false, true), (true, true)] {
+                let expected = everything(&three, bias, |three| plain(three, bias, silu));
+                let found = everything(&moved, bias, |three| fused(three, bias, silu));
+                compare(&found, &expected, &format!("{:?}, bias {bias}, silu {silu}", [b, t, c, kernel]));
+            }
+        }
+        // Channels before time, a part of a longer tensor.
+        let mut draw = Draw::new(7);
+        let (x, weight) = (draw.tensor::<3>([2, 7, 90], -1.0, 1.0), draw.tensor::<2>([4, 7], -1.0, 1.0));
+        let three = (x, weight, draw.tensor::<1>([7], -1.0, 1.0));
+        let views =
+            |(x, weight, bias): Three| (x.swap_dims(1, 2).narrow(1, 3, 80), weight.swap_dims(0, 1), bias);
+        let expected = everything(&three, true, |three| plain(views(three), true, true));
+        let found = everything(&there(three), true, |three| fused(views(three), true, true));
+        compare(&found, &expected, "views");
+        let wide = there(inputs([1, 3, 4, 17], 1.0, 1));
+        assert!(!applies(&wide.0, &wide.1));
+    }
+}
+
+#[cfg(feature = "cube")]
+fn compare(found: &[Vec<f64>], expected: &[Vec<f64>], case: &str) {
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let (off, limit) = (error(found, expected), if i == 0 { 1e-5 } else { 1e-4 });
+        assert!(off <= limit, "{} of {case}: off by {off:e}", ["y", "dx", "dweight", "dbias"][i]);
     }
 }
 

@@ -7,23 +7,23 @@
 //! Floor: memory. 12 bytes per token and channel in `f32` forward (two numbers read, one written), 20 backward; decays
 //! are made again from their logarithms.
 
+#[cfg(feature = "flex")]
 mod channels;
-#[cfg(test)]
+#[cfg(feature = "flex")]
+mod flex;
+#[cfg(all(test, feature = "flex"))]
 mod tests;
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
+#[cfg(feature = "cube")]
+use burn_cubecl::CubeBackend as Cube;
 
-use self::channels::Inputs;
-use super::vector::Vector;
-use super::view::{Number, Primitive, view};
+use super::gradient::{self, track};
 
-/// Whether the kernel can run these: `u: [b, h, t, n]`, `log_a` that expands to it, and the memory `[b, h, n, 1]`.
+/// Whether a kernel can run these: `u: [b, h, t, n]`, `log_a` that expands to it, and the memory `[b, h, n, 1]`.
 pub(crate) fn applies(log_a: &Tensor<4>, u: &Tensor<4>, memory: &Tensor<4>) -> bool {
     let [b, h, t, n] = u.dims();
     let expands = log_a.dims().iter().zip([b, h, t, n]).all(|(&given, size)| given == size || given == 1);
@@ -31,8 +31,21 @@ pub(crate) fn applies(log_a: &Tensor<4>, u: &Tensor<4>, memory: &Tensor<4>) -> b
         && memory.dims() == [b, h, n, 1]
         && [b, h, t, n].iter().all(|&size| size > 0)
         && [log_a, memory].iter().all(|x| x.dtype() == u.dtype())
-        && matches!(u.dtype(), DType::F32 | DType::F64)
-        && matches!(u.device().inner().as_dispatch(), DispatchDevice::Flex(_))
+        && device_applies(u)
+}
+
+/// Whether there is a kernel where `u` lies.
+#[allow(unused_variables, reason = "which are used depends on the features")]
+fn device_applies(u: &Tensor<4>) -> bool {
+    #[cfg(feature = "flex")]
+    if super::view::fits(u) {
+        return true;
+    }
+    #[cfg(feature = "cube")]
+    if super::cube::fits(u, u.dims()[0] * u.dims()[1]) {
+        return true;
+    }
+    false
 }
 
 /// The states after every token, `[b, h, t, n]`, and the last memory, `[b, h, n, 1]`.
@@ -46,85 +59,68 @@ pub(crate) fn run(log_a: Tensor<4>, u: Tensor<4>, memory: Tensor<4>) -> (Tensor<
 }
 
 /// The operation as backends see it.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
 pub(crate) trait Scan: Backend {
     /// See [`run`].
     fn scan(log_a: FloatTensor<Self>, u: FloatTensor<Self>, memory: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
-fn forward(log_a: &Primitive, u: &Primitive, memory: &Primitive) -> Primitive {
-    match u.dtype() {
-        DType::F64 => forward_in::<f64>(log_a, u, memory),
-        _ => forward_in::<f32>(log_a, u, memory),
-    }
-}
+/// A backend's kernels.
+pub(crate) trait Passes: Backend {
+    /// The states.
+    fn forward(
+        log_a: &FloatTensor<Self>,
+        u: &FloatTensor<Self>,
+        memory: &FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
 
-fn forward_in<E: Number + Vector>(log_a: &Primitive, u: &Primitive, memory: &Primitive) -> Primitive {
-    let u = view::<E>(u);
-    let mut y = vec![E::default(); u.dims.iter().product()];
-    channels::forward(&Inputs { log_a: view(log_a), memory: view(memory) }, u, &mut y);
-    E::tensor(y, &u.dims)
+    /// Gradients of `log_a`, `u` and the memory, in this order, from the states and their gradient.
+    fn backward(
+        log_a: &FloatTensor<Self>,
+        memory: &FloatTensor<Self>,
+        y: &FloatTensor<Self>,
+        dy: &FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 3];
 }
 
 /// What the backward pass starts from.
 #[derive(Clone, Debug)]
-struct Saved {
-    log_a: Primitive,
-    memory: Primitive,
+struct Saved<B: Backend> {
+    log_a: FloatTensor<B>,
+    memory: FloatTensor<B>,
     /// The states, which are the outputs
-    y: Primitive,
+    y: FloatTensor<B>,
 }
 
-impl Saved {
-    /// Gradients of `log_a`, `u` and the memory, in this order.
-    fn backward(&self, dy: &Primitive) -> [Primitive; 3] {
-        match self.y.dtype() {
-            DType::F64 => self.backward_in::<f64>(dy),
-            _ => self.backward_in::<f32>(dy),
-        }
-    }
-
-    fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Primitive; 3] {
-        let inputs = Inputs { log_a: view::<E>(&self.log_a), memory: view(&self.memory) };
-        let mut grads = channels::Gradients::filled(&inputs, E::default());
-        channels::backward(&inputs, view(&self.y), view(dy), &mut grads);
-        let channels::Gradients { log_a, u, memory } = grads;
-        let dims = inputs.log_a.dims;
-        [E::tensor(log_a, &dims), E::tensor(u, &dims), E::tensor(memory, &inputs.memory.dims)]
-    }
-}
-
-impl Scan for Flex {
-    fn scan(log_a: Primitive, u: Primitive, memory: Primitive) -> Primitive {
-        forward(&log_a, &u, &memory)
-    }
-}
-
-#[derive(Debug)]
-struct ScanBackward;
-
-impl Backward<Flex, 3> for ScanBackward {
-    type State = Saved;
-
-    fn backward(self, ops: Ops<Saved, 3>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let dy = grads.consume::<Flex>(&ops.node);
-        let found = ops.state.backward(&dy);
-        for (parent, grad) in ops.parents.into_iter().zip(found) {
-            if let Some(parent) = parent {
-                grads.register::<Flex>(parent.id, grad);
+macro_rules! scan_of {
+    ($($backend:ty, $feature:literal;)*) => {$(
+        #[cfg(feature = $feature)]
+        impl Scan for $backend {
+            fn scan(
+                log_a: FloatTensor<Self>,
+                u: FloatTensor<Self>,
+                memory: FloatTensor<Self>,
+            ) -> FloatTensor<Self> {
+                Self::forward(&log_a, &u, &memory)
             }
         }
+    )*};
+}
+
+scan_of!(burn::backend::Flex, "flex"; Cube, "cube";);
+
+impl<B: Passes> gradient::Saved<B, 3> for Saved<B> {
+    fn gradients(self, dy: FloatTensor<B>) -> [FloatTensor<B>; 3] {
+        B::backward(&self.log_a, &self.memory, &self.y, &dy)
     }
 }
 
-impl<C: CheckpointStrategy> Scan for Autodiff<Flex, C> {
+impl<B: Scan + Passes, C: CheckpointStrategy> Scan for Autodiff<B, C> {
     fn scan(log_a: FloatTensor<Self>, u: FloatTensor<Self>, memory: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [&log_a, &u, &memory].map(|x| x.node());
         let [log_a, u, memory] = [log_a, u, memory].map(|x| x.into_primitive());
-        let y = forward(&log_a, &u, &memory);
-        match ScanBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(Saved { log_a, memory, y: y.clone() }, y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        let y = B::forward(&log_a, &u, &memory);
+        let saved = Saved::<B> { log_a, memory, y: y.clone() };
+        track::<B, C, _, 3>(nodes, saved, y)
     }
 }

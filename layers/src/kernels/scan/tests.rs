@@ -1,10 +1,12 @@
 //! The kernel against the recurrence: every size, any layout of the inputs, values and all gradients.
 
+use burn::backend::Flex;
 use burn::tensor::{DType, Device, Tensor};
 use proptest::prelude::*;
 
-use super::channels::{self, Gradients};
+use super::channels::{self, Gradients, Inputs};
 use super::*;
+use crate::kernels::view::{Number, view};
 use crate::system::{Form, System, engine};
 use crate::testing::{Draw, error, numbers};
 
@@ -23,6 +25,7 @@ fn everything(three: &Three, run: impl FnOnce(Three) -> (Tensor<4>, Tensor<4>)) 
     let (y, last) = run(three.clone());
     let weigh = |x: Tensor<4>, seed| {
         let cotangent = Draw::new(seed).tensor::<4>(x.dims(), -1.0, 1.0).cast(x.dtype());
+        let cotangent = cotangent.to_device(&x.device().inner());
         (x * cotangent).sum()
     };
     let grads = (weigh(y.clone(), 91) + weigh(last.clone(), 92)).backward();
@@ -131,6 +134,42 @@ fn a_reset_forgets_everything() {
     let [log_a, u] = [log_a, u].map(|x| x.narrow(2, 10, 10));
     let (fresh, _) = run(log_a, u, memory.zeros_like());
     assert_eq!(numbers(whole.narrow(2, 10, 10)), numbers(fresh));
+}
+
+#[cfg(feature = "cube")]
+#[test]
+fn graphics_devices_find_the_same() {
+    let compare = |found: &[Vec<f64>], expected: &[Vec<f64>], case: &str| {
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let (off, limit) = (error(found, expected), if i < 2 { 1e-5 } else { 1e-4 });
+            assert!(off <= limit, "{} of {case}: off by {off:e}", NAMES[i]);
+        }
+    };
+    for device in crate::testing::graphics() {
+        // Tokens around a unit's and a tile's, channels around a cube's.
+        for (b, h, t, n) in
+            [(1, 1, 1, 1), (3, 2, 7, 17), (1, 2, 8, 16), (2, 1, 129, 33), (1, 3, 300, 5), (3, 1, 128, 15)]
+        {
+            for weakest in [0.0, -0.02, -4.0] {
+                let three = inputs([b, h, t, n], weakest, t as u64);
+                let expected = everything(&three, plain(Form::Recurrent));
+                let found = everything(&three.map(|x| x.to_device(&device)), fused);
+                compare(&found, &expected, &format!("{:?}, decay {weakest}", [b, h, t, n]));
+            }
+        }
+        let mut draw = Draw::new(7);
+        let mut random = |dims, low, high| draw.tensor::<4>(dims, low, high);
+        let (u, memory) = (random([2, 42, 3, 5], -1.0, 1.0), random([2, 1, 5, 3], -1.0, 1.0));
+        for decay in [[2, 3, 21, 1], [1, 3, 21, 5], [1, 1, 1, 5]] {
+            let three = [random(decay, -1.0, 0.0), u.clone(), memory.clone()];
+            let views = |[log_a, u, memory]: Three| {
+                [log_a, u.swap_dims(1, 2).narrow(2, 7, 21), memory.swap_dims(1, 3)]
+            };
+            let expected = everything(&three, |three| fused(views(three)));
+            let found = everything(&three.map(|x| x.to_device(&device)), |three| fused(views(three)));
+            compare(&found, &expected, &format!("views with {decay:?}"));
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,57 @@
+//! The kernel on Flex.
+
+use burn::backend::Flex;
+use burn::tensor::DType;
+
+use super::rows::{self, Inputs};
+use super::{Passes, Read};
+use crate::kernels::vector::Vector;
+use crate::kernels::view::{Number, Primitive, view};
+
+impl Passes for Flex {
+    fn forward(read: &Read<Self>) -> Primitive {
+        match read.x.dtype() {
+            DType::F64 => read.forward_in::<f64>(),
+            _ => read.forward_in::<f32>(),
+        }
+    }
+
+    fn backward(read: Read<Self>, dy: Primitive) -> [Primitive; 3] {
+        match read.x.dtype() {
+            DType::F64 => read.backward_in::<f64>(&dy),
+            _ => read.backward_in::<f32>(&dy),
+        }
+    }
+}
+
+impl Read<Flex> {
+    pub(super) fn inputs<E: Number + Vector>(&self) -> Inputs<'_, E> {
+        let Self { x, weight, bias, options } = self;
+        Inputs::new(view(x), view(weight), options.bias.then(|| view(bias)), options.silu)
+    }
+
+    fn forward_in<E: Number + Vector>(&self) -> Primitive {
+        let inputs = self.inputs::<E>();
+        let dims = inputs.out_dims();
+        let mut y = vec![E::default(); dims.iter().product()];
+        rows::forward(&inputs, &mut y);
+        E::tensor(y, &dims)
+    }
+
+    fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Primitive; 3] {
+        let inputs = self.inputs::<E>();
+        let mut grads = rows::Gradients::filled(&inputs, E::default());
+        rows::backward(&inputs, view(dy), &mut grads);
+        let rows::Gradients { x, weight, bias } = grads;
+        let channels = bias.len();
+        let taps = weight.len() / channels;
+        // Without a bias, one number stands for it.
+        let bias = if self.options.bias { bias } else { vec![E::default()] };
+        let width = bias.len();
+        [
+            E::tensor(x, &inputs.x_dims()),
+            E::tensor(weight, &[1, 1, channels, taps]),
+            E::tensor(bias, &[1, 1, 1, width]),
+        ]
+    }
+}

@@ -1,0 +1,307 @@
+//! [`conv`](crate::kernels::conv): a unit takes a channel and some tokens in a row, and keeps the last inputs at hand.
+//!
+//! Floor: memory, 8 bytes per token and channel forward, 12 backward, as on the CPU. Units of one cube take channels
+//! side by side, so whole rows are read; what a unit reads twice, the `K - 1` rows before its own, is `(K - 1) / TOKENS`
+//! of the input forward and `2 (K - 1) / rows` backward. Sums over tokens are made in two launches: of each unit's rows
+//! in registers, and of those sums, which are fewer by the number of rows.
+
+use burn_cubecl::CubeBackend;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::buffer::{dims, empty};
+use crate::kernels::conv::{Options, Passes, Read};
+
+/// Widest convolution: a unit keeps as many inputs at hand.
+pub(in crate::kernels) const TAPS: usize = 16;
+
+/// Tokens of a unit, forward.
+const TOKENS: usize = 16;
+
+/// Units that keep a device busy.
+const BUSY: usize = 1 << 16;
+
+/// Channels of a cube.
+const WIDTH: u32 = 64;
+
+/// Units of a cube that add up a column.
+const STRIPES: u32 = 16;
+
+/// Columns of a cube that adds up.
+const COLUMNS: u32 = 16;
+
+impl Passes for CubeBackend {
+    fn forward(read: &Read<Self>) -> CubeTensor {
+        let Read { x, weight, bias, options } = read;
+        let Options { bias: biased, silu } = *options;
+        let ([b, _, rows, c], [.., taps]) = (dims(x), dims(weight));
+        let t = rows + 1 - taps;
+        let y = empty(x, &[b, 1, t, c]);
+        forward::forward_kernel::launch(
+            &x.client,
+            CubeCount::Static((c as u32).div_ceil(WIDTH), t.div_ceil(TOKENS) as u32, b as u32),
+            CubeDim::new_1d(WIDTH),
+            x.clone().into_tensor_arg(),
+            weight.clone().into_tensor_arg(),
+            bias.clone().into_tensor_arg(),
+            y.clone().into_tensor_arg(),
+            taps,
+            TOKENS,
+            biased,
+            silu,
+        );
+        y
+    }
+
+    fn backward(read: Read<Self>, dy: CubeTensor) -> [CubeTensor; 3] {
+        let Read { x, weight, bias, options } = read;
+        let Options { bias: biased, silu } = options;
+        let ([b, _, rows, c], [.., taps]) = (dims(&x), dims(&weight));
+        // As few sums as leave enough units.
+        let enough = |&size: &usize| b * c * rows.div_ceil(size) >= BUSY;
+        let size = [256, 128, 64].into_iter().find(enough).unwrap_or(32);
+        let parts = rows.div_ceil(size);
+        let dx = empty(&x, &[b, 1, rows, c]);
+        let sums = empty(&x, &[b * parts, taps + 1, c]);
+        let client = x.client.clone();
+        let [d_weight, d_bias] =
+            [empty(&x, &[1, 1, c, taps]), empty(&x, &[1, 1, 1, if biased { c } else { 1 }])];
+        backward::backward_kernel::launch(
+            &client,
+            CubeCount::Static((c as u32).div_ceil(WIDTH), parts as u32, b as u32),
+            CubeDim::new_1d(WIDTH),
+            x.into_tensor_arg(),
+            weight.into_tensor_arg(),
+            bias.into_tensor_arg(),
+            dy.into_tensor_arg(),
+            dx.clone().into_tensor_arg(),
+            sums.clone().into_tensor_arg(),
+            size,
+            taps,
+            biased,
+            silu,
+        );
+        sum::sum_kernel::launch(
+            &client,
+            CubeCount::Static(((taps + 1) as u32 * c as u32).div_ceil(COLUMNS), 1, 1),
+            CubeDim::new_2d(COLUMNS, STRIPES),
+            sums.into_tensor_arg(),
+            d_weight.clone().into_tensor_arg(),
+            d_bias.clone().into_tensor_arg(),
+            taps,
+            biased,
+            COLUMNS as usize,
+            STRIPES as usize,
+        );
+        [dx, d_weight, d_bias]
+    }
+}
+
+mod forward {
+    use super::*;
+
+    #[cube(launch)]
+    pub(super) fn forward_kernel(
+        x: &Tensor<f32>,
+        weight: &Tensor<f32>,
+        bias: &Tensor<f32>,
+        y: &mut Tensor<f32>,
+        #[comptime] taps: usize,
+        #[comptime] tokens: usize,
+        #[comptime] biased: bool,
+        #[comptime] silu: bool,
+    ) {
+        let c = ABSOLUTE_POS_X as usize;
+        let first = CUBE_POS_Y as usize * tokens;
+        let time = y.shape(2);
+        let channels = y.shape(3);
+        if c < channels {
+            let step = x.stride(2);
+            let mut from = CUBE_POS_Z as usize * x.stride(0) + first * step + c * x.stride(3);
+            let mut to = (CUBE_POS_Z as usize * time + first) * channels + c;
+            let mut filter = Array::<f32>::new(taps);
+            let mut window = Array::<f32>::new(taps);
+            #[unroll]
+            for j in 0..taps {
+                filter[j] = weight[c * weight.stride(2) + j * weight.stride(3)];
+                if comptime!(j + 1 < taps) {
+                    window[j] = x[from];
+                    from += step;
+                }
+            }
+            let mut shift = f32::new(0.0);
+            if biased {
+                shift = bias[c * bias.stride(3)];
+            }
+            let count = min(tokens, time - first);
+            for _ in 0..count {
+                window[comptime!(taps - 1)] = x[from];
+                from += step;
+                let mut z = shift;
+                #[unroll]
+                for j in 0..taps {
+                    z += filter[j] * window[j];
+                }
+                if silu {
+                    z *= open(z);
+                }
+                y[to] = z;
+                to += channels;
+                #[unroll]
+                for j in 1..taps {
+                    let next = window[j];
+                    window[comptime!(j - 1)] = next;
+                }
+            }
+        }
+    }
+
+    /// The sigmoid, of which only powers of non-positive numbers are taken.
+    #[cube]
+    pub(super) fn open(z: f32) -> f32 {
+        let small = f32::exp(-f32::abs(z));
+        let share = f32::new(1.0) / (f32::new(1.0) + small);
+        select(z >= f32::new(0.0), share, small * share)
+    }
+}
+
+mod backward {
+    use super::forward::open;
+    use super::*;
+
+    #[cube(launch)]
+    pub(super) fn backward_kernel(
+        x: &Tensor<f32>,
+        weight: &Tensor<f32>,
+        bias: &Tensor<f32>,
+        dy: &Tensor<f32>,
+        dx: &mut Tensor<f32>,
+        sums: &mut Tensor<f32>,
+        size: usize,
+        #[comptime] taps: usize,
+        #[comptime] biased: bool,
+        #[comptime] silu: bool,
+    ) {
+        let c = ABSOLUTE_POS_X as usize;
+        let row = CUBE_POS_Z as usize;
+        let part = CUBE_POS_Y as usize;
+        let first = part * size;
+        let rows = dx.shape(2);
+        let channels = dx.shape(3);
+        let time = rows + 1 - taps;
+        if c < channels {
+            let mut filter = Array::<f32>::new(taps);
+            let mut window = Array::<f32>::new(taps);
+            // The last gradients of `z`, and those of the filter.
+            let mut late = Array::<f32>::new(taps);
+            let mut d_filter = Array::<f32>::new(taps);
+            // Gradients of `z` of the tokens before reach these rows.
+            let start = first - min(first, taps - 1);
+            let mut from = row * x.stride(0) + start * x.stride(2) + c * x.stride(3);
+            #[unroll]
+            for j in 0..taps {
+                filter[j] = weight[c * weight.stride(2) + j * weight.stride(3)];
+                late[j] = f32::new(0.0);
+                d_filter[j] = f32::new(0.0);
+                window[j] = f32::new(0.0);
+                if comptime!(j + 1 < taps) && start + j < rows {
+                    window[j] = x[from];
+                    from += x.stride(2);
+                }
+            }
+            let mut shift = f32::new(0.0);
+            if biased {
+                shift = bias[c * bias.stride(3)];
+            }
+            let mut d_shift = f32::new(0.0);
+            let end = min(first + size, rows);
+            for s in start..end {
+                let mut dz = f32::new(0.0);
+                if s < time {
+                    window[comptime!(taps - 1)] = x[from];
+                    from += x.stride(2);
+                    dz = dy[row * dy.stride(0) + s * dy.stride(2) + c * dy.stride(3)];
+                    if silu {
+                        let mut z = shift;
+                        #[unroll]
+                        for j in 0..taps {
+                            z += filter[j] * window[j];
+                        }
+                        let open = open(z);
+                        dz *= open * (z * (f32::new(1.0) - open) + f32::new(1.0));
+                    }
+                }
+                late[0] = dz;
+                if s >= first {
+                    let mut sum = f32::new(0.0);
+                    #[unroll]
+                    for j in 0..taps {
+                        sum += filter[j] * late[j];
+                        d_filter[j] += dz * window[j];
+                    }
+                    d_shift += dz;
+                    dx[(row * rows + s) * channels + c] = sum;
+                }
+                #[unroll]
+                for j in 1..taps {
+                    let next = window[j];
+                    window[comptime!(j - 1)] = next;
+                    let before = late[comptime!(taps - 1 - j)];
+                    late[comptime!(taps - j)] = before;
+                }
+            }
+            let to = (row * (CUBE_COUNT_Y as usize) + part) * (taps + 1) * channels + c;
+            #[unroll]
+            for j in 0..taps {
+                sums[to + j * channels] = d_filter[j];
+            }
+            sums[to + taps * channels] = d_shift;
+        }
+    }
+}
+
+mod sum {
+    use super::*;
+
+    /// Adds up `sums: [parts, taps + 1, c]` over its first axis.
+    #[cube(launch)]
+    pub(super) fn sum_kernel(
+        sums: &Tensor<f32>,
+        d_weight: &mut Tensor<f32>,
+        d_bias: &mut Tensor<f32>,
+        #[comptime] taps: usize,
+        #[comptime] biased: bool,
+        #[comptime] columns: usize,
+        #[comptime] stripes: usize,
+    ) {
+        let mut shared = Shared::<[f32]>::new_slice(columns * stripes);
+        let parts = sums.shape(0);
+        let channels = sums.shape(2);
+        let width = channels * (taps + 1);
+        let column = ABSOLUTE_POS_X as usize;
+        let stripe = UNIT_POS_Y as usize;
+        let mut sum = f32::new(0.0);
+        if column < width {
+            for part in range_stepped(stripe, parts, stripes) {
+                sum += sums[part * width + column];
+            }
+        }
+        shared[stripe * columns + UNIT_POS_X as usize] = sum;
+        sync_cube();
+        if stripe == 0 && column < width {
+            let mut all = f32::new(0.0);
+            for i in 0..stripes {
+                all += shared[i * columns + UNIT_POS_X as usize];
+            }
+            let tap = column / channels;
+            let c = column % channels;
+            if tap < taps {
+                d_weight[c * taps + tap] = all;
+            } else if biased {
+                d_bias[c] = all;
+            } else if c == 0 {
+                d_bias[0] = f32::new(0.0);
+            }
+        }
+    }
+}

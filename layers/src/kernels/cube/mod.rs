@@ -1,0 +1,9 @@
+//! Kernels for graphics devices, in CubeCL: for CUDA, Vulkan and WebGPU from one source, so within what WebGPU
+//! promises: `f32`, 8 storage buffers, 16 KiB of shared memory, 256 units to a cube, no subgroups.
+
+mod buffer;
+mod conv;
+mod scan;
+
+pub(super) use buffer::fits;
+pub(super) use conv::TAPS;

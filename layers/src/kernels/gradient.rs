@@ -1,0 +1,52 @@
+//! What all kernels' backward passes have in common: an operation of `N` inputs keeps something, and later turns the
+//! gradient of its output into those of its inputs.
+
+use std::fmt::Debug;
+use std::marker::PhantomData;
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend};
+
+/// What an operation keeps for its backward pass.
+pub(super) trait Saved<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
+    /// Gradients of the inputs from that of the output.
+    fn gradients(self, dy: FloatTensor<B>) -> [FloatTensor<B>; N];
+}
+
+/// The output `y` of an operation on tensors that `nodes` are of, to be differentiated by `saved`.
+pub(super) fn track<B: Backend, C: CheckpointStrategy, S: Saved<B, N>, const N: usize>(
+    nodes: [NodeGuard; N],
+    saved: S,
+    y: FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    match Step::<S>(PhantomData).prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(saved, y),
+        OpsKind::UnTracked(prep) => prep.finish(y),
+    }
+}
+
+struct Step<S>(PhantomData<S>);
+
+impl<S> Debug for Step<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Step")
+    }
+}
+
+impl<B: Backend, S: Saved<B, N>, const N: usize> Backward<B, N> for Step<S> {
+    type State = S;
+
+    fn backward(self, ops: Ops<S, N>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let found = ops.state.gradients(dy);
+        for (parent, grad) in ops.parents.into_iter().zip(found) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, grad);
+            }
+        }
+    }
+}
