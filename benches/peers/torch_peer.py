@@ -1,10 +1,12 @@
-"""Measures one layer of PyTorch, transformers or flash-linear-attention.
+"""Measures one layer of PyTorch, transformers or flash-linear-attention, or a small model of transformers.
 
 Run by `seqzoo-bench` with a job as JSON in its first argument; prints the outcome as one line of JSON. The layers have
 the width, heads and memory of the architecture they stand beside, and do the same: projections, core, output map.
 """
 
 import contextlib
+import copy
+import inspect
 import json
 import math
 import os
@@ -18,6 +20,8 @@ from torch import nn
 
 HEADS = 4
 CHUNK = 64
+# Tokens decoded before a model's cache goes back to where the prompt left it.
+DECODED = 16
 
 
 class NotOffered(Exception):
@@ -209,21 +213,43 @@ class FlaGatedDeltaNet(nn.Module):
         return self.layer(x)[0], ()
 
 
+class Model(nn.Module):
+    """A causal language model of transformers by its config.json, with its own cache; reads tokens."""
+
+    def __init__(self, config):
+        super().__init__()
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = dict(config)
+        self.vocab = config["vocab_size"]
+        self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config)).eval()
+        # The newest name first: older ones warn at every call.
+        known = inspect.signature(self.model.forward).parameters
+        self.cache = next(name for name in self.CACHES if name in known)
+
+    CACHES = ("cache", "past_key_values", "cache_params", "state")
+
+    def forward(self, tokens, state=None):
+        output = self.model(input_ids=tokens, use_cache=True, **({} if state is None else {self.cache: state}))
+        return output.logits, next(output[name] for name in self.CACHES if output.get(name) is not None)
+
+
 LAYERS = {
     "torch/attention": Attention,
     "torch/linear_attention": LinearAttention,
     "torch/gla": Gla,
     "torch/gated_deltanet": GatedDeltaNet,
     "torch/lstm": Lstm,
-    "transformers/mamba2": Mamba2,
+    "transformers/mamba2_layer": Mamba2,
     "fla/gated_deltanet": FlaGatedDeltaNet,
 }
 
 
 def state_bytes(state):
+    """Bytes of a layer's state; 0 for a model's cache, which is a class of its own."""
     if torch.is_tensor(state):
         return state.numel() * state.element_size()
-    return sum(state_bytes(part) for part in state)
+    return sum(state_bytes(part) for part in state) if isinstance(state, (tuple, list)) else 0
 
 
 def measure(job):
@@ -234,18 +260,31 @@ def measure(job):
     d, b, t, task = job["sizes"]["d_model"], point["batch"], point["time"], point["task"]
     n = round(math.sqrt(job["sizes"]["state"] / HEADS))
     torch.manual_seed(0)
-    layer = LAYERS[point["subject"]](d, n).to(device)
-    x = torch.sin(torch.arange(b * t * d, dtype=torch.float64) * 0.7391).float().view(b, t, d).to(device)
+    if job.get("model"):
+        layer = Model(job["model"]).to(device)
+        x = (torch.arange(b * t) % layer.vocab).view(b, t).to(device)
+    else:
+        layer = LAYERS[point["subject"]](d, n).to(device)
+        x = torch.sin(torch.arange(b * t * d, dtype=torch.float64) * 0.7391).float().view(b, t, d).to(device)
     sync = torch.cuda.synchronize if device == "cuda" else lambda: None
-    state = None
+    state, start, decoded = None, None, 0
+
+    def rewind():
+        """Models write into their cache: each step goes on where the last one ended, and now and then back."""
+        nonlocal state
+        if start is not None and decoded % DECODED == 0:
+            state = copy.deepcopy(start)
 
     def repeat():
+        nonlocal state, decoded
         if task == "train":
             layer.zero_grad()
             y, after = layer(x)
             (y * y).mean().backward()
         else:
             y, after = layer(x[:, :1], state) if task == "decode" else layer(x)
+        if start is not None:
+            state, decoded = after, decoded + 1
         sync()
         return after
 
@@ -253,16 +292,20 @@ def measure(job):
         started = time.perf_counter()
         if task == "decode":
             state = layer(x)[1]
+        if job.get("model"):
+            start = copy.deepcopy(state)
         repeat()
         first = time.perf_counter() - started
+        rewind()
         after = repeat()
         seconds, started = [], time.perf_counter()
         while len(seconds) < effort["most"] and (
             len(seconds) < effort["least"] or time.perf_counter() - started < effort["seconds"]
         ):
-            start = time.perf_counter()
+            rewind()
+            begin = time.perf_counter()
             repeat()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - begin)
     counted = {
         "flops": 0.0,
         "bytes": 0.0,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::Effort;
 use crate::point::{Point, Sizes};
 use crate::record::Outcome;
-use crate::{Error, Result, heap, measure, peers};
+use crate::{Error, Result, heap, measure, models, peers};
 
 /// The hidden subcommand of this program that measures one point.
 pub const COMMAND: &str = "point";
@@ -34,6 +34,9 @@ pub struct Job {
     pub effort: Effort,
     /// Bytes it may have in use.
     pub memory: u64,
+    /// The `config.json` of the model that the subject names, where it names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<serde_json::Value>,
 }
 
 /// How children are run.
@@ -63,7 +66,8 @@ impl Limits {
         effort: Effort,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Outcome>> {
-        let job = Job { point: point.clone(), sizes, effort, memory: self.memory };
+        let model = models::config(&point.subject)?;
+        let job = Job { point: point.clone(), sizes, effort, memory: self.memory, model };
         let mut child = self.spawn(&job)?;
         let (stdout, stderr) = (drain(child.stdout.take()), drain(child.stderr.take()));
         // Held open until the end: a child whose parent is gone reads the end of it and stops.

@@ -18,6 +18,7 @@ pub mod hardware;
 pub mod heap;
 pub mod launches;
 pub mod measure;
+pub mod models;
 pub mod peers;
 pub mod plan;
 pub mod point;

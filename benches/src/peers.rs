@@ -4,14 +4,15 @@ use std::process::{Command, Stdio};
 
 use seqzoo_layers::system::Form;
 
+use crate::models::MODEL;
 use crate::point::{MACHINE, Task};
 
-/// One layer of another library.
+/// One layer, or one small model, of another library.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
     /// Its name as a subject, `library/layer`.
     pub name: &'static str,
-    /// The architecture of the registry that computes the same.
+    /// The architecture of the registry that computes the same, or the model of [`crate::models`].
     pub counterpart: &'static str,
     /// What it is.
     pub what: &'static str,
@@ -21,6 +22,7 @@ pub struct Peer {
 
 const ALL_TASKS: &[Task] = &[Task::Prefill, Task::Train, Task::Decode];
 const NO_DECODE: &[Task] = &[Task::Prefill, Task::Train];
+const ONLY_DECODE: &[Task] = &[Task::Decode];
 const NO_TRAIN: &[Task] = &[Task::Prefill, Task::Decode];
 
 /// All of them.
@@ -51,10 +53,40 @@ pub const PEERS: &[Peer] = &[
     },
     Peer { name: "torch/lstm", counterpart: "lstm", what: "nn.LSTM", tasks: ALL_TASKS },
     Peer {
-        name: "transformers/mamba2",
+        name: "transformers/mamba2_layer",
         counterpart: "mamba2",
         what: "Mamba2Mixer without its CUDA kernels",
         tasks: NO_DECODE,
+    },
+    Peer {
+        name: "transformers/llama",
+        counterpart: "model/llama",
+        what: "a small LlamaForCausalLM, with its cache",
+        tasks: ONLY_DECODE,
+    },
+    Peer {
+        name: "transformers/gpt2",
+        counterpart: "model/gpt2",
+        what: "a small GPT2LMHeadModel, with its cache",
+        tasks: ONLY_DECODE,
+    },
+    Peer {
+        name: "transformers/mamba2",
+        counterpart: "model/mamba2",
+        what: "a small Mamba2ForCausalLM, with its cache",
+        tasks: ONLY_DECODE,
+    },
+    Peer {
+        name: "transformers/rwkv",
+        counterpart: "model/rwkv",
+        what: "a small RwkvForCausalLM (RWKV-4), with its cache",
+        tasks: ONLY_DECODE,
+    },
+    Peer {
+        name: "transformers/qwen3_next",
+        counterpart: "model/qwen3_next",
+        what: "a small Qwen3NextForCausalLM: three gated DeltaNets, one attention, with its cache",
+        tasks: ONLY_DECODE,
     },
     Peer {
         name: "fla/gated_deltanet",
@@ -75,7 +107,7 @@ pub const PEERS: &[Peer] = &[
 
 /// The library of a subject, `None` for our own.
 pub fn library(subject: &str) -> Option<&str> {
-    subject.split_once('/').map(|(library, _)| library)
+    subject.split_once('/').map(|(library, _)| library).filter(|_| !subject.starts_with(MODEL))
 }
 
 /// The peer of that name.
@@ -87,6 +119,7 @@ pub fn peer(subject: &str) -> Option<&'static Peer> {
 pub fn offers(subject: &str, task: Task, form: Form) -> bool {
     match peer(subject) {
         Some(peer) => peer.tasks.contains(&task) && form == Form::Auto,
+        None if subject.starts_with(MODEL) => task == Task::Decode && form == Form::Auto,
         None => subject != MACHINE,
     }
 }
@@ -125,6 +158,11 @@ mod tests {
         assert!(!offers("burn/attention", Task::Decode, Form::Auto));
         assert!(!offers("burn/lstm", Task::Prefill, Form::Parallel));
         assert!(offers("lstm", Task::Prefill, Form::Parallel));
+        assert_eq!((library("model/llama"), library("transformers/llama")), (None, Some("transformers")));
+        assert!(
+            offers("model/llama", Task::Decode, Form::Auto)
+                && !offers("model/llama", Task::Train, Form::Auto)
+        );
     }
 
     #[test]

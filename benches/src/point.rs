@@ -25,6 +25,20 @@ pub enum Task {
     Decode,
 }
 
+impl Task {
+    /// What a layer does with sequences.
+    pub const SEQUENCE: [Task; 3] = [Task::Prefill, Task::Train, Task::Decode];
+}
+
+impl FromStr for Task {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::SEQUENCE.into_iter().find(|task| task.to_string() == text);
+        found.ok_or_else(|| format!("one of {}", Self::SEQUENCE.map(|task| task.to_string()).join(", ")))
+    }
+}
+
 impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -127,6 +141,8 @@ mod tests {
         for bad in ["chunked:0", "chunked:x", "parallel:3", ""] {
             assert!(bad.parse::<FormArg>().is_err(), "{bad}");
         }
+        assert_eq!("decode".parse(), Ok(Task::Decode));
+        assert_eq!("copy".parse::<Task>(), Err("one of prefill, train, decode".into()));
     }
 
     #[test]

@@ -118,6 +118,8 @@ mod tests {
             subjects: vec!["attention".into(), "lstm".into()],
             lengths: None,
             forms: None,
+            tasks: None,
+            batches: None,
             devices: vec!["flex".into()],
         })
     }

@@ -170,6 +170,31 @@ fn a_report_is_drawn_and_counted_quantities_are_compared() {
 }
 
 #[test]
+fn a_budget_ends_a_sweep_and_a_dry_run_measures_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = path(dir.path(), "a.jsonl");
+    let mut dry = tiny(&out);
+    dry.push("--dry-run");
+    let plan = succeeds(&dry);
+    assert!(
+        plan.contains("in 2 rounds") && plan.contains("decode: 2 points of 2 subjects, 8 to 8 tokens"),
+        "{plan}"
+    );
+    let full = succeeds(&["run", "--preset", "full", "--dry-run"]);
+    assert!(full.contains("ends after 25") && full.contains("prefill: "), "{full}");
+    assert!(!Path::new(&out).exists());
+    let mut short = tiny(&out);
+    short.extend(["--budget", "1e-9"]);
+    let output = bench(&short);
+    assert!(output.status.success() && text(&output.stderr).contains("--resume"), "{}", text(&output.stderr));
+    assert!(keys(&out).is_empty());
+    let mut rest = tiny(&out);
+    rest.extend(["--resume", "--budget", "1e300"]);
+    succeeds(&rest);
+    assert!(!keys(&out).is_empty());
+}
+
+#[test]
 fn damaged_results_name_the_line() {
     let dir = tempfile::tempdir().unwrap();
     let out = path(dir.path(), "a.jsonl");
@@ -220,6 +245,13 @@ fn wrong_usage_is_told() {
     fails(&["run", "--forms", "sideways"], 2, &["recurrent"]);
     fails(&["run", "--preset", "endless"], 2, &["quick", "full"]);
     fails(&["run", "--time-limit", "0"], 2, &["--time-limit"]);
+    fails(&["run", "--budget", "0"], 2, &["--budget"]);
+    fails(&["run", "--tasks", "copy"], 2, &["prefill, train, decode"]);
+    fails(
+        &["peers", "--peer", "burn/attention", "--tasks", "decode", "--out", "never.jsonl"],
+        1,
+        &["nothing to measure"],
+    );
     fails(&["compare", "a.jsonl"], 2, &["NEW"]);
     fails(&["compare", "a.jsonl", "b.jsonl", "--tolerance", "x"], 2, &["--tolerance"]);
     fails(&["report", "--markdown", "--out", "x.html"], 2, &["--markdown", "--out"]);
@@ -250,6 +282,27 @@ fn peers_are_listed_and_missing_ones_skipped_with_a_reason() {
         &out,
     ]);
     assert!(table.contains("| burn/lstm | lstm | prefill 1 × 8 |"), "{table}");
+    assert!(
+        table.contains("`seqzoo-bench peers --peer burn/lstm --tasks prefill --batches 1 --lengths 8`"),
+        "{table}"
+    );
     let results = Results::load(Path::new(&out)).unwrap();
     assert!(results.header.notes.iter().any(|note| note.contains("torch/lstm skipped")));
+    // What was printed lies beside the results, and results do not say where.
+    let tables = fs::read_to_string(path(dir.path(), "peers.md")).unwrap();
+    assert!(table.starts_with(&tables) && tables.contains("## Against other libraries"), "{tables}");
+    assert!(fs::read_to_string(path(dir.path(), "peers.html")).unwrap().contains("Against other libraries"));
+    let folder = dir.path().display().to_string();
+    assert!(!tables.contains(&folder) && !fs::read_to_string(&out).unwrap().contains(&folder));
+    // The command of a row measures that row.
+    let row = path(dir.path(), "row.jsonl");
+    let line = tables.lines().find(|line| line.starts_with("| burn/lstm | lstm | decode after 8 |")).unwrap();
+    let command = line.rsplit('`').nth(1).unwrap();
+    let mut args: Vec<&str> = command.split(' ').skip(1).collect();
+    args.extend(["--preset", "tiny", "--threads", "1", "--out", &row]);
+    let again = succeeds(&args);
+    assert!(again.contains("| burn/lstm | lstm | decode after 8 |"), "{again}");
+    let points = Results::load(Path::new(&row)).unwrap().records;
+    assert!(points.iter().all(|r| r.point.subject == "machine" || (r.point.time, r.point.batch) == (8, 1)));
+    fails(&["peers", "--peer", "burn", "--out", &path(dir.path(), "x.md")], 1, &["x.md", "peers.jsonl"]);
 }

@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use seqzoo::registry::MixerConfig;
+use seqzoo_bench::models::MODEL;
 use seqzoo_bench::peers::{PEERS, available, library};
-use seqzoo_bench::summary::summarise;
-use seqzoo_bench::{Result, ratios};
+use seqzoo_bench::report::{self, Data};
+use seqzoo_bench::store::Results;
+use seqzoo_bench::{Error, Result};
+use seqzoo_layers::system::Form;
 
-use super::run::{SweepArgs, code};
+use super::run::{SweepArgs, code, without_folder};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -24,7 +27,7 @@ pub(crate) struct Args {
     /// Print all peers and whether they are here; measure nothing.
     #[arg(long)]
     list: bool,
-    /// The results, a line of JSON each.
+    /// The results, a line of JSON each; tables (`.md`) and a page (`.html`) go beside it.
     #[arg(long, value_name = "FILE", default_value = "peers.jsonl")]
     out: PathBuf,
 }
@@ -50,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             answers.push((library, available(library, &args.python)));
         }
         let answer = answers.iter().find(|(known, _)| *known == library).map(|(_, answer)| answer);
-        let ours = MixerConfig::named(peer.counterpart).is_some();
+        let ours = peer.counterpart.starts_with(MODEL) || MixerConfig::named(peer.counterpart).is_some();
         let skipped = match answer {
             Some(Ok(_)) if ours => None,
             Some(Err(reason)) => Some(reason.clone()),
@@ -59,7 +62,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let state = skipped.clone().map_or_else(|| "here".into(), |reason| format!("skipped: {reason}"));
         let _ = writeln!(listing, "{:<24} beside {:<18} {}; {state}", peer.name, peer.counterpart, peer.what);
         match skipped {
-            Some(reason) => notes.push(format!("{} skipped: {reason}", peer.name)),
+            Some(reason) => {
+                eprintln!("{} skipped: {reason}", peer.name);
+                let reason = reason.replace(&args.python, &without_folder(&args.python));
+                notes.push(format!("{} skipped: {reason}", peer.name));
+            }
             None => {
                 if !subjects.iter().any(|s| s == peer.counterpart) {
                     subjects.push(peer.counterpart.to_string());
@@ -72,18 +79,31 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         super::emit(&listing)?;
         return Ok(ExitCode::SUCCESS);
     }
-    for note in &notes {
-        eprintln!("{note}");
-    }
     if subjects.is_empty() {
         super::emit("no peer is here: nothing to measure\n")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let (ended, records) = args.sweep.sweep(subjects, None, &args.out, &args.python, notes)?;
-    super::emit(&format!(
-        "{}\nresults: {}\n",
-        ratios::markdown(&ratios::ratios(&summarise(&records))),
-        args.out.display()
-    ))?;
+    // Peers have one form only.
+    let plan = args.sweep.plan(subjects, Some(vec![Form::Auto]))?;
+    if args.sweep.dry_run {
+        super::emit(&plan.describe(args.sweep.budget()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let here = answers.iter().filter_map(|(library, answer)| Some((*library, answer.as_ref().ok()?)));
+    notes.extend(here.map(|(library, version)| format!("{library}: {version}")));
+    let (tables, page) = (args.out.with_extension("md"), args.out.with_extension("html"));
+    if tables == args.out || page == args.out {
+        return Err(Error::file(
+            &args.out,
+            "is where the tables or the page go: name another file, as in `peers.jsonl`",
+        ));
+    }
+    let (ended, _) = args.sweep.sweep(&plan, &args.out, &args.python, notes)?;
+    let data = Data::new(&[Results::load(&args.out)?], None, Vec::new())?;
+    let text = data.peers();
+    seqzoo::files::replace(&tables, text.as_bytes())?;
+    report::write(&data, &page)?;
+    let [out, tables, page] = [&args.out, &tables, &page].map(|path| path.display());
+    super::emit(&format!("{text}results: {out}\ntables: {tables}\npage: {page}\n"))?;
     Ok(code(ended))
 }

@@ -2,18 +2,19 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use seqzoo::compare::{Machine, now};
 use seqzoo_bench::child::Limits;
 use seqzoo_bench::plan::{Choice, Plan, Preset};
-use seqzoo_bench::point::{FormArg, Point};
+use seqzoo_bench::point::{FormArg, MACHINE, Point, Task};
 use seqzoo_bench::record::{Header, Outcome, Record, SCHEMA};
 use seqzoo_bench::store::Store;
 use seqzoo_bench::summary::summarise;
 use seqzoo_bench::sweep::{self, Driver, Ended};
 use seqzoo_bench::{Error, Result};
+use seqzoo_layers::system::Form;
 
 /// Flags of every sweep.
 #[derive(clap::Args)]
@@ -24,14 +25,26 @@ pub(super) struct SweepArgs {
     /// Lengths in tokens, instead of the preset's.
     #[arg(long, value_name = "T,T", value_delimiter = ',', value_parser = positive)]
     lengths: Vec<usize>,
+    /// Sequences at once, at every length, instead of the preset's.
+    #[arg(long, value_name = "B,B", value_delimiter = ',', value_parser = positive)]
+    batches: Vec<usize>,
+    /// Tasks, of prefill, train, decode [default: all].
+    #[arg(long, value_name = "TASK,TASK", value_delimiter = ',')]
+    tasks: Vec<Task>,
     /// Where to compute.
     #[arg(long, value_name = "A,B", value_delimiter = ',', default_value = "flex")]
     device: Vec<String>,
     /// Go on with a file that an earlier run of the same kind began.
     #[arg(long)]
     resume: bool,
+    /// Print what would be measured, and for how long at least; measure nothing.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Minutes after which to end, with everything finished kept for `--resume` [default: 25 for full, else none].
+    #[arg(long, value_name = "MINUTES", value_parser = positive_number)]
+    budget: Option<f64>,
     /// Seconds that one measurement may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = positive_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = positive_number)]
     time_limit: f64,
     /// MiB that one measurement may have in use [default: 8192].
     #[arg(long, value_name = "MIB", default_value_t = 8192)]
@@ -48,7 +61,7 @@ pub(super) struct SweepArgs {
 pub(crate) struct Args {
     #[command(flatten)]
     sweep: SweepArgs,
-    /// Architectures, or `all` [default: nine, of every family].
+    /// Architectures, or `all` [default: nine, of every family; all for full].
     #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = super::known_arch)]
     arch: Vec<String>,
     /// Forms, of auto, recurrent, parallel, chunked:SIZE, instead of the preset's.
@@ -63,7 +76,7 @@ fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "a whole number above 0".into())
 }
 
-fn positive_seconds(text: &str) -> Result<f64, String> {
+fn positive_number(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|&s: &f64| s.is_finite() && s > 0.0).ok_or_else(|| "a number above 0".into())
 }
 
@@ -79,11 +92,30 @@ fn plant(text: &str) -> Result<(String, f64), String> {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let forms: Vec<_> = args.forms.iter().map(|form| form.0).collect();
-    let subjects = super::chosen(&args.arch);
-    let forms = (!forms.is_empty()).then_some(forms);
-    let (ended, _) = args.sweep.sweep(subjects, forms, &args.out, "", Vec::new())?;
+    let all = args.arch.is_empty() && args.sweep.preset == Preset::Full;
+    let subjects = if all { super::chosen(&[super::ALL.to_string()]) } else { super::chosen(&args.arch) };
+    let plan = args.sweep.plan(subjects, chosen(&forms))?;
+    if args.sweep.dry_run {
+        super::emit(&plan.describe(args.sweep.budget()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (ended, _) = args.sweep.sweep(&plan, &args.out, "", Vec::new())?;
     super::emit(&format!("results: {0}\nnext: seqzoo-bench report {0}\n", args.out.display()))?;
     Ok(code(ended))
+}
+
+/// An argument as results keep it: of an absolute path only the last part, which says what ran and not where.
+pub(super) fn without_folder(argument: &str) -> String {
+    if let Some((flag, value)) = argument.split_once('=')
+        && flag.starts_with("--")
+    {
+        return format!("{flag}={}", without_folder(value));
+    }
+    let path = Path::new(argument);
+    match path.file_name() {
+        Some(name) if path.is_absolute() => name.to_string_lossy().into_owned(),
+        _ => argument.into(),
+    }
 }
 
 pub(super) fn code(ended: Ended) -> ExitCode {
@@ -93,25 +125,48 @@ pub(super) fn code(ended: Ended) -> ExitCode {
     }
 }
 
+/// A list that the user gave, `None` where it is empty.
+fn chosen<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+    (!list.is_empty()).then(|| list.to_vec())
+}
+
 impl SweepArgs {
-    /// Sweeps over subjects into a file; all records are returned.
+    pub(super) fn budget(&self) -> Option<f64> {
+        self.budget.or(self.preset.budget())
+    }
+
+    /// What these flags ask to measure.
+    pub(super) fn plan(&self, subjects: Vec<String>, forms: Option<Vec<Form>>) -> Result<Plan> {
+        for device in &self.device {
+            seqzoo_layers::device::open(device)?;
+        }
+        let plan = Plan::new(&Choice {
+            preset: self.preset,
+            subjects,
+            lengths: chosen(&self.lengths),
+            forms,
+            tasks: chosen(&self.tasks),
+            batches: chosen(&self.batches),
+            devices: self.device.clone(),
+        });
+        if plan.points.iter().all(|point| point.subject == MACHINE) {
+            return Err(Error::Measure("none of these does any of these tasks: nothing to measure".into()));
+        }
+        Ok(plan)
+    }
+
+    /// Measures a plan into a file; all records are returned.
     pub(super) fn sweep(
         &self,
-        subjects: Vec<String>,
-        forms: Option<Vec<seqzoo_layers::system::Form>>,
+        plan: &Plan,
         out: &Path,
         python: &str,
         notes: Vec<String>,
     ) -> Result<(Ended, Vec<Record>)> {
         super::check_writable(out)?;
-        for device in &self.device {
-            seqzoo_layers::device::open(device)?;
-        }
-        let lengths = (!self.lengths.is_empty()).then(|| self.lengths.clone());
-        let choice = Choice { preset: self.preset, subjects, lengths, forms, devices: self.device.clone() };
-        let plan = Plan::new(&choice);
         let threads = self.threads.or(self.preset.threads());
-        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        let arguments: Vec<String> =
+            std::env::args().skip(1).map(|argument| without_folder(&argument)).collect();
         let header = Header {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -136,12 +191,18 @@ impl SweepArgs {
             memory: self.memory_limit << 20,
             threads,
         };
-        let owed = sweep::owed(&plan, &known);
+        let owed = sweep::owed(plan, &known);
         let (plant, records) = (self.plant.clone(), known.clone());
-        let mut live = Live { plan: &plan, limits, store, bar: bar(owed), records, plant };
-        let ended = sweep::run(&plan, &known, &mut live)?;
+        let budget = self.budget().and_then(|minutes| Duration::try_from_secs_f64(60.0 * minutes).ok());
+        let end = budget.and_then(|budget| Instant::now().checked_add(budget));
+        let mut live = Live { plan, limits, store, bar: bar(owed), records, plant, end };
+        let mut ended = sweep::run(plan, &known, &mut live)?;
         live.bar.finish_and_clear();
-        if ended == Ended::Stopped {
+        let left = sweep::owed(plan, &live.records);
+        if ended == Ended::Stopped && !super::interrupted() {
+            eprintln!("{left} measurements are left at the end of the budget; `--resume` takes them");
+            ended = Ended::Finished;
+        } else if ended == Ended::Stopped {
             eprintln!("stopped; what is finished is kept, `--resume` goes on");
         }
         let records = live.records;
@@ -171,10 +232,15 @@ struct Live<'a> {
     bar: ProgressBar,
     records: Vec<Record>,
     plant: Option<(String, f64)>,
+    /// When the budget is spent.
+    end: Option<Instant>,
 }
 
 impl Driver for Live<'_> {
     fn measure(&mut self, point: &Point, round: usize) -> Result<Option<Outcome>> {
+        if self.end.is_some_and(|end| Instant::now() >= end) {
+            return Ok(None);
+        }
         self.bar.set_message(format!("round {} of {}: {point}", round + 1, self.plan.rounds));
         let mut effort = self.plan.effort;
         if let Some((_, factor)) = self.plant.as_ref().filter(|(subject, _)| *subject == point.subject) {
@@ -191,5 +257,19 @@ impl Driver for Live<'_> {
         }
         self.records.push(record);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn results_do_not_say_where_a_program_lies() {
+        let kept =
+            ["/opt/venv/bin/python", "--out=/tmp/a.jsonl", "--out=a/b.jsonl", "results/a.jsonl", "1e-3"];
+        let expected = ["python", "--out=a.jsonl", "--out=a/b.jsonl", "results/a.jsonl", "1e-3"];
+        assert_eq!(kept.map(without_folder), expected);
     }
 }

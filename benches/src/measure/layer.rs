@@ -1,18 +1,14 @@
 //! One layer of the registry at work.
 
-use std::cell::RefCell;
 use std::hint::black_box;
 use std::rc::Rc;
 
 use seqzoo_layers::Init;
 use seqzoo_layers::system::{Form, Mixer, State};
 
-use super::{PIECE, Work, build, input, open, paper_cost, sync};
+use super::{Work, build, decoding, input, open, paper_cost, pieces, sync};
 use crate::point::{Point, Sizes, Task};
 use crate::{Error, Result};
-
-/// Tokens decoded before the state goes back to the point's position.
-const DECODED: usize = 16;
 
 pub(super) fn work(point: &Point, sizes: Sizes) -> Result<Work> {
     let Point { batch, time, form, .. } = *point;
@@ -43,33 +39,21 @@ pub(super) fn work(point: &Point, sizes: Sizes) -> Result<Work> {
             let prompt = input(batch, time, sizes.d_model, &device);
             let token = input(batch, 1, sizes.d_model, &device).squeeze_dim::<2>(1);
             let layer = Rc::new(layer);
-            let start: Rc<RefCell<State>> = Rc::new(RefCell::new(layer.initial_state(batch)));
-            let (reader, begin) = (layer.clone(), start.clone());
-            let prepare = move || {
-                let (mut state, mut position) = (reader.initial_state(batch), 0);
-                while position < time {
-                    let piece = PIECE.min(time - position);
-                    let x = prompt.clone().narrow(1, position, piece);
-                    state = reader.forward(x, state, Form::Auto)?.1;
-                    position += piece;
-                }
-                begin.replace(state);
-                Ok(())
+            let reader = layer.clone();
+            let read = move || {
+                pieces(time).try_fold(reader.initial_state(batch), |state, (start, length)| {
+                    let x = prompt.clone().narrow(1, start, length);
+                    Ok(reader.forward(x, state, Form::Auto)?.1)
+                })
             };
-            let mut current: Option<State> = None;
-            let mut decoded = 0;
-            let repeat = move || {
-                let state = current.take().filter(|_| !usize::is_multiple_of(decoded, DECODED));
-                let state = state.unwrap_or_else(|| start.borrow().clone());
+            let step = move |state: State| {
                 let (y, next) = layer.step(token.clone(), state)?;
                 black_box(y);
                 sync(&device)?;
-                decoded += 1;
                 let bytes = next.bytes() as u64;
-                current = Some(next);
-                Ok(bytes)
+                Ok((next, bytes))
             };
-            Ok(Work { prepare: Box::new(prepare), repeat: Box::new(repeat), cost })
+            Ok(decoding(cost, read, step))
         }
         task => Err(Error::Measure(format!("{task} is measured on the machine, not on an architecture"))),
     }

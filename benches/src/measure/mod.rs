@@ -5,7 +5,10 @@ mod burn_nn;
 mod candle;
 mod layer;
 mod machine;
+mod model;
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -14,6 +17,7 @@ use seqzoo::registry::AnyMixer;
 use seqzoo_layers::system::{Cost, Form, Mixer};
 use seqzoo_layers::{Init, device};
 
+use crate::models::MODEL;
 use crate::peers;
 use crate::plan::Effort;
 use crate::point::{MACHINE, Point, Sizes, Task};
@@ -38,6 +42,40 @@ impl Work {
     }
 }
 
+/// Tokens decoded before the state goes back to the point's position.
+const DECODED: usize = 16;
+
+/// One token after another from where `read` leaves its state; `step` gives the next state and its bytes.
+fn decoding<S: Clone + 'static>(
+    cost: Cost,
+    mut read: impl FnMut() -> Result<S> + 'static,
+    mut step: impl FnMut(S) -> Result<(S, u64)> + 'static,
+) -> Work {
+    let start: Rc<RefCell<Option<S>>> = Rc::default();
+    let begin = start.clone();
+    let prepare = move || {
+        begin.replace(Some(read()?));
+        Ok(())
+    };
+    let mut current: Option<S> = None;
+    let mut decoded = 0;
+    let repeat = move || {
+        let going = current.take().filter(|_| !usize::is_multiple_of(decoded, DECODED));
+        let state = going.or_else(|| start.borrow().clone());
+        let state = state.ok_or_else(|| Error::Measure("the prompt was not read".into()))?;
+        let (next, bytes) = step(state)?;
+        decoded += 1;
+        current = Some(next);
+        Ok(bytes)
+    };
+    Work { prepare: Box::new(prepare), repeat: Box::new(repeat), cost }
+}
+
+/// Lengths of the pieces that a prompt of `time` tokens is read in, each with its beginning.
+fn pieces(time: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..time).step_by(PIECE).map(move |start| (start, PIECE.min(time - start)))
+}
+
 /// Measures a point: once cold, once to warm up, then as often as the effort says.
 ///
 /// # Errors
@@ -45,6 +83,7 @@ impl Work {
 pub fn measure(point: &Point, sizes: Sizes, effort: Effort) -> Result<Measurement> {
     let work = match peers::library(&point.subject) {
         None if point.subject == MACHINE => machine::work(point),
+        None if point.subject.starts_with(MODEL) => model::work(point),
         None => layer::work(point, sizes),
         Some("burn") => burn_nn::work(point, sizes),
         #[cfg(feature = "candle")]
@@ -108,16 +147,19 @@ pub fn paper_cost(layer: &dyn Mixer, point: &Point) -> Cost {
             Cost { flops: 3.0 * cost.flops, bytes: 3.0 * cost.bytes, ..cost }
         }
         Task::Decode => {
-            let prompt = layer.cost(batch, time.max(1), Form::Recurrent);
-            // A cache is read; a memory is read and written.
-            let grows = prompt.state_bytes > layer.cost(batch, 1, Form::Recurrent).state_bytes;
-            let state = prompt.state_bytes * if grows { 1 } else { 2 };
-            let weights = 4 * (prompt.params + 2 * batch * layer.d_model());
-            let flops = prompt.flops / time.max(1) as f64;
-            Cost { flops, bytes: (weights + state) as f64, ..prompt }
+            let of = |time| layer.cost(batch, time, Form::Recurrent);
+            step_cost(of(1), of(time.max(1)), time, 2 * batch * layer.d_model())
         }
         _ => layer.cost(batch, time, form),
     }
+}
+
+/// What one more token costs, by the costs of the first one and of a whole prompt of `time` tokens.
+fn step_cost(first: Cost, prompt: Cost, time: usize, numbers: usize) -> Cost {
+    // A cache is read; a memory is read and written.
+    let state = prompt.state_bytes * if prompt.state_bytes > first.state_bytes { 1 } else { 2 };
+    let weights = 4 * (prompt.params + numbers);
+    Cost { flops: prompt.flops / time.max(1) as f64, bytes: (weights + state) as f64, ..prompt }
 }
 
 /// The cost of the architecture that a peer stands beside, where it is in the registry.
@@ -155,6 +197,8 @@ mod tests {
             ("linear_attention", Task::Prefill),
             ("attention", Task::Train),
             ("attention", Task::Decode),
+            ("model/llama", Task::Decode),
+            ("model/mamba2", Task::Decode),
             ("burn/lstm", Task::Prefill),
             ("burn/lstm", Task::Decode),
             ("burn/attention", Task::Train),
@@ -183,6 +227,22 @@ mod tests {
         };
         assert!(cost("attention", 1000).bytes > 10.0 * cost("attention", 10).bytes);
         assert_eq!(cost("linear_attention", 1000), cost("linear_attention", 10));
+    }
+
+    #[test]
+    fn a_decoded_token_costs_the_same_wherever_it_comes_from() {
+        let mut seen = Vec::new();
+        let read = || Ok(100u64);
+        let mut work = decoding(Cost::default(), read, |state: u64| Ok((state + 1, state)));
+        assert!((work.repeat)().is_err(), "no prompt");
+        (work.prepare)().unwrap();
+        for _ in 0..DECODED + 3 {
+            seen.push((work.repeat)().unwrap());
+        }
+        let expected: Vec<u64> = (0..DECODED as u64).chain(0..3).map(|i| 100 + i).collect();
+        assert_eq!(seen, expected);
+        assert_eq!(pieces(PIECE + 3).collect::<Vec<_>>(), [(0, PIECE), (PIECE, 3)]);
+        assert_eq!(pieces(0).count(), 0);
     }
 
     #[test]

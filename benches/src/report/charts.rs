@@ -45,6 +45,8 @@ fn series(data: &Data, points: impl Fn(&Line) -> Vec<(f64, f64)>) -> Vec<Series>
             class: line.key.class(),
             name: line.key.label.clone(),
             points: points(line).into_iter().filter(|(x, y)| x.is_finite() && *y > 0.0).collect(),
+            hidden: line.key.hidden,
+            ..Series::default()
         })
         .filter(|s| !s.points.is_empty())
         .collect()
@@ -98,8 +100,8 @@ fn exponents(data: &Data, task: Task) -> String {
             .collect();
         let (low, high) =
             (all.iter().copied().fold(f64::NAN, f64::min), all.iter().copied().fold(f64::NAN, f64::max));
-        (!all.is_empty())
-            .then(|| if high - low < 0.005 { format!("{low:.2}") } else { format!("{low:.2} – {high:.2}") })
+        let (low, high) = (format!("{low:.2}"), format!("{high:.2}"));
+        (!all.is_empty()).then(|| if low == high { low } else { format!("{low} – {high}") })
     };
     match (range(true), range(false)) {
         (Some(grown), Some(fixed)) => {
@@ -285,6 +287,7 @@ pub(super) fn roofline(data: &Data) -> String {
         places.sort_by(|a, b| a.0.total_cmp(&b.0));
         places
     });
+    all.iter_mut().for_each(|series| series.loose = true);
     let knee = c.flops / c.bandwidth;
     let xs: Vec<f64> = all.iter().flat_map(|s| s.points.iter().map(|p| p.0)).collect();
     let low = xs.iter().copied().fold(knee, f64::min) / 1.5;
@@ -296,6 +299,7 @@ pub(super) fn roofline(data: &Data) -> String {
         class: "roof".into(),
         name: "ceiling".into(),
         points: [low, knee, high].map(|x| (x, roof(x))).to_vec(),
+        ..Series::default()
     });
     let x = Scale::log_tight(all.iter().flat_map(|s| s.points.iter().map(|p| p.0)));
     figure(LineChart {
@@ -303,7 +307,8 @@ pub(super) fn roofline(data: &Data) -> String {
         title: "How near to the machine's ceiling".into(),
         description: format!(
             "Decoding and reading, all sizes: operations counted on paper, time measured. Ceilings measured with a large \
-             product of matrices and a large sum ({}). The nearest point reaches {}.",
+             product of matrices and a large sum ({}). The nearest point reaches {}; more than 100 % is possible, as the \
+             product is Burn's own and paper counts causal scores whole, of which a kernel needs half.",
             tables::ceilings_words(data),
             percent(best)
         ),
@@ -367,7 +372,8 @@ fn front(
     let scale = Scale::linear(ys(&all));
     let x = Scale::log(all.iter().flat_map(|s| s.points.iter().map(|p| p.0)));
     let (style, class, name) = (data.lines.len() % STYLES, "front".into(), "front".into());
-    all.push(Series { style, class, name, points: places });
+    all.iter_mut().for_each(|series| series.loose = true);
+    all.push(Series { style, class, name, points: places, ..Series::default() });
     figure(LineChart {
         id,
         title: title.into(),

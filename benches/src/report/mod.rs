@@ -10,7 +10,7 @@ mod tables;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use seqzoo::compare::Results as Quality;
+use seqzoo::compare::{REPRESENTATIVES, Results as Quality};
 use seqzoo::registry::architecture;
 use seqzoo::report::legend::Key;
 use seqzoo::report::svg::STYLES;
@@ -18,6 +18,7 @@ use seqzoo_layers::system::Form;
 
 use crate::fit::{AtLength, Fit, fit};
 use crate::hardware::Hardware;
+use crate::peers::library;
 use crate::point::{MACHINE, Task};
 use crate::record::Header;
 use crate::store::Results;
@@ -25,6 +26,10 @@ use crate::summary::{Ceilings, Summary, ceilings, summarise};
 use crate::{Error, Result};
 
 pub use page::render;
+use table::Table;
+
+/// Lines up to which all are shown at first; of more, the nine and the peers are.
+const SHOWN: usize = 26;
 
 /// All that a report is drawn from.
 pub struct Data {
@@ -67,6 +72,7 @@ impl Data {
             .filter(|s| s.point.subject != MACHINE)
             .map(|s| (s.point.subject.clone(), s.point.device.clone()))
             .collect();
+        let distinct = pairs.iter().collect::<BTreeSet<_>>().len();
         let devices = pairs.iter().map(|(_, device)| device).collect::<BTreeSet<_>>().len();
         let mut lines: Vec<Line> = Vec::new();
         for (subject, device) in pairs {
@@ -75,8 +81,10 @@ impl Data {
             }
             let label = label(&subject);
             let label = if devices > 1 { format!("{label} ({device})") } else { label };
-            let style = lines.len() % STYLES;
-            let key = Key { name: format!("{subject}-{device}"), label, style };
+            let known = REPRESENTATIVES.contains(&subject.as_str()) || library(&subject).is_some();
+            let hidden = distinct > SHOWN && !known;
+            let style = lines.iter().filter(|line| line.key.hidden == hidden).count() % STYLES;
+            let key = Key { name: format!("{subject}-{device}"), label, style, hidden };
             lines.push(Line { subject, device, key });
         }
         let headers = results.iter().map(|r| r.header.clone()).collect();
@@ -89,6 +97,29 @@ impl Data {
         for table in tables::all(self) {
             out.push_str(&table.markdown());
         }
+        out
+    }
+
+    /// Peers against ours as Markdown: machine, command and notes, then the tables.
+    pub fn peers(&self) -> String {
+        let mut out = String::from("# Against other libraries\n\n");
+        for header in &self.headers {
+            let machine = &header.machine;
+            out.push_str(&format!(
+                "{}, {} threads, {}; {}, seqzoo-bench {}:\n\n```sh\n{}\n```\n\n",
+                machine.cpu,
+                header.threads.unwrap_or(machine.threads),
+                machine.system,
+                header.started,
+                header.version,
+                header.command
+            ));
+            out.extend(header.notes.iter().map(|note| format!("- {note}\n")));
+            if !header.notes.is_empty() {
+                out.push('\n');
+            }
+        }
+        out.extend(tables::peers(self).iter().map(Table::markdown));
         out
     }
 
@@ -118,13 +149,13 @@ impl Data {
         self.points(line, task, |s| s.point.batch == 1)
     }
 
-    /// Points whose batch and length make the most common number of tokens, at least two lengths of it.
+    /// Points whose batch and length make the most common number of tokens, at least three lengths of it.
     fn constant_tokens(&self, line: &Line, task: Task) -> Vec<&Summary> {
         let all = self.points(line, task, |_| true);
         let count = |tokens: usize| all.iter().filter(|s| s.point.tokens() == tokens).count();
         let tokens = all.iter().map(|s| s.point.tokens()).max_by_key(|&tokens| (count(tokens), tokens));
         match tokens {
-            Some(tokens) if count(tokens) > 1 => {
+            Some(tokens) if count(tokens) > 2 => {
                 all.into_iter().filter(|s| s.point.tokens() == tokens).collect()
             }
             _ => Vec::new(),

@@ -9,7 +9,9 @@ use seqzoo::report::words::{count, digits, length, percent};
 
 use super::{Data, Line, charts, predictions, tables};
 use crate::fit::Fit;
+use crate::peers::library;
 use crate::point::Task;
+use crate::ratios;
 
 const TITLE: &str = "How sequence models scale on this machine";
 
@@ -37,6 +39,8 @@ pub fn render(data: &Data) -> String {
         out.push_str("</ul>");
     }
     out.push_str(&legend(&keys));
+    let [peers, _] = tables::peers(data);
+    out.push_str(&peers.html());
     let intro =
         "One layer of each architecture, all of the same width and, where the size is free, the same memory.";
     section(
@@ -67,8 +71,8 @@ pub fn render(data: &Data) -> String {
     );
     section(&mut out, "Quality", "", &[charts::quality_by_state(data), charts::quality_by_time(data)]);
     let rest = tables::all(data);
-    // Scaling and crossovers stand beside their charts.
-    for table in rest.iter().skip(2) {
+    // Scaling and crossovers stand beside their charts, peers at the top.
+    for table in rest.iter().skip(2).filter(|table| table.title != peers.title) {
         out.push_str(&table.html());
     }
     section(&mut out, "Many devices", "", &[predictions::chart(data)]);
@@ -126,14 +130,39 @@ fn findings(data: &Data) -> Vec<Finding> {
     if !fixed.is_empty() {
         let (low, high) =
             (fixed.iter().copied().fold(f64::NAN, f64::min), fixed.iter().copied().fold(f64::NAN, f64::max));
-        out.push((
-            format!("T^{low:.2} – T^{high:.2}"),
-            format!("is the range over the {} lines with a state of fixed size.", fixed.len()),
-        ));
+        let (low, high) = (format!("T^{low:.2}"), format!("T^{high:.2}"));
+        let (range, lines) = match fixed.len() {
+            1 => (low, "is how the one line with a state of fixed size grows.".into()),
+            n if low == high => (low, format!("is how the {n} lines with a state of fixed size grow.")),
+            n => (
+                format!("{low} – {high}"),
+                format!(
+                    "is the range over the {n} lines with a state of fixed size whose exponent is known."
+                ),
+            ),
+        };
+        out.push((range, lines));
     }
+    out.extend(against(data));
     out.extend(fastest(data));
     out.extend(slowed(data));
     out
+}
+
+/// How often ours is faster than another library's.
+fn against(data: &Data) -> Option<Finding> {
+    let rows = ratios::ratios(&data.summaries);
+    let [wins, evens, losses] = ratios::counts(rows.iter());
+    let libraries: std::collections::BTreeSet<&str> =
+        rows.iter().filter_map(|row| library(&row.point.subject)).collect();
+    let names: Vec<&str> = libraries.into_iter().collect();
+    (!rows.is_empty()).then(|| {
+        let sentence = format!(
+            "sizes at which ours is faster than {}; {evens} are even, {losses} slower.",
+            names.join(", ")
+        );
+        (format!("{wins} of {}", rows.len()), sentence)
+    })
 }
 
 fn fastest(data: &Data) -> Option<Finding> {

@@ -124,6 +124,8 @@ pub(super) fn chart(data: &Data) -> String {
                 .iter()
                 .map(|&n| (n as f64, sequence_parallel(hardware, link, sketch, LONG, n)))
                 .collect(),
+            hidden: line.key.hidden,
+            ..Series::default()
         })
         .collect();
     figure(LineChart {

@@ -20,8 +20,8 @@ pub(super) fn all(data: &Data) -> Vec<Table> {
         latency(data),
         memory(data),
         forms(data),
-        peers(data),
     ];
+    tables.extend(peers(data));
     tables.extend(predictions::tables(data));
     tables.push(outcomes(data));
     tables
@@ -156,7 +156,7 @@ fn throughput(data: &Data, task: Task, title: &str) -> Table {
 pub(super) fn latency(data: &Data) -> Table {
     let note = "Milliseconds for one more token: median / 95th / 99th percentile, by tokens read before; and the time \
                 to the first token in a fresh process, its prompt included.";
-    let mut table = Table::new("Decoding", note, &["architecture"]);
+    let mut table = Table::new("Latency", note, &["architecture"]);
     let name = |point: &Point| format!("after {}", length(point.time as f64));
     by_size(
         data,
@@ -231,18 +231,38 @@ fn forms(data: &Data) -> Table {
     table
 }
 
-fn peers(data: &Data) -> Table {
+/// Peers by task, then at every size.
+pub(super) fn peers(data: &Data) -> [Table; 2] {
     let rows = ratios::ratios(&data.summaries);
-    let wins = |word: &str| rows.iter().filter(|row| ratios::word(row) == word).count();
     let note = format!(
-        "Our time over the peer's, measured in turns in one run: below 1 ours is faster. {} wins, {} even, {} losses.",
-        wins("win"),
-        wins("even"),
-        wins("loss")
+        "Our time over the peer's, measured in turns in one run: below 1 ours is faster. The mean over the sizes is \
+         geometric; a win or a loss is a size whose whole interval lies on one side of 1. {}. Each command measures its \
+         row again; `--python` names the Python that has torch.",
+        ratios::score(ratios::counts(rows.iter()))
     );
-    let head = ["peer", "ours", "what, batch × tokens", "ours", "peer", "ours / peer", "interval", ""];
-    let mut table = Table::new("Against other libraries", note, &head);
-    table.rows = (rows.iter())
+    let head = ["peer", "ours", "task", "mean", "range", "wins", "even", "losses", "command"];
+    let mut all = Table::new("Against other libraries", note, &head);
+    for group in ratios::groups(&rows) {
+        let [wins, evens, losses] = group.counts.map(|count| count.to_string());
+        let range = format!("{} – {}", ratio(group.range.0), ratio(group.range.1));
+        let (command, mean) = (group.command(), ratio(group.mean));
+        all.rows.push(vec![
+            group.peer,
+            group.ours,
+            group.task.to_string(),
+            mean,
+            range,
+            wins,
+            evens,
+            losses,
+            command,
+        ]);
+    }
+    let note = "The same at every size, with the interval of each ratio, widened for their number.";
+    let head =
+        ["peer", "ours", "what, batch × tokens", "ours", "peer", "ours / peer", "interval", "", "command"];
+    let mut each = Table::new("Against other libraries, at every size", note, &head);
+    each.rows = (rows.iter())
         .map(|row| {
             vec![
                 row.point.subject.clone(),
@@ -250,13 +270,19 @@ fn peers(data: &Data) -> Table {
                 ratios::size(&row.point),
                 ms(row.seconds.0),
                 ms(row.seconds.1),
-                format!("{:.2}", row.ratio.ratio),
-                format!("{:.2} – {:.2}", row.ratio.interval.0, row.ratio.interval.1),
+                ratio(row.ratio.ratio),
+                format!("{} – {}", ratio(row.ratio.interval.0), ratio(row.ratio.interval.1)),
                 ratios::word(row).into(),
+                row.command(),
             ]
         })
         .collect();
-    table
+    [all, each]
+}
+
+/// A ratio with three significant digits where it is small.
+fn ratio(value: f64) -> String {
+    if value < 0.1 { format!("{value:.3}") } else { format!("{value:.2}") }
 }
 
 /// The machine's ceilings in words.

@@ -76,6 +76,15 @@ fn exponents_crossovers_and_ratios_are_those_of_the_laws() {
     let text = data.markdown();
     assert!(text.contains("| burn/attention | attention | prefill 1 × 128 |"), "{text}");
     assert!(text.contains("4 wins, 0 even, 0 losses"), "{text}");
+    let peers = data.peers();
+    assert!(
+        peers.contains(
+            "| burn/attention | attention | prefill | 0.50 | 0.50 – 0.50 | 4 | 0 | 0 | `seqzoo-bench"
+        ),
+        "{peers}"
+    );
+    assert!(peers.contains("abacus, 2 threads") && peers.contains("- torch skipped"), "{peers}");
+    assert!(!peers.contains("How time grows"), "{peers}");
     assert!(text.contains("not done after 9 s"), "{text}");
     for hardware in ["NVIDIA H100 SXM", "Apple M4", "Phone"] {
         assert!(text.contains(hardware), "{hardware}");
@@ -105,7 +114,31 @@ fn the_page_has_every_figure_and_needs_nothing_from_outside() {
     }
     assert!(page.contains("&lt;b&gt;") && !page.contains("'<b>'"));
     assert!(page.contains("cannot import torch"));
+    assert_eq!(page.matches("<h2>Against other libraries</h2>").count(), 1);
+    assert_eq!(page.matches("<h2>Against other libraries, at every size</h2>").count(), 1);
     assert!(!page.contains("NaN"));
+}
+
+#[test]
+fn of_very_many_lines_the_nine_are_shown_at_first() {
+    let mut many = results();
+    let point = many.records[4].point.clone();
+    let outcome = many.records[4].outcome.clone();
+    for name in seqzoo::registry::MixerConfig::NAMES {
+        let point = Point { subject: (*name).into(), ..point.clone() };
+        many.records.push(Record { point, round: 0, outcome: outcome.clone() });
+    }
+    let data = Data::new(&[many], None, vec![]).unwrap();
+    let hidden = |name: &str| data.lines.iter().find(|l| l.subject == name).unwrap().key.hidden;
+    assert!(!hidden("attention") && !hidden("burn/attention") && hidden("mesa_net"));
+    let shown: Vec<&Line> = data.lines.iter().filter(|line| !line.key.hidden).collect();
+    let styles: BTreeSet<usize> = shown.iter().map(|line| line.key.style).collect();
+    assert_eq!(styles.len(), shown.len().min(STYLES), "two shown lines share a colour");
+    let page = render(&data);
+    assert!(page.contains("<input type=\"checkbox\" id=\"show-mesa_net-flex\">"));
+    assert!(page.contains("<input type=\"checkbox\" checked id=\"show-attention-flex\">"));
+    assert!(page.contains("more, in all tables"));
+    assert!(page.contains(&format!("4 of {}", 4)) && page.contains("faster than burn"));
 }
 
 #[test]

@@ -42,6 +42,7 @@ fn series(results: &Results, points: impl Fn(&Entry) -> Vec<(f64, f64)>) -> Vec<
             class: format!("a-{}", slug(&e.name)),
             name: findings::short(e),
             points: points(e).into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect(),
+            ..Series::default()
         })
         .filter(|s| !s.points.is_empty())
         .collect()

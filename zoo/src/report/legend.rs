@@ -13,6 +13,8 @@ pub struct Key {
     pub label: String,
     /// Index of its colour and marker.
     pub style: usize,
+    /// Whether its lines are hidden until it is ticked.
+    pub hidden: bool,
 }
 
 impl Key {
@@ -36,15 +38,30 @@ pub fn swatch(style: usize) -> String {
     )
 }
 
-/// The keys, each with a box to untick.
+/// The keys, each with a box to untick; those of hidden lines are folded in, each with a box to tick.
 pub fn legend(keys: &[Key]) -> String {
-    let mut out = String::from("<fieldset class=\"keys\"><legend>Architectures: untick to hide</legend>");
+    let (hidden, shown): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(|key| key.hidden);
+    let mut out = boxes("Architectures: untick to hide", &shown);
+    if !hidden.is_empty() {
+        let title = format!("{} more, in all tables; tick to draw", hidden.len());
+        let _ = write!(
+            out,
+            "<details class=\"others\"><summary>{title}</summary>{}</details>",
+            boxes(&title, &hidden)
+        );
+    }
+    out
+}
+
+fn boxes(title: &str, keys: &[&Key]) -> String {
+    let mut out = format!("<fieldset class=\"keys\"><legend>{title}</legend>");
     for key in keys {
         let _ = write!(
             out,
-            "<label class=\"key s{} {}\"><input type=\"checkbox\" checked id=\"show-{}\">{}{}</label>",
+            "<label class=\"key s{} {}\"><input type=\"checkbox\"{} id=\"show-{}\">{}{}</label>",
             key.style,
             key.class(),
+            if key.hidden { "" } else { " checked" },
             slug(&key.name),
             swatch(key.style),
             escape(&key.label)

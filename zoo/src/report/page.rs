@@ -108,6 +108,7 @@ fn keys(results: &Results) -> Vec<Key> {
         name: e.name.clone(),
         label: findings::short(e),
         style: style_of(results, &e.name),
+        hidden: false,
     };
     results.entries.iter().map(key).collect()
 }

@@ -131,6 +131,7 @@ pub struct Axis {
 }
 
 /// One line.
+#[derive(Default)]
 pub struct Series {
     /// Index into the style sheet's colours and marker shapes.
     pub style: usize,
@@ -140,6 +141,10 @@ pub struct Series {
     pub name: String,
     /// Its points.
     pub points: Vec<(f64, f64)>,
+    /// Points without a line through them.
+    pub loose: bool,
+    /// Hidden until the legend shows it: makes no room for its name.
+    pub hidden: bool,
 }
 
 /// A chart of lines.
@@ -167,7 +172,8 @@ pub struct LineChart {
 impl LineChart {
     /// The `<svg>` element in its frame.
     pub fn svg(&self) -> String {
-        let longest = self.series.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
+        let shown = self.series.iter().filter(|s| !s.hidden);
+        let longest = shown.map(|s| s.name.chars().count()).max().unwrap_or(0);
         let right = WIDTH - 22.0 - 6.3 * longest as f64;
         let (top, bottom) = (TOP, HEIGHT - BOTTOM);
         let px = |x: f64| LEFT + self.x.scale.place(x).clamp(0.0, 1.0) * (right - LEFT);
@@ -189,7 +195,7 @@ impl LineChart {
                 out,
                 "<path d=\"M{LEFT} {y:.1}H{right:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" \
                  text-anchor=\"end\">{}</text>",
-                LEFT - 8.0,
+                LEFT - 7.0,
                 y + 4.0,
                 escape(text)
             );
@@ -208,7 +214,7 @@ impl LineChart {
             out,
             "<path class=\"base\" d=\"M{LEFT} {bottom}H{right:.1}\"/>\
              <text class=\"label\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
-             <text class=\"label\" transform=\"translate(13 {:.1}) rotate(-90)\" \
+             <text class=\"label\" transform=\"translate(11 {:.1}) rotate(-90)\" \
              text-anchor=\"middle\">{}</text></g>",
             (LEFT + right) / 2.0,
             HEIGHT - 6.0,
@@ -258,17 +264,20 @@ impl LineChart {
         let data = serde_json::to_string(&data).unwrap_or_default();
         let _ = write!(
             out,
-            "<g class=\"s s{style} {}\" data-name=\"{}\" data-points=\"{}\"><path class=\"line\" d=\"",
+            "<g class=\"s s{style} {}\" data-name=\"{}\" data-points=\"{}\">",
             escape(&series.class),
             escape(&series.name),
             escape(&data)
         );
-        for (i, (x, y)) in places.iter().enumerate() {
-            let _ = write!(out, "{}{x:.1} {y:.1}", if i == 0 { "M" } else { "L" });
+        if !series.loose {
+            out.push_str("<path class=\"line\" d=\"");
+            for (i, (x, y)) in places.iter().enumerate() {
+                let _ = write!(out, "{}{x:.1} {y:.1}", if i == 0 { "M" } else { "L" });
+            }
+            out.push_str("\"/>");
         }
-        out.push_str("\"/>");
         // Long curves carry a few markers only: enough to tell lines apart without their colour.
-        let every = places.len().div_ceil(9).max(1);
+        let every = if series.loose { 1 } else { places.len().div_ceil(9).max(1) };
         let offset = if every > 1 { style * every / STYLES } else { 0 };
         for (i, &(x, y)) in places.iter().enumerate().filter(|(i, _)| i % every == offset) {
             let (vx, vy) = series.points[i];
@@ -295,9 +304,12 @@ impl LineChart {
 
     /// Heights of the names at the ends of lines: as close to the ends as they fit without overlap.
     fn label_positions(&self, py: &dyn Fn(f64) -> f64, top: f64, bottom: f64) -> Vec<f64> {
-        let ends: Vec<f64> =
-            (self.series.iter()).map(|s| s.points.last().map_or(bottom, |&(_, y)| py(y))).collect();
-        spread(&ends, LABEL_STEP, top, bottom)
+        let end = |s: &Series| s.points.last().map_or(bottom, |&(_, y)| py(y));
+        let shown: Vec<f64> = self.series.iter().filter(|s| !s.hidden).map(end).collect();
+        let step = LABEL_STEP.min((bottom - top) / shown.len().saturating_sub(1).max(1) as f64);
+        let mut placed = spread(&shown, step, top, bottom).into_iter();
+        let place = |s: &Series| if s.hidden { end(s) } else { placed.next().unwrap_or(bottom) };
+        self.series.iter().map(place).collect()
     }
 }
 
@@ -403,6 +415,41 @@ mod tests {
         assert!(placed[2] < placed[0] && placed[0] < placed[1]);
         let low = spread(&[304.0, 305.0], 14.0, 0.0, 305.0);
         assert_eq!(low, [291.0, 305.0]);
+    }
+
+    #[test]
+    fn hidden_lines_take_no_room_and_loose_points_have_no_line() {
+        let series = |n: usize, hidden: bool, loose: bool| Series {
+            name: format!("line {n}"),
+            points: (0..12).map(|x| (1.0 + x as f64, 5.0)).collect(),
+            hidden,
+            loose,
+            ..Series::default()
+        };
+        let axis =
+            || Axis { label: String::new(), scale: Scale::Log { low: 1.0, high: 12.0 }, ticks: vec![] };
+        let chart = |series: Vec<Series>| LineChart {
+            id: "id",
+            title: String::new(),
+            description: String::new(),
+            x: axis(),
+            y: axis(),
+            series,
+            references: vec![],
+            show_x: |x| x.to_string(),
+            show_y: |y| y.to_string(),
+        };
+        let (top, bottom) = (0.0, 300.0);
+        let places = |chart: LineChart| chart.label_positions(&|_| 100.0, top, bottom);
+        let few =
+            places(chart(vec![series(0, false, false), series(1, true, false), series(2, false, false)]));
+        assert_eq!(few, [100.0, 100.0, 100.0 + LABEL_STEP]);
+        let many = places(chart((0..31).map(|n| series(n, false, false)).collect()));
+        let step = many.windows(2).map(|w| w[1] - w[0]).fold(f64::INFINITY, f64::min);
+        assert!(step > 9.9 && many.iter().all(|y| (top..=bottom + 1e-9).contains(y)), "{many:?}");
+        let svg = chart(vec![series(0, false, true)]).svg();
+        assert_eq!((svg.matches("class=\"line\"").count(), svg.matches("class=\"mark\"").count()), (0, 12));
+        assert_eq!(chart(vec![series(0, false, false)]).svg().matches("class=\"line\"").count(), 1);
     }
 
     #[test]
