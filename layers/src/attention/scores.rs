@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor, activation};
 
 use super::reflections::Reflections;
 use crate::error::require;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 use crate::kernels;
 use crate::system::scan::{NEGATIVE, pad, prefix, suffix};
 use crate::system::{Form, Spectrum, SpectrumKind, Views};
@@ -152,7 +152,7 @@ impl Scoring {
     ///
     /// In `Auto` and `Chunked` form a [kernel](crate::kernels) does the work where there is one.
     pub(super) fn attend(&self, read: &Read, form: Form) -> Tensor<4> {
-        #[cfg(feature = "flex")]
+        #[cfg(any(feature = "flex", feature = "cube"))]
         if kernels::enabled()
             && matches!(form, Form::Auto | Form::Chunked { .. })
             && let Some(y) = self.fused(read)
@@ -163,10 +163,10 @@ impl Scoring {
     }
 
     /// [`Scoring::attend`] by a kernel, where one can do it.
-    #[cfg(feature = "flex")]
+    #[cfg(any(feature = "flex", feature = "cube"))]
     fn fused(&self, read: &Read) -> Option<Tensor<4>> {
         let Read { q, k, v, cached, absent, reflections, log_forget } = read;
-        if reflections.is_some() || !kernels::softmax::applies(q, k, v) {
+        if reflections.is_some() || !kernels::softmax::applies(q, k, v) || !kernels::softmax::pays(q, k) {
             return None;
         }
         let Self { causal, window, scale, softcap, .. } = *self;

@@ -11,7 +11,7 @@
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
-//! | `softmax` | Flex, `f32` and `f64` | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
+//! | `softmax` | Flex, `f32` and `f64`; graphics, `f32`, heads of up to 128 channels | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
 
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod conv;
@@ -23,7 +23,7 @@ mod dense;
 mod gradient;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod scan;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod softmax;
 #[cfg(feature = "flex")]
 pub(crate) mod tiled;

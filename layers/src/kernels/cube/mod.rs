@@ -4,6 +4,8 @@
 mod buffer;
 mod conv;
 mod scan;
+mod softmax;
 
 pub(super) use buffer::fits;
 pub(super) use conv::TAPS;
+pub(super) use softmax::attends;

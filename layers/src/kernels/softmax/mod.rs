@@ -6,27 +6,30 @@
 //! padding. Floor for `t` causal queries of `h` heads of `n` channels: `2 t² h n` floating-point operations forward,
 //! 2.5 times that backward, and `t² h / 2` exponentials in each.
 
+#[cfg(feature = "flex")]
 mod backward;
+#[cfg(feature = "flex")]
 mod few;
+#[cfg(feature = "flex")]
+mod flex;
+#[cfg(feature = "flex")]
 mod forward;
+#[cfg(feature = "flex")]
 mod tiles;
+#[cfg(feature = "flex")]
 mod weights;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "flex"))]
 mod tests;
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
+#[cfg(feature = "cube")]
+use burn_cubecl::CubeBackend as Cube;
 
-use self::backward::{Gradients as AllGradients, Outcome};
-use self::tiles::Inputs;
-use super::vector::Vector;
-use super::view::{Number, Primitive, view};
+use super::gradient::{self, track};
 
 /// How products become weights.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +46,7 @@ pub(crate) struct Weighing {
     pub(crate) softcap: Option<f64>,
 }
 
-/// Whether the kernel can run these: `q`, `k` and `v` as [`run`] has them.
+/// Whether a kernel can run these: `q`, `k` and `v` as [`run`] has them.
 pub(crate) fn applies(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> bool {
     let ([b, h, t, n], [_, kv, total, p]) = (q.dims(), v.dims());
     let sizes = [b, h, t, n, kv, total, p].iter().all(|&size| size > 0);
@@ -52,8 +55,33 @@ pub(crate) fn applies(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> bool {
         && v.dims()[0] == b
         && h.is_multiple_of(kv)
         && [k, v].iter().all(|x| x.dtype() == q.dtype())
-        && matches!(q.dtype(), DType::F32 | DType::F64)
-        && matches!(q.device().inner().as_dispatch(), DispatchDevice::Flex(_))
+        && device_applies(q, v)
+}
+
+/// Whether there is a kernel where `q` lies.
+#[allow(unused_variables, reason = "which are used depends on the features")]
+fn device_applies(q: &Tensor<4>, v: &Tensor<4>) -> bool {
+    #[cfg(feature = "flex")]
+    if super::view::fits(q) {
+        return true;
+    }
+    #[cfg(feature = "cube")]
+    if super::cube::attends(q, v) {
+        return true;
+    }
+    false
+}
+
+/// Whether the kernel is the faster way, as far as that can be told without a measurement: on a graphics device, a few
+/// queries of a long cache are too few units, and tensor operations spread over keys.
+#[allow(unused_variables, reason = "which are used depends on the features")]
+pub(crate) fn pays(q: &Tensor<4>, k: &Tensor<4>) -> bool {
+    #[cfg(feature = "flex")]
+    if super::view::fits(q) {
+        return true;
+    }
+    let (t, total) = (q.dims()[2], k.dims()[2]);
+    t >= 256 || t >= 16 && total <= 4 * t
 }
 
 /// `softmax(scores) v`: `[b, h, t, p]`, from `q: [b, h, t, n]`, `k: [b, h_kv, T, n]`, `v: [b, h_kv, T, p]`, a score of
@@ -83,14 +111,14 @@ pub(crate) fn run(
 /// How products become weights, and which of the optional inputs are there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
-    weighing: Weighing,
-    sink: bool,
-    forget: bool,
-    offsets: bool,
+    pub(super) weighing: Weighing,
+    pub(super) sink: bool,
+    pub(super) forget: bool,
+    pub(super) offsets: bool,
 }
 
 /// The operation as backends see it.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
 pub(crate) trait Softmax: Backend {
     /// See [`run`].
     fn softmax(
@@ -106,122 +134,63 @@ pub(crate) trait Softmax: Backend {
 
 /// What the operation reads.
 #[derive(Clone, Debug)]
-struct Read {
-    q: Primitive,
-    k: Primitive,
-    v: Primitive,
-    sink: Primitive,
-    forget: Primitive,
-    offsets: Primitive,
-    options: Options,
+pub(crate) struct Read<B: Backend> {
+    pub(super) q: FloatTensor<B>,
+    pub(super) k: FloatTensor<B>,
+    pub(super) v: FloatTensor<B>,
+    pub(super) sink: FloatTensor<B>,
+    pub(super) forget: FloatTensor<B>,
+    pub(super) offsets: FloatTensor<B>,
+    pub(super) options: Options,
 }
 
 /// What the backward pass starts from.
 #[derive(Clone, Debug)]
-struct Saved {
-    read: Read,
+pub(crate) struct Saved<B: Backend> {
+    pub(super) read: Read<B>,
     /// `[b, h, t, p]`
-    y: Primitive,
-    /// `[b, h, t]`
-    log_sum: Primitive,
+    pub(super) y: FloatTensor<B>,
+    /// Logarithms of the sums over each query's keys, in the unit that the backend likes: `[b, h, t]`
+    pub(super) log_sum: FloatTensor<B>,
 }
 
-impl Read {
-    fn inputs<E: Number>(&self) -> Inputs<'_, E> {
-        let Self { q, k, v, sink, forget, offsets, options } = self;
-        Inputs {
-            q: view(q),
-            k: view(k),
-            v: view(v),
-            sink: options.sink.then(|| view(sink)),
-            forget: options.forget.then(|| view(forget)),
-            offsets: options.offsets.then(|| view(offsets)),
-            weighing: options.weighing,
-        }
-    }
+/// A backend's kernels.
+pub(crate) trait Passes: Backend {
+    /// See [`run`].
+    fn forward(read: Read<Self>) -> Saved<Self>;
 
-    fn forward(self) -> Saved {
-        let [y, log_sum] = match self.q.dtype() {
-            DType::F64 => self.forward_in::<f64>(),
-            _ => self.forward_in::<f32>(),
-        };
-        Saved { read: self, y, log_sum }
-    }
-
-    fn forward_in<E: Number + Vector>(&self) -> [Primitive; 2] {
-        let inputs = self.inputs::<E>();
-        let ([b, h, t, _], [.., p]) = (inputs.q.dims, inputs.v.dims);
-        let (mut y, mut log_sum) = (vec![E::default(); b * h * t * p], vec![E::default(); b * h * t]);
-        let forward = if t <= few::FEW { few::forward } else { forward::forward };
-        forward(&inputs, &mut y, &mut log_sum);
-        [E::tensor(y, &[b, h, t, p]), E::tensor(log_sum, &[b, h, t])]
-    }
-}
-
-impl Saved {
     /// Gradients of `q`, `k`, `v`, the sink and the gates, in this order.
-    fn backward(&self, dy: &Primitive) -> [Primitive; 5] {
-        match self.y.dtype() {
-            DType::F64 => self.backward_in::<f64>(dy),
-            _ => self.backward_in::<f32>(dy),
-        }
-    }
-
-    fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Primitive; 5] {
-        let inputs = self.read.inputs::<E>();
-        let outcome = Outcome { y: view(&self.y), log_sum: E::numbers(&self.log_sum), dy: view(dy) };
-        let mut grads = AllGradients::filled(&inputs, E::default());
-        backward::backward(&inputs, outcome, &mut grads);
-        let AllGradients { q, k, v, sink, forget } = grads;
-        // Without a sink, one number stands for it.
-        let sink = if sink.is_empty() { vec![E::default()] } else { sink };
-        let heads = sink.len();
-        let forget = match inputs.forget {
-            Some(view) => E::tensor(forget, &view.dims),
-            None => E::tensor(vec![E::default()], &[1, 1, 1, 1]),
-        };
-        [
-            E::tensor(q, &inputs.q.dims),
-            E::tensor(k, &inputs.k.dims),
-            E::tensor(v, &inputs.v.dims),
-            E::tensor(sink, &[heads]),
-            forget,
-        ]
-    }
+    fn backward(saved: Saved<Self>, dy: FloatTensor<Self>) -> [FloatTensor<Self>; 5];
 }
 
-impl Softmax for Flex {
-    fn softmax(
-        q: Primitive,
-        k: Primitive,
-        v: Primitive,
-        sink: Primitive,
-        forget: Primitive,
-        offsets: Primitive,
-        options: Options,
-    ) -> Primitive {
-        Read { q, k, v, sink, forget, offsets, options }.forward().y
-    }
-}
-
-#[derive(Debug)]
-struct SoftmaxBackward;
-
-impl Backward<Flex, 5> for SoftmaxBackward {
-    type State = Saved;
-
-    fn backward(self, ops: Ops<Saved, 5>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let dy = grads.consume::<Flex>(&ops.node);
-        let found = ops.state.backward(&dy);
-        for (parent, grad) in ops.parents.into_iter().zip(found) {
-            if let Some(parent) = parent {
-                grads.register::<Flex>(parent.id, grad);
+macro_rules! softmax_of {
+    ($($backend:ty, $feature:literal;)*) => {$(
+        #[cfg(feature = $feature)]
+        impl Softmax for $backend {
+            fn softmax(
+                q: FloatTensor<Self>,
+                k: FloatTensor<Self>,
+                v: FloatTensor<Self>,
+                sink: FloatTensor<Self>,
+                forget: FloatTensor<Self>,
+                offsets: FloatTensor<Self>,
+                options: Options,
+            ) -> FloatTensor<Self> {
+                Self::forward(Read { q, k, v, sink, forget, offsets, options }).y
             }
         }
+    )*};
+}
+
+softmax_of!(burn::backend::Flex, "flex"; Cube, "cube";);
+
+impl<B: Passes> gradient::Saved<B, 5> for Saved<B> {
+    fn gradients(self, dy: FloatTensor<B>) -> [FloatTensor<B>; 5] {
+        B::backward(self, dy)
     }
 }
 
-impl<C: CheckpointStrategy> Softmax for Autodiff<Flex, C> {
+impl<B: Softmax + Passes, C: CheckpointStrategy> Softmax for Autodiff<B, C> {
     fn softmax(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -233,11 +202,8 @@ impl<C: CheckpointStrategy> Softmax for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let nodes = [&q, &k, &v, &sink, &forget].map(|x| x.node());
         let [q, k, v, sink, forget, offsets] = [q, k, v, sink, forget, offsets].map(|x| x.into_primitive());
-        let saved = Read { q, k, v, sink, forget, offsets, options }.forward();
+        let saved = B::forward(Read { q, k, v, sink, forget, offsets, options });
         let y = saved.y.clone();
-        match SoftmaxBackward.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(saved, y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        track::<B, C, _, 5>(nodes, saved, y)
     }
 }

@@ -1,10 +1,12 @@
 //! The kernel against products, a softmax and products: every size and option, values and all gradients.
 
+use burn::backend::Flex;
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 use proptest::prelude::*;
 
-use super::backward::Gradients;
+use super::backward::{Gradients, Outcome};
 use super::*;
+use crate::kernels::view::{Number, view};
 use crate::nn::repeat_heads;
 use crate::testing::{Draw, error, numbers};
 
@@ -115,6 +117,7 @@ impl Case {
         let sink = sink.autodiff().require_grad();
         let y = run((four.clone(), sink.clone(), offsets));
         let cotangent = Draw::new(91).tensor::<4>(y.dims(), -1.0, 1.0).cast(y.dtype());
+        let cotangent = cotangent.to_device(&y.device().inner());
         let grads = (y.clone() * cotangent).sum().backward();
         let mut all = vec![numbers(y)];
         let inputs = four.iter().take(if self.forget { 4 } else { 3 });
@@ -261,7 +264,7 @@ fn results_do_not_depend_on_what_was_there() {
             [q, k, v, forget, offsets].map(|x| x.try_into_primitive::<Flex>().unwrap());
         let sink = sink.try_into_primitive::<Flex>().unwrap();
         let options = Options { weighing: case.weighing(), sink: true, forget: causal, offsets: true };
-        let read = Read { q, k, v, sink, forget, offsets, options };
+        let read = Read::<Flex> { q, k, v, sink, forget, offsets, options };
         let inputs = read.inputs::<f64>();
         let [b, h, t, _] = inputs.q.dims;
         let (mut y, mut log_sum) = (vec![f64::NAN; b * h * t * case.p], vec![f64::NAN; b * h * t]);
@@ -287,6 +290,68 @@ fn who_sees_nothing_says_nothing() {
         for all in case.everything(&five, |five| case.fused(five)) {
             let (nothing, some) = all.split_at(all.len() / 2);
             assert!(nothing.iter().all(|&x| x == 0.0) && some.iter().all(|&x| x != 0.0 && x.is_finite()));
+        }
+    }
+}
+
+#[cfg(feature = "cube")]
+#[test]
+fn graphics_devices_find_the_same() {
+    let plain = Case { b: 2, t: 70, n: 8, p: 12, ..PLAIN };
+    let mut cases = Vec::new();
+    for (t, n, p) in [(1, 1, 1), (2, 4, 3), (63, 5, 20), (65, 33, 17), (129, 64, 64), (20, 128, 128)] {
+        cases.extend([0, 1, 70].map(|cached| Case { b: 1, t, n, p, cached, ..PLAIN }));
+    }
+    cases.push(Case { b: 3, ..plain });
+    for window in [None, Some(1), Some(5), Some(100)] {
+        for (sink, padded, group) in [(false, false, 2), (true, false, 3), (false, true, 2), (true, true, 1)]
+        {
+            let softcap = sink.then_some(1.5);
+            let case = Case { group, window, softcap, sink, padded, ..plain };
+            cases.extend([case, Case { forget: true, ..case }]);
+            cases.push(Case { forget: true, cached: 75, t: 40, softcap: None, ..case });
+            cases.push(Case { causal: false, window: None, cached: 30, ..case });
+        }
+    }
+    for device in crate::testing::graphics() {
+        for (seed, mut case) in cases.clone().into_iter().enumerate() {
+            case.padded &= case.sink || case.window.is_none_or(|window| window > 2);
+            let five = case.inputs(seed as u64);
+            let expected = case.everything(&five, |five| case.plain(five));
+            let (four, sink, offsets) = five;
+            let single = (
+                four.map(|x| x.cast(DType::F32).to_device(&device)),
+                sink.cast(DType::F32).to_device(&device),
+                offsets.cast(DType::F32).to_device(&device),
+            );
+            let found = case.everything(&single, |five| case.fused(five));
+            for i in 0..expected.len() {
+                let name = if i < 4 { ["y", "dq", "dk", "dv"][i] } else { "dlog_f or dsink" };
+                let (off, limit) = (error(&found[i], &expected[i]), if i == 0 { 1e-5 } else { 1e-4 });
+                assert!(off <= limit, "{name}: off by {off:e} in {case:?}");
+            }
+        }
+        let case = Case { b: 2, kv: 3, t: 21, n: 5, p: 5, forget: true, ..PLAIN };
+        let mut draw = Draw::new(7);
+        let mut random = |dims| draw.tensor::<4>(dims, -1.0, 1.0);
+        let log_f = random([1, 3, 1, 21]).abs().neg();
+        let four = [random([2, 21, 3, 5]), random([1, 3, 21, 5]), random([2, 3, 42, 5]), log_f];
+        let (_, sink, offsets) = case.inputs(7);
+        let views = |([q, k, v, log_f], sink, offsets): Five| {
+            let (q, k, v) = (q.swap_dims(1, 2), k.expand([2, 3, 21, 5]), v.narrow(2, 7, 21));
+            ([q, k, v, log_f.expand([2, 3, 1, 21]).swap_dims(2, 3)], sink, offsets)
+        };
+        let moved = (
+            four.clone().map(|x| x.to_device(&device)),
+            sink.clone().cast(DType::F32).to_device(&device),
+            offsets.clone().cast(DType::F32).to_device(&device),
+        );
+        let five = (four.map(|x| x.cast(DType::F64)), sink, offsets);
+        let expected = case.everything(&five, |five| case.plain(views(five)));
+        let found = case.everything(&moved, |five| case.fused(views(five)));
+        for ((found, expected), name) in found.iter().zip(&expected).zip(["y", "dq", "dk", "dv", "dlog_f"]) {
+            let limit = if name == "y" { 1e-5 } else { 1e-4 };
+            assert!(error(found, expected) <= limit, "{name} of views");
         }
     }
 }
