@@ -4,6 +4,7 @@
 mod buffer;
 mod conv;
 mod scan;
+pub(super) mod tiled;
 
 pub(super) use buffer::fits;
 pub(super) use conv::TAPS;
