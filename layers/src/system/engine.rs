@@ -147,13 +147,13 @@ fn run_plain(
     {
         return Ok(done);
     }
-    #[cfg(feature = "flex")]
-    if let Some(size) = chunk
-        && kernels
-        && form != Form::Parallel
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    if kernels
+        && matches!(form, Form::Auto | Form::Chunked { .. })
         && let Some(recurrence) = kernels::tiled::Recurrence::new(&transition, &io, &memory)
+        && (chunk.is_some() || recurrence.takes_one_token())
     {
-        return Ok(recurrence.run((form != Form::Auto).then_some(size)));
+        return Ok(recurrence.run(chunk.filter(|_| form != Form::Auto)));
     }
     Ok(match (transition, io) {
         #[cfg(any(feature = "flex", feature = "cube"))]

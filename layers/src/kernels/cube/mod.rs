@@ -5,6 +5,7 @@ mod buffer;
 mod conv;
 mod scan;
 mod softmax;
+pub(super) mod tiled;
 
 pub(super) use buffer::fits;
 pub(super) use conv::TAPS;

@@ -1,9 +1,14 @@
 //! The kernels against the recurrence: every kind and size, any layout of the inputs, values and all gradients.
 
+#[cfg(feature = "cube")]
+#[path = "graphics_tests.rs"]
+mod graphics;
+
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::prelude::*;
 
 use super::*;
+use crate::kernels::view::Number;
 use crate::lightning::{SlopeKind, slopes};
 use crate::system::{Form, System, engine};
 use crate::testing::{Draw, error, gap, numbers};
@@ -59,15 +64,19 @@ impl Recurrence {
         four.into_iter().flatten().chain(self.rank_one.iter().flatten())
     }
 
-    /// By tensor operations.
-    fn engine(self, form: Form) -> (Tensor<4>, Tensor<4>) {
-        let Self { q, k, v, log_d, rank_one, memory } = self;
-        let log_d = log_d.expect("a decay");
-        let transition = match rank_one {
+    fn transition(&self) -> Transition {
+        let log_d = self.log_d.clone().expect("a decay");
+        match self.rank_one.clone() {
             Some([a, b]) => Transition::Householder { log_d, a, b },
             None if log_d.dims()[3] == 1 => Transition::Scalar { log_a: log_d.squeeze_dim(3) },
             None => Transition::Diagonal { log_a: log_d },
-        };
+        }
+    }
+
+    /// By tensor operations.
+    fn engine(self, form: Form) -> (Tensor<4>, Tensor<4>) {
+        let transition = self.transition();
+        let Self { q, k, v, memory, .. } = self;
         engine::run_with(System::outer(transition, q, k, v), memory, form, false).unwrap()
     }
 
@@ -80,7 +89,8 @@ impl Recurrence {
 /// `Σ weight ∘ (y, memory)`, with another weight everywhere.
 fn weigh((y, last): (Tensor<4>, Tensor<4>)) -> Tensor<1> {
     let weigh = |x: Tensor<4>, seed| {
-        let cotangent = Draw::new(seed).tensor::<4>(x.dims(), -1.0, 1.0).cast(x.dtype());
+        let cotangent = Draw::new(seed).tensor::<4>(x.dims(), -1.0, 1.0);
+        let cotangent = cotangent.to_device(&x.device().inner()).cast(x.dtype());
         (x * cotangent).sum()
     };
     weigh(y, 91) + weigh(last, 92)
@@ -247,32 +257,41 @@ fn sixty_four_thousand_tokens_stay_exact() {
     }
 }
 
-/// Heads split from `[b, t, h n]`, one key for all heads, a part of a longer tensor, reversed time.
-#[test]
-fn inputs_may_lie_in_any_order() {
+fn laid_out_anyhow(kind: Kind) -> Recurrence {
     let [b, h, t, n] = [2, 3, 21, 5];
     let mut draw = Draw::new(7);
     let mut random = |sizes| draw.tensor::<4>(sizes, -0.7, 0.7);
+    Recurrence {
+        q: random([b, t, h, n]),
+        k: random([b, 1, t, n]),
+        v: random([b, h, 2 * t, n]),
+        log_d: Some(random([1, h, if kind.channels { n } else { 1 }, t]).abs().neg()),
+        rank_one: kind.rank_one.then(|| [random([b, t, h, n]), random([b, 1, t, n])]),
+        memory: random([b, h, n, n]),
+    }
+}
+
+/// Heads split from `[b, t, h n]`, one key for all heads, a part of a longer tensor, reversed time.
+fn views(Recurrence { q, k, v, log_d, rank_one, memory }: Recurrence) -> Recurrence {
+    let q = q.swap_dims(1, 2);
+    let [b, h, t, n] = q.dims();
+    Recurrence {
+        q,
+        k: k.expand([b, h, t, n]),
+        v: v.narrow(2, 7, t).flip([2]),
+        log_d: log_d.map(|log| {
+            let width = log.dims()[2];
+            log.swap_dims(2, 3).expand([b, h, t, width])
+        }),
+        rank_one: rank_one.map(|[a, b_]| [a.swap_dims(1, 2), b_.expand([b, h, t, n])]),
+        memory: memory.swap_dims(2, 3),
+    }
+}
+
+#[test]
+fn inputs_may_lie_in_any_order() {
     for kind in KINDS {
-        let inputs = Recurrence {
-            q: random([b, t, h, n]),
-            k: random([b, 1, t, n]),
-            v: random([b, h, 2 * t, n]),
-            log_d: Some(random([1, h, if kind.channels { n } else { 1 }, t]).abs().neg()),
-            rank_one: kind.rank_one.then(|| [random([b, t, h, n]), random([b, 1, t, n])]),
-            memory: random([b, h, n, n]),
-        };
-        let views = |Recurrence { q, k, v, log_d, rank_one, memory }: Recurrence| Recurrence {
-            q: q.swap_dims(1, 2),
-            k: k.expand([b, h, t, n]),
-            v: v.narrow(2, 7, t).flip([2]),
-            log_d: log_d.map(|log| {
-                let width = log.dims()[2];
-                log.swap_dims(2, 3).expand([b, h, t, width])
-            }),
-            rank_one: rank_one.map(|[a, b_]| [a.swap_dims(1, 2), b_.expand([b, h, t, n])]),
-            memory: memory.swap_dims(2, 3),
-        };
+        let inputs = laid_out_anyhow(kind);
         let found = everything(&inputs, |x| views(x).tiled(8));
         let expected = everything(&inputs, |x| views(x).engine(Form::Recurrent));
         for ((found, expected), name) in found.iter().zip(&expected).zip(NAMES) {
@@ -287,14 +306,27 @@ fn inputs_may_lie_in_any_order() {
 fn every_number_is_written() {
     for (kind, t) in KINDS.into_iter().flat_map(|kind| [1, 16, 37, 300].map(|t| (kind, t))) {
         let inputs = recurrence(kind, [2, 2, t, 6, 7], -0.1, 3);
-        let inputs = inputs.all().map(|x| x.clone().try_into_primitive::<Flex>().unwrap()).collect();
-        let saved = Saved { inputs, block: 16 };
-        let (out, kept) = saved.forward(true);
-        let grads = saved.backward(&out, &kept, true);
-        for results in [out, kept].iter().chain(&grads) {
+        let inputs: Vec<_> = inputs.all().map(|x| x.clone().try_into_primitive::<Flex>().unwrap()).collect();
+        let (out, kept) = Flex::forward(&inputs, Some(16), true);
+        let kept = kept.unwrap();
+        let grads = Flex::backward(&inputs, Some(16), out.clone(), &kept, true);
+        for results in [out, kept].iter().chain(grads.iter().flatten()) {
             assert!(<f32 as Number>::numbers(results).iter().all(|x| x.is_finite()), "{kind:?}, {t} tokens");
         }
     }
+}
+
+/// Gradients of everything but the decays, where those are tracked or not.
+fn others(inputs: &Recurrence, tracked: bool, block: Option<usize>) -> Vec<Vec<f64>> {
+    let leaves = inputs.map(|x| x.autodiff().require_grad());
+    let mut given = leaves.clone();
+    if !tracked {
+        given.log_d.clone_from(&inputs.log_d);
+    }
+    let grads = weigh(given.run(block)).backward();
+    let tensors = [&leaves.q, &leaves.k, &leaves.v, &leaves.memory];
+    let tensors = tensors.into_iter().chain(leaves.rank_one.iter().flatten());
+    tensors.map(|x| numbers(x.grad(&grads).unwrap())).collect()
 }
 
 /// Without a gradient of the decays, the others are the same.
@@ -302,18 +334,7 @@ fn every_number_is_written() {
 fn the_decay_may_be_constant() {
     for kind in KINDS {
         let inputs = recurrence(kind, [1, 2, 40, 6, 5], -0.3, 6);
-        let run = |tracked: bool| {
-            let leaves = inputs.map(|x| x.autodiff().require_grad());
-            let mut given = leaves.clone();
-            if !tracked {
-                given.log_d.clone_from(&inputs.log_d);
-            }
-            let grads = weigh(given.tiled(16)).backward();
-            let tensors = [&leaves.q, &leaves.k, &leaves.v, &leaves.memory];
-            let tensors = tensors.into_iter().chain(leaves.rank_one.iter().flatten());
-            tensors.map(|x| numbers(x.grad(&grads).unwrap())).collect::<Vec<_>>()
-        };
-        assert_eq!(run(true), run(false), "{kind:?}");
+        assert_eq!(others(&inputs, true, Some(16)), others(&inputs, false, Some(16)), "{kind:?}");
     }
 }
 

@@ -1,0 +1,142 @@
+//! Forward: outputs, memories kept for the way back, and the last memory.
+
+use cubecl::prelude::*;
+
+use super::SEGMENT;
+use super::parts::{
+    decays, head_start, load, pick, share_over_keys, stage, stage_decays, store, sum_over_keys,
+};
+use super::plan::{ACROSS, Plan, SLICE, TILE};
+
+/// One chunk of tokens of one slice of one head: cubes are `[slices, chunks, b h]`.
+///
+/// `q`, `k`: `[b, h, t, n]`, `v: [b, h, t, p]`, `extra: [b, h, t, width]`, the logarithms of decays, with `a` and `b`
+/// beside them where there is rank one; `memory: [b, h, chunks, n, p]`; `out: [b, h, t + n, p]`. `kept` takes the
+/// memories before every segment, `[b, h, chunks, segments, n, p]`, and from `reads_at` on what tokens read,
+/// `[b, h, t, p]`.
+#[cube(launch)]
+pub(super) fn forward(
+    q: &Tensor<f32>,
+    k: &Tensor<f32>,
+    v: &Tensor<f32>,
+    extra: &Tensor<f32>,
+    memory: &Tensor<f32>,
+    kept: &mut Tensor<f32>,
+    out: &mut Tensor<f32>,
+    chunk: usize,
+    segments: usize,
+    reads_at: usize,
+    #[comptime] plan: Plan,
+    #[comptime] keep: bool,
+) {
+    let (n, p, rank_one) = comptime!((plan.n, plan.p, plan.rank_one));
+    let (keys, rows, units) = comptime!((plan.keys(), plan.rows(), plan.units()));
+    let (tokens, pad) = comptime!((plan.stage(), plan.decays()));
+    let slice = CUBE_POS_X as usize;
+    let which = CUBE_POS_Y as usize;
+    let head = CUBE_POS_Z as usize;
+    let unit = UNIT_POS as usize;
+    let t = q.shape(2);
+    let first = which * chunk;
+    let last = min(first + chunk, t);
+    let row = (unit / ACROSS) * TILE;
+    let inner = (unit % ACROSS) * TILE;
+    let column = slice * SLICE + inner;
+
+    let mut state = Array::<f32>::new(comptime!(TILE * TILE));
+    let start = head_start(memory, head) + which * memory.stride(2);
+    load(memory, &mut state, start, memory.stride(3), memory.stride(4), row, column, n, p);
+
+    let mut q_staged = Shared::<[f32]>::new_slice(comptime!(tokens * keys));
+    let mut k_staged = Shared::<[f32]>::new_slice(comptime!(tokens * keys));
+    let mut v_staged = Shared::<[f32]>::new_slice(comptime!(tokens * SLICE));
+    let mut d_staged = Shared::<[f32]>::new_slice(comptime!(tokens * pad));
+    let mut a_staged = Shared::<[f32]>::new_slice(comptime!(if rank_one { tokens * keys } else { 1 }));
+    let mut b_staged = Shared::<[f32]>::new_slice(comptime!(if rank_one { tokens * keys } else { 1 }));
+    let mut reads = Shared::<[f32]>::new_slice(comptime!(if rank_one { SLICE } else { 1 }));
+    let mut read_shares = Shared::<[f32]>::new_slice(comptime!(if rank_one { rows * SLICE } else { 1 }));
+    let mut shares = Shared::<[f32]>::new_slice(comptime!(tokens * rows * SLICE));
+
+    let mut d = Array::<f32>::new(TILE);
+    let mut x = Array::<f32>::new(TILE);
+    let mut y = Array::<f32>::new(TILE);
+    let mut begin = first;
+    while begin < last {
+        if comptime!(keep) {
+            if (begin - first) % SEGMENT == 0 {
+                let segment = (head * CUBE_COUNT_Y as usize + which) * segments + (begin - first) / SEGMENT;
+                store(&state, kept, segment * comptime!(n * p), row, column, n, p);
+            }
+        }
+        sync_cube();
+        stage(q, &mut q_staged, head, begin, last, 0usize, n, tokens, keys, units);
+        stage(k, &mut k_staged, head, begin, last, 0usize, n, tokens, keys, units);
+        let values = min(SLICE, p - slice * SLICE);
+        stage(v, &mut v_staged, head, begin, last, slice * SLICE, values, tokens, SLICE, units);
+        stage_decays(extra, &mut d_staged, head, begin, last, plan.width, tokens, pad, units);
+        if comptime!(rank_one) {
+            stage(extra, &mut a_staged, head, begin, last, plan.width, n, tokens, keys, units);
+            stage(extra, &mut b_staged, head, begin, last, comptime!(plan.width + n), n, tokens, keys, units);
+        }
+        sync_cube();
+        for s in 0..tokens {
+            let key = s * keys + row;
+            decays(&d_staged, &mut d, s, row, pad);
+            if comptime!(rank_one) {
+                pick(&a_staged, &mut x, key);
+                share_over_keys(&x, &state, &mut read_shares, 0usize);
+                sync_cube();
+                let mut at = unit;
+                while at < SLICE {
+                    let read = sum_over_keys(&read_shares, 0usize, at, rows);
+                    reads[at] = read;
+                    if comptime!(keep) {
+                        let value = slice * SLICE + at;
+                        if begin + s < last && value < p {
+                            kept[reads_at + (head * t + begin + s) * p + value] = read;
+                        }
+                    }
+                    at += units;
+                }
+                sync_cube();
+            }
+            pick(&k_staged, &mut x, key);
+            pick(&v_staged, &mut y, s * SLICE + inner);
+            #[unroll]
+            for i in 0..TILE {
+                #[unroll]
+                for j in 0..TILE {
+                    state[i * TILE + j] = d[i] * state[i * TILE + j] + x[i] * y[j];
+                }
+            }
+            if comptime!(rank_one) {
+                pick(&b_staged, &mut x, key);
+                pick(&reads, &mut y, inner);
+                #[unroll]
+                for i in 0..TILE {
+                    #[unroll]
+                    for j in 0..TILE {
+                        state[i * TILE + j] += x[i] * y[j];
+                    }
+                }
+            }
+            pick(&q_staged, &mut x, key);
+            share_over_keys(&x, &state, &mut shares, s * comptime!(rows * SLICE));
+        }
+        sync_cube();
+        let mut at = unit;
+        while at < comptime!(tokens * SLICE) {
+            let token = begin + at / SLICE;
+            let value = slice * SLICE + at % SLICE;
+            if token < last && value < p {
+                let sum = sum_over_keys(&shares, (at / SLICE) * comptime!(rows * SLICE), at % SLICE, rows);
+                out[(head * (t + n) + token) * p + value] = sum;
+            }
+            at += units;
+        }
+        begin += tokens;
+    }
+    if last == t {
+        store(&state, out, (head * (t + n) + t) * p, row, column, n, p);
+    }
+}
