@@ -7,5 +7,5 @@ mod scan;
 mod softmax;
 
 pub(super) use buffer::fits;
-pub(super) use conv::TAPS;
+pub(super) use conv::convolves;
 pub(super) use softmax::attends;
