@@ -44,7 +44,7 @@ fn device_applies(x: &Tensor<3>, kernel: usize) -> bool {
         return true;
     }
     #[cfg(feature = "cube")]
-    if kernel <= super::cube::TAPS && super::cube::fits(x, x.dims()[0].max(x.dims()[1] / 16 + 1)) {
+    if super::cube::convolves(x, kernel) {
         return true;
     }
     false

@@ -39,6 +39,27 @@ pub(super) fn dims(tensor: &CubeTensor) -> [usize; 4] {
 }
 
 #[cfg(test)]
+mod tests {
+    use burn::tensor::Tensor;
+    use burn_cubecl::CubeBackend;
+
+    use super::*;
+    use crate::testing::{graphics, numbers};
+
+    /// What a kernel does not write shows in its tests.
+    #[test]
+    fn what_is_not_written_is_not_a_number() {
+        for device in graphics() {
+            let like = Tensor::<2>::zeros([3, 5], &device);
+            let fresh = empty(&like.clone().try_into_primitive::<CubeBackend>().unwrap(), &[7, 130]);
+            let fresh = Tensor::<2>::from_primitive::<CubeBackend>(fresh);
+            assert!(numbers(fresh).iter().all(|x| x.is_nan()));
+            assert!(fits(&like, 1) && !fits(&like, CUBES + 1));
+        }
+    }
+}
+
+#[cfg(test)]
 mod poison {
     use burn_cubecl::tensor::CubeTensor;
     use cubecl::prelude::*;

@@ -13,7 +13,7 @@ use super::buffer::{dims, empty};
 use crate::kernels::conv::{Options, Passes, Read};
 
 /// Widest convolution: a unit keeps as many inputs at hand.
-pub(in crate::kernels) const TAPS: usize = 16;
+const TAPS: usize = 16;
 
 /// Tokens of a unit, forward.
 const TOKENS: usize = 16;
@@ -29,6 +29,13 @@ const STRIPES: u32 = 16;
 
 /// Columns of a cube that adds up.
 const COLUMNS: u32 = 16;
+
+/// Whether the kernel can run these: `x: [b, K - 1 + t, c]` and a convolution of width `taps`.
+pub(in crate::kernels) fn convolves(x: &burn::tensor::Tensor<3>, taps: usize) -> bool {
+    let [b, rows, c] = x.dims();
+    let sums = (taps + 1).saturating_mul(c).div_ceil(COLUMNS as usize);
+    taps <= TAPS && super::fits(x, b.max(rows.div_ceil(TOKENS)).max(sums))
+}
 
 impl Passes for CubeBackend {
     fn forward(read: &Read<Self>) -> CubeTensor {

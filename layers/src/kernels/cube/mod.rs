@@ -8,5 +8,5 @@ mod softmax;
 pub(super) mod tiled;
 
 pub(super) use buffer::fits;
-pub(super) use conv::TAPS;
+pub(super) use conv::convolves;
 pub(super) use softmax::attends;

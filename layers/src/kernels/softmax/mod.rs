@@ -72,8 +72,8 @@ fn device_applies(q: &Tensor<4>, v: &Tensor<4>) -> bool {
     false
 }
 
-/// Whether the kernel is the faster way, as far as that can be told without a measurement: on a graphics device, a few
-/// queries of a long cache are too few units, and tensor operations spread over keys.
+/// Whether the kernel is the faster way, as far as that can be told without a measurement: on a graphics device, some
+/// queries of a long cache are too few units, but too many for each to read the cache.
 #[allow(unused_variables, reason = "which are used depends on the features")]
 pub(crate) fn pays(q: &Tensor<4>, k: &Tensor<4>) -> bool {
     #[cfg(feature = "flex")]
@@ -81,7 +81,7 @@ pub(crate) fn pays(q: &Tensor<4>, k: &Tensor<4>) -> bool {
         return true;
     }
     let (t, total) = (q.dims()[2], k.dims()[2]);
-    t >= 256 || t >= 16 && total <= 4 * t
+    t <= 16 || t >= 256 || total <= 4 * t
 }
 
 /// `softmax(scores) v`: `[b, h, t, p]`, from `q: [b, h, t, n]`, `k: [b, h_kv, T, n]`, `v: [b, h_kv, T, p]`, a score of

@@ -311,6 +311,10 @@ fn graphics_devices_find_the_same() {
             cases.extend([case, Case { forget: true, ..case }]);
             cases.push(Case { forget: true, cached: 75, t: 40, softcap: None, ..case });
             cases.push(Case { causal: false, window: None, cached: 30, ..case });
+            // So few that cubes share keys, of which there are one part or several.
+            let few = Case { t: 1 + group, b: 3, p: 70, ..case };
+            cases.push(Case { forget: true, cached: if padded { 20 } else { 600 }, ..few });
+            cases.push(Case { causal: window.is_some(), cached: 600, ..few });
         }
     }
     for device in crate::testing::graphics() {

@@ -7,7 +7,7 @@
 use cubecl::prelude::*;
 
 use super::Form;
-use super::tile::{Four, HIDDEN, add, faded, four, product, read_row, sees, write_row};
+use super::tile::{Four, HIDDEN, add, faded, four, lanes, product, read_row, sees, write_row};
 
 pub(super) mod stats {
     use super::*;
@@ -32,10 +32,15 @@ pub(super) mod stats {
         if query < time {
             let at = head * time + query;
             let from = b * dy.stride(0) + h * dy.stride(1) + query * dy.stride(2);
-            let mut mean = f32::new(0.0);
-            for c in 0..comptime!(form.p) {
-                mean += y[at * form.p + c] * dy[from + c * dy.stride(3)];
+            // Added up as `dY Vᵀ` is: where a query sees one key, the difference is 0 and not a rounding.
+            let mut products = Four::new(f32::new(0.0));
+            let p = comptime!(form.p);
+            #[unroll]
+            for i in 0..p.div_ceil(4) {
+                let y = four(y, at * p, i, f32::new(1.0), p, comptime!(p.is_multiple_of(4)));
+                products += y * four(dy, from, i, f32::new(1.0), p, comptime!(p.is_multiple_of(4)));
             }
+            let mean = lanes(products);
             stats[2 * at] = log_sum[at];
             stats[2 * at + 1] = mean;
             if comptime!(form.sunk) {

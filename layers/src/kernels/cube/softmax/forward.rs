@@ -156,7 +156,7 @@ pub(super) fn forward_kernel(
             sum *= factor;
             #[unroll]
             for i in 0..p4 {
-                sum_row[i] = sum_row[i] * Four::new(factor);
+                sum_row[i] *= Four::new(factor);
             }
             #[unroll]
             for j in 0..together {

@@ -6,12 +6,15 @@
 //! backward `4 t² h n`, as scores are made again by each of three launches (those of `dq`, `dk` and `dv`: more than 8
 //! buffers cannot be bound), after a small one for what queries have in common, and one each for sinks and gates where there
 //! are any. Bytes: `(2 n + 2 p) t h` numbers, and keys and values again for each [`ROWS`] queries, from the cache of the
-//! device. Memory is linear in `t`. Cubes: `h t / ROWS` per batch row. Those with the most keys start first.
+//! device (a few queries: [`few`]). Memory is linear in `t`. Cubes: `h t / ROWS` per batch row. Those with the most keys start first.
 //!
 //! Gates need `Σ_{j < s ≤ i} log f_s`. Differences of sums over the whole sequence lose it, so it is the sum of two
 //! parts that begin at a cube's first query, of which one grows along with the tiles.
 
+#![allow(clippy::collapsible_if, reason = "the outer one is decided when a kernel is compiled")]
+
 mod backward;
+mod few;
 mod forward;
 mod tile;
 
@@ -96,6 +99,9 @@ fn grid(count: usize, heads: usize) -> (CubeCount, CubeDim) {
 impl Passes for CubeBackend {
     fn forward(read: Read<Self>) -> Saved<Self> {
         let ([b, h, t, _], [.., p]) = (dims(&read.q), dims(&read.v));
+        if t <= FEW {
+            return answer(read);
+        }
         let (y, log_sum) = (empty(&read.q, &[b, h, t, p]), empty(&read.q, &[b, h, t]));
         let (scale, cap, cached, window) = scalars(&read);
         let (cubes, units) = grid(t, b * h);
@@ -235,6 +241,64 @@ impl Passes for CubeBackend {
         };
         [dq, dk, dv, sink, forget]
     }
+}
+
+/// Up to how many queries per head cubes share keys.
+const FEW: usize = 16;
+
+/// Cubes that keep a device busy.
+const BUSY: usize = 512;
+
+/// Keys that are worth a cube.
+const PART: usize = 256;
+
+/// The forward pass of a few queries.
+fn answer(read: Read<CubeBackend>) -> Saved<CubeBackend> {
+    let ([b, h, t, _], [_, _, total, p]) = (dims(&read.q), dims(&read.v));
+    let (y, log_sum) = (empty(&read.q, &[b, h, t, p]), empty(&read.q, &[b, h, t]));
+    let (scale, cap, cached, window) = scalars(&read);
+    let span = read.options.weighing.window.map_or(total, |window| window.min(total));
+    let parts = (BUSY / (b * h * t)).clamp(1, span.div_ceil(PART));
+    let size = span.div_ceil(parts).next_multiple_of(ROWS);
+    let parts = span.div_ceil(size);
+    let (sums, stats) = if parts == 1 {
+        (y.clone(), log_sum.clone())
+    } else {
+        (empty(&y, &[b * h, t, parts, p]), empty(&y, &[b * h, t, parts, 2]))
+    };
+    few::part::part_kernel::launch(
+        &y.client,
+        CubeCount::Static(parts as u32, t as u32, (b * h) as u32),
+        CubeDim::new_1d(ROWS as u32),
+        read.q.clone().into_tensor_arg(),
+        read.k.clone().into_tensor_arg(),
+        read.v.clone().into_tensor_arg(),
+        read.sink.clone().into_tensor_arg(),
+        read.forget.clone().into_tensor_arg(),
+        read.offsets.clone().into_tensor_arg(),
+        sums.clone().into_tensor_arg(),
+        stats.clone().into_tensor_arg(),
+        scale,
+        cap,
+        cached,
+        window,
+        size,
+        Form::new(&read),
+        parts == 1,
+    );
+    if parts > 1 {
+        few::join::join_kernel::launch(
+            &y.client,
+            CubeCount::Static(p.div_ceil(ROWS) as u32, t as u32, (b * h) as u32),
+            CubeDim::new_1d(ROWS as u32),
+            sums.into_tensor_arg(),
+            stats.into_tensor_arg(),
+            y.clone().into_tensor_arg(),
+            log_sum.clone().into_tensor_arg(),
+            parts,
+        );
+    }
+    Saved { read, y, log_sum }
 }
 
 /// Units that add up the gates of a head.

@@ -72,6 +72,12 @@ pub(super) fn product(a: &Array<Four>, tile: &Shared<[Four]>, row: usize, #[comp
     for i in 0..width {
         sums += a[i] * tile[row * width + i];
     }
+    lanes(sums)
+}
+
+/// Sum of four numbers.
+#[cube]
+pub(super) fn lanes(sums: Four) -> f32 {
     (sums.extract(0usize) + sums.extract(1usize)) + (sums.extract(2usize) + sums.extract(3usize))
 }
 
