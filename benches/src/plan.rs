@@ -198,6 +198,18 @@ impl Plan {
         Self { points, rounds: shape.rounds, effort: shape.effort, sizes: Sizes::default() }
     }
 
+    /// Without the points of a peer or an architecture that have nothing beside them.
+    pub fn paired(mut self) -> Self {
+        let all = self.points.clone();
+        let beside =
+            |a: &Point, b: &Point| peers::peer(&a.subject).is_some_and(|peer| peer.counterpart == b.subject);
+        self.points.retain(|point| {
+            let pair = |other: &Point| point.matches(other) && (beside(point, other) || beside(other, point));
+            point.subject == MACHINE || all.iter().any(pair)
+        });
+        self
+    }
+
     /// Measurements in all.
     pub fn measurements(&self) -> usize {
         self.rounds * self.points.len()
@@ -374,6 +386,17 @@ mod tests {
         assert!(count(&plan, "mesa_net") < count(&plan, "attention"));
         let minutes = plan.least_seconds() / 60.0;
         assert!(minutes < Preset::Full.budget().unwrap(), "{minutes} minutes are beyond the budget");
+    }
+
+    #[test]
+    fn what_has_nothing_beside_it_is_left_out() {
+        let subjects = ["lstm", "burn/lstm", "attention", "burn/attention", "gla"].map(String::from).to_vec();
+        let plan = Plan::new(&Choice { subjects, ..choice(Preset::Quick) }).paired();
+        let has = |subject: &str, task| plan.points.iter().any(|p| p.subject == subject && p.task == task);
+        assert!(has("lstm", Task::Decode) && has("burn/lstm", Task::Decode));
+        assert!(has("attention", Task::Train) && has("burn/attention", Task::Train));
+        assert!(!has("attention", Task::Decode), "Burn's attention does not decode");
+        assert!(!has("gla", Task::Prefill) && has(MACHINE, Task::Matmul));
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // Peers have one form only.
-    let plan = args.sweep.plan(subjects, Some(vec![Form::Auto]))?;
+    let plan = args.sweep.plan(subjects, Some(vec![Form::Auto]))?.paired();
     if args.sweep.dry_run {
         super::emit(&plan.describe(args.sweep.budget()))?;
         return Ok(ExitCode::SUCCESS);

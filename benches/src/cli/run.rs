@@ -140,7 +140,7 @@ impl SweepArgs {
         for device in &self.device {
             seqzoo_layers::device::open(device)?;
         }
-        let plan = Plan::new(&Choice {
+        Ok(Plan::new(&Choice {
             preset: self.preset,
             subjects,
             lengths: chosen(&self.lengths),
@@ -148,11 +148,7 @@ impl SweepArgs {
             tasks: chosen(&self.tasks),
             batches: chosen(&self.batches),
             devices: self.device.clone(),
-        });
-        if plan.points.iter().all(|point| point.subject == MACHINE) {
-            return Err(Error::Measure("none of these does any of these tasks: nothing to measure".into()));
-        }
-        Ok(plan)
+        }))
     }
 
     /// Measures a plan into a file; all records are returned.
@@ -163,6 +159,9 @@ impl SweepArgs {
         python: &str,
         notes: Vec<String>,
     ) -> Result<(Ended, Vec<Record>)> {
+        if plan.points.iter().all(|point| point.subject == MACHINE) {
+            return Err(Error::Measure("none of these does any of these tasks: nothing to measure".into()));
+        }
         super::check_writable(out)?;
         let threads = self.threads.or(self.preset.threads());
         let arguments: Vec<String> =

@@ -158,7 +158,7 @@ fn against(data: &Data) -> Option<Finding> {
     let names: Vec<&str> = libraries.into_iter().collect();
     (!rows.is_empty()).then(|| {
         let sentence = format!(
-            "sizes at which ours is faster than {}; {evens} are even, {losses} slower.",
+            "times ours is faster than {}; {evens} times even, {losses} times slower.",
             names.join(", ")
         );
         (format!("{wins} of {}", rows.len()), sentence)

@@ -237,7 +237,7 @@ pub(super) fn peers(data: &Data) -> [Table; 2] {
     let note = format!(
         "Our time over the peer's, measured in turns in one run: below 1 ours is faster. The mean over the sizes is \
          geometric; a win or a loss is a size whose whole interval lies on one side of 1. {}. Each command measures its \
-         row again; `--python` names the Python that has torch.",
+         row again; --python names the Python that has torch.",
         ratios::score(ratios::counts(rows.iter()))
     );
     let head = ["peer", "ours", "task", "mean", "range", "wins", "even", "losses", "command"];
