@@ -7,7 +7,7 @@
 //!
 //! | kernel | device | serves |
 //! | --- | --- | --- |
-//! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 208 numbers (136 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
+//! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 204 numbers (132 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
@@ -16,7 +16,7 @@
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod conv;
 #[cfg(feature = "cube")]
-pub(crate) mod cube;
+mod cube;
 #[cfg(feature = "flex")]
 mod dense;
 #[cfg(any(feature = "flex", feature = "cube"))]

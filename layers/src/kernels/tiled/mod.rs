@@ -41,8 +41,8 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients as Tape;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
+use burn::tensor::Tensor;
 #[cfg(feature = "cube")]
 use burn_cubecl::CubeBackend as Cube;
 
@@ -93,23 +93,30 @@ impl Recurrence {
         shapes
             && all.all(|x| x.dtype() == k.dtype())
             && [b, h, t, n, p].iter().all(|&size| size > 0)
-            && match k.device().inner().as_dispatch() {
-                #[cfg(feature = "flex")]
-                DispatchDevice::Flex(_) => matches!(k.dtype(), DType::F32 | DType::F64),
-                #[cfg(feature = "cube")]
-                DispatchDevice::Cube(_) => {
-                    let width = log_d.as_ref().map_or(1, |log| log.dims()[3]);
-                    k.dtype() == DType::F32 && graphics::fits([b, h, t, n, p], width, rank_one.is_some())
-                }
-                _ => false,
-            }
+            && self.has_kernel()
     }
 
-    /// Whether one token, too, is for this kernel.
+    /// Whether there is a kernel for this device, element type and size.
+    fn has_kernel(&self) -> bool {
+        #[cfg(feature = "flex")]
+        if crate::kernels::view::fits(&self.k) {
+            return true;
+        }
+        #[cfg(feature = "cube")]
+        if crate::kernels::cube::fits(&self.k, 1) {
+            let ([b, h, t, n], [.., p]) = (self.k.dims(), self.v.dims());
+            let width = self.log_d.as_ref().map_or(1, |log| log.dims()[3]);
+            return graphics::fits([b, h, t, n, p], width, self.rank_one.is_some());
+        }
+        false
+    }
+
+    /// Whether one token, too, is for the kernel.
     pub(crate) fn takes_one_token(&self) -> bool {
         #[cfg(feature = "cube")]
-        return matches!(self.k.device().inner().as_dispatch(), DispatchDevice::Cube(_));
-        #[cfg(not(feature = "cube"))]
+        if crate::kernels::cube::fits(&self.k, 1) {
+            return true;
+        }
         false
     }
 

@@ -7,7 +7,7 @@ use super::parts::{
     decays, head_start, load, pick, share_over_keys, share_over_values, stage, stage_decays, store,
     sum_over_keys, sum_over_values,
 };
-use super::plan::{ACROSS, Plan, SLICE, TILE};
+use super::plan::{ACROSS, Plan, SLICE, SUMS, TILE};
 
 /// `state ← d ∘ state + x yᵀ`
 #[cube]
@@ -35,9 +35,16 @@ fn add(state: &mut Array<f32>, x: &Array<f32>, y: &Array<f32>) {
 
 /// Sums what units shared of a gradient `[.., width]` of keys.
 #[cube]
-fn put_keys(shares: &Shared<[f32]>, start: usize, grads: &mut Tensor<f32>, at: usize, #[comptime] n: usize) {
+fn put_keys(
+    shares: &Shared<[f32]>,
+    start: usize,
+    grads: &mut Tensor<f32>,
+    at: usize,
+    #[comptime] n: usize,
+    #[comptime] units: usize,
+) {
     if (UNIT_POS as usize) < n {
-        grads[at + UNIT_POS as usize] = sum_over_values(shares, start, UNIT_POS as usize);
+        grads[at + UNIT_POS as usize] = sum_over_values(shares, start, UNIT_POS as usize, units);
     }
 }
 
@@ -76,9 +83,8 @@ pub(super) fn backward(
     #[comptime] decay: bool,
 ) {
     let (n, p, width, rank_one) = comptime!((plan.n, plan.p, plan.width, plan.rank_one));
-    let (keys, rows, units) = comptime!((plan.keys(), plan.rows(), plan.units()));
+    let (keys, units, part) = comptime!((plan.keys(), plan.units(), plan.share()));
     let (tokens, pad) = comptime!((plan.stage_back(), plan.decays()));
-    let part = comptime!(keys * ACROSS);
     let slice = CUBE_POS_X as usize;
     let which = CUBE_POS_Y as usize;
     let head = CUBE_POS_Z as usize;
@@ -102,6 +108,10 @@ pub(super) fn backward(
     let mut u_staged = Shared::<[f32]>::new_slice(comptime!(if rank_one { tokens * SLICE } else { 1 }));
     let mut du = Shared::<[f32]>::new_slice(comptime!(if rank_one { SLICE } else { 1 }));
     let mut shares = Shared::<[f32]>::new_slice(comptime!(plan.parts() * part));
+
+    let mut decay_sums =
+        Shared::<[f32]>::new_slice(comptime!(if decay && width == 1 { tokens * SUMS } else { 1 }));
+    let keys_of_all = comptime!(if rank_one { 4 } else { 2 });
 
     let mut state = Array::<f32>::new(comptime!(TILE * TILE));
     let mut before = Array::<f32>::new(comptime!(tokens * TILE * TILE));
@@ -203,11 +213,11 @@ pub(super) fn backward(
                 pick(&q_staged, &mut x, key);
                 pick(&dy_staged, &mut y, value);
                 add(&mut gradient, &x, &y);
-                share_over_values(&state, &y, &mut shares, 0usize);
+                share_over_values(&state, &y, &mut shares, 0usize, units);
                 pick(&k_staged, &mut x, key);
                 pick(&v_staged, &mut y, value);
-                share_over_values(&gradient, &y, &mut shares, part);
-                share_over_keys(&x, &gradient, &mut shares, comptime!(2 * part));
+                share_over_values(&gradient, &y, &mut shares, part, units);
+                share_over_keys(&x, &gradient, &mut shares, comptime!(2 * part), units);
                 #[unroll]
                 for i in 0..comptime!(TILE * TILE) {
                     state[i] = before[comptime!(s * TILE * TILE + i)];
@@ -226,7 +236,7 @@ pub(super) fn backward(
                         if comptime!(width == 1) {
                             total += sum;
                         } else {
-                            shares[comptime!(3 * part) + (row + i) * ACROSS + unit % ACROSS] = sum;
+                            shares[comptime!(3 * part) + i * comptime!(units + 1) + unit] = sum;
                         }
                     }
                     if comptime!(width == 1) {
@@ -235,18 +245,18 @@ pub(super) fn backward(
                 }
                 if comptime!(rank_one) {
                     pick(&u_staged, &mut y, value);
-                    share_over_values(&gradient, &y, &mut shares, comptime!(4 * part));
+                    share_over_values(&gradient, &y, &mut shares, comptime!(4 * part), units);
                     pick(&b_staged, &mut x, key);
-                    share_over_keys(&x, &gradient, &mut shares, comptime!(5 * part));
+                    share_over_keys(&x, &gradient, &mut shares, comptime!(5 * part), units);
                     sync_cube();
                     let mut at = unit;
                     while at < SLICE {
-                        du[at] = sum_over_keys(&shares, comptime!(5 * part), at, rows);
+                        du[at] = sum_over_keys(&shares, comptime!(5 * part), at, units);
                         at += units;
                     }
                     sync_cube();
                     pick(&du, &mut y, inner);
-                    share_over_values(&state, &y, &mut shares, comptime!(5 * part));
+                    share_over_values(&state, &y, &mut shares, comptime!(5 * part), units);
                     pick(&a_staged, &mut x, key);
                     advance(&mut gradient, &d, &x, &y);
                 } else {
@@ -261,35 +271,52 @@ pub(super) fn backward(
                 sync_cube();
                 if token < end {
                     let at = slice * per_slice + (head * t + token) * n;
-                    put_keys(&shares, 0usize, grads, at, n);
-                    put_keys(&shares, part, grads, at + apart, n);
-                    let mut decays_at = 2 * apart;
+                    put_keys(&shares, 0usize, grads, at, n, units);
+                    put_keys(&shares, part, grads, at + apart, n, units);
                     if comptime!(rank_one) {
-                        put_keys(&shares, comptime!(5 * part), grads, at + 2 * apart, n);
-                        put_keys(&shares, comptime!(4 * part), grads, at + 3 * apart, n);
-                        decays_at = 4 * apart;
+                        put_keys(&shares, comptime!(5 * part), grads, at + 2 * apart, n, units);
+                        put_keys(&shares, comptime!(4 * part), grads, at + 3 * apart, n, units);
                     }
                     if comptime!(decay) {
                         if comptime!(width == 1) {
-                            if unit == comptime!(units - 1) {
+                            // One number from all units, in two rounds.
+                            let mut at = unit;
+                            while at < SUMS {
                                 let mut sum = 0.0f32;
-                                for i in 0..units {
+                                let mut i = at;
+                                while i < units {
                                     sum += shares[comptime!(3 * part) + i];
+                                    i += SUMS;
                                 }
-                                grads[slice * per_slice + decays_at + head * t + token] = sum;
+                                decay_sums[s * SUMS + at] = sum;
+                                at += units;
                             }
                         } else {
-                            put_keys(&shares, comptime!(3 * part), grads, at + decays_at, n);
+                            put_keys(&shares, comptime!(3 * part), grads, at + keys_of_all * apart, n, units);
                         }
                     }
                     let mut value = unit;
                     while value < values {
-                        let sum = sum_over_keys(&shares, comptime!(2 * part), value, rows);
+                        let sum = sum_over_keys(&shares, comptime!(2 * part), value, units);
                         grads[values_at + (head * t + token) * p + slice * SLICE + value] = sum;
                         value += units;
                     }
                 }
                 sync_cube();
+            }
+            if comptime!(decay && width == 1) {
+                let mut at = unit;
+                while at < tokens {
+                    let mut sum = 0.0f32;
+                    #[unroll]
+                    for i in 0..SUMS {
+                        sum += decay_sums[at * SUMS + i];
+                    }
+                    if begin + at < end {
+                        grads[slice * per_slice + keys_of_all * apart + head * t + begin + at] = sum;
+                    }
+                    at += units;
+                }
             }
         }
     }
@@ -301,7 +328,7 @@ pub(super) fn backward(
 /// Adds up what slices found, in the place of the first.
 #[cube(launch)]
 pub(super) fn gather(grads: &mut Tensor<f32>, per_slice: usize, count: usize, #[comptime] slices: usize) {
-    let at = CUBE_POS as usize * CUBE_DIM as usize + UNIT_POS as usize;
+    let at = CUBE_POS * CUBE_DIM as usize + UNIT_POS as usize;
     if at < count {
         let mut sum = grads[at];
         for slice in 1..slices {

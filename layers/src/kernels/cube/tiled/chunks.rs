@@ -135,7 +135,7 @@ pub(super) fn pack(
     width: usize,
     n: usize,
 ) {
-    let at = CUBE_POS as usize * CUBE_DIM as usize + UNIT_POS as usize;
+    let at = CUBE_POS * CUBE_DIM as usize + UNIT_POS as usize;
     if at < count {
         let columns = width + 2 * n;
         let (row, column) = (at / columns, at % columns);

@@ -30,7 +30,7 @@ pub(super) fn forward(
     #[comptime] keep: bool,
 ) {
     let (n, p, rank_one) = comptime!((plan.n, plan.p, plan.rank_one));
-    let (keys, rows, units) = comptime!((plan.keys(), plan.rows(), plan.units()));
+    let (keys, units, share) = comptime!((plan.keys(), plan.units(), plan.share()));
     let (tokens, pad) = comptime!((plan.stage(), plan.decays()));
     let slice = CUBE_POS_X as usize;
     let which = CUBE_POS_Y as usize;
@@ -54,8 +54,8 @@ pub(super) fn forward(
     let mut a_staged = Shared::<[f32]>::new_slice(comptime!(if rank_one { tokens * keys } else { 1 }));
     let mut b_staged = Shared::<[f32]>::new_slice(comptime!(if rank_one { tokens * keys } else { 1 }));
     let mut reads = Shared::<[f32]>::new_slice(comptime!(if rank_one { SLICE } else { 1 }));
-    let mut read_shares = Shared::<[f32]>::new_slice(comptime!(if rank_one { rows * SLICE } else { 1 }));
-    let mut shares = Shared::<[f32]>::new_slice(comptime!(tokens * rows * SLICE));
+    let mut read_shares = Shared::<[f32]>::new_slice(comptime!(if rank_one { share } else { 1 }));
+    let mut shares = Shared::<[f32]>::new_slice(comptime!(tokens * share));
 
     let mut d = Array::<f32>::new(TILE);
     let mut x = Array::<f32>::new(TILE);
@@ -63,7 +63,8 @@ pub(super) fn forward(
     let mut begin = first;
     while begin < last {
         if comptime!(keep) {
-            if (begin - first) % SEGMENT == 0 {
+            let since = (begin - first) % SEGMENT;
+            if since == 0 {
                 let segment = (head * CUBE_COUNT_Y as usize + which) * segments + (begin - first) / SEGMENT;
                 store(&state, kept, segment * comptime!(n * p), row, column, n, p);
             }
@@ -84,11 +85,11 @@ pub(super) fn forward(
             decays(&d_staged, &mut d, s, row, pad);
             if comptime!(rank_one) {
                 pick(&a_staged, &mut x, key);
-                share_over_keys(&x, &state, &mut read_shares, 0usize);
+                share_over_keys(&x, &state, &mut read_shares, 0usize, units);
                 sync_cube();
                 let mut at = unit;
                 while at < SLICE {
-                    let read = sum_over_keys(&read_shares, 0usize, at, rows);
+                    let read = sum_over_keys(&read_shares, 0usize, at, units);
                     reads[at] = read;
                     if comptime!(keep) {
                         let value = slice * SLICE + at;
@@ -121,7 +122,7 @@ pub(super) fn forward(
                 }
             }
             pick(&q_staged, &mut x, key);
-            share_over_keys(&x, &state, &mut shares, s * comptime!(rows * SLICE));
+            share_over_keys(&x, &state, &mut shares, s * share, units);
         }
         sync_cube();
         let mut at = unit;
@@ -129,7 +130,7 @@ pub(super) fn forward(
             let token = begin + at / SLICE;
             let value = slice * SLICE + at % SLICE;
             if token < last && value < p {
-                let sum = sum_over_keys(&shares, (at / SLICE) * comptime!(rows * SLICE), at % SLICE, rows);
+                let sum = sum_over_keys(&shares, (at / SLICE) * share, at % SLICE, units);
                 out[(head * (t + n) + token) * p + value] = sum;
             }
             at += units;

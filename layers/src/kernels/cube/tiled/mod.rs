@@ -37,8 +37,8 @@ use super::buffer::empty;
 /// Tokens that share one memory kept for the way back.
 const SEGMENT: usize = 32;
 
-/// As many cubes as keep a large device busy.
-const CUBES: usize = 512;
+/// As many cubes as keep a large device busy: eight for each of an H100's 132 multiprocessors.
+const CUBES: usize = 1024;
 
 /// Fewest tokens of a chunk where chunks run beside each other.
 const SHORTEST: usize = 128;

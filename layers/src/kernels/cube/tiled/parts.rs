@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::plan::{ACROSS, SLICE, TILE};
+use super::plan::{ACROSS, TILE};
 
 /// Where a head starts in `x: [b, h, ..]`.
 #[cube]
@@ -145,10 +145,16 @@ pub(super) fn store(
     }
 }
 
-/// The unit's share of `xᵀ S`, of `SLICE` numbers: its sum over four keys.
+/// The unit's share of `xᵀ S`, of `SLICE` numbers: its sum over four keys. Units beside each other write and, in
+/// [`sum_over_keys`], read different banks of memory.
 #[cube]
-pub(super) fn share_over_keys(x: &Array<f32>, state: &Array<f32>, to: &mut Shared<[f32]>, start: usize) {
-    let at = start + (UNIT_POS as usize / ACROSS) * SLICE + (UNIT_POS as usize % ACROSS) * TILE;
+pub(super) fn share_over_keys(
+    x: &Array<f32>,
+    state: &Array<f32>,
+    to: &mut Shared<[f32]>,
+    start: usize,
+    #[comptime] units: usize,
+) {
     #[unroll]
     for j in 0..TILE {
         let mut sum = 0.0f32;
@@ -156,14 +162,20 @@ pub(super) fn share_over_keys(x: &Array<f32>, state: &Array<f32>, to: &mut Share
         for i in 0..TILE {
             sum += x[i] * state[i * TILE + j];
         }
-        to[at + j] = sum;
+        to[start + j * comptime!(units + 4) + UNIT_POS as usize] = sum;
     }
 }
 
-/// The unit's share of `S x`, of as many numbers as there are keys: its sum over four values.
+/// The unit's share of `S x`, of as many numbers as there are keys: its sum over four values. For banks see
+/// [`share_over_keys`].
 #[cube]
-pub(super) fn share_over_values(state: &Array<f32>, x: &Array<f32>, to: &mut Shared<[f32]>, start: usize) {
-    let at = start + (UNIT_POS as usize / ACROSS) * TILE * ACROSS + UNIT_POS as usize % ACROSS;
+pub(super) fn share_over_values(
+    state: &Array<f32>,
+    x: &Array<f32>,
+    to: &mut Shared<[f32]>,
+    start: usize,
+    #[comptime] units: usize,
+) {
     #[unroll]
     for i in 0..TILE {
         let mut sum = 0.0f32;
@@ -171,7 +183,7 @@ pub(super) fn share_over_values(state: &Array<f32>, x: &Array<f32>, to: &mut Sha
         for j in 0..TILE {
             sum += state[i * TILE + j] * x[j];
         }
-        to[at + i * ACROSS] = sum;
+        to[start + i * comptime!(units + 1) + UNIT_POS as usize] = sum;
     }
 }
 
@@ -181,22 +193,29 @@ pub(super) fn sum_over_keys(
     shares: &Shared<[f32]>,
     start: usize,
     column: usize,
-    #[comptime] rows: usize,
+    #[comptime] units: usize,
 ) -> f32 {
+    let from = start + (column % TILE) * comptime!(units + 4) + column / TILE;
     let mut sum = 0.0f32;
-    for i in 0..rows {
-        sum += shares[start + i * SLICE + column];
+    for i in 0..comptime!(units / ACROSS) {
+        sum += shares[from + i * ACROSS];
     }
     sum
 }
 
 /// The sum over units beside each other of what [`share_over_values`] shared.
 #[cube]
-pub(super) fn sum_over_values(shares: &Shared<[f32]>, start: usize, key: usize) -> f32 {
+pub(super) fn sum_over_values(
+    shares: &Shared<[f32]>,
+    start: usize,
+    key: usize,
+    #[comptime] units: usize,
+) -> f32 {
+    let from = start + (key % TILE) * comptime!(units + 1) + (key / TILE) * ACROSS;
     let mut sum = 0.0f32;
     #[unroll]
     for j in 0..ACROSS {
-        sum += shares[start + key * ACROSS + j];
+        sum += shares[from + j];
     }
     sum
 }
