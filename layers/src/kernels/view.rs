@@ -103,6 +103,7 @@ impl<'a, E: Real> Head<'a, E> {
     /// Has `count` rows of `width` numbers from row `first` on brought near, where they lie side by side.
     #[inline]
     #[allow(unsafe_code, reason = "a hint: it reads nothing that the program could see")]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "there is no hint to give"))]
     pub(super) fn prefetch(&self, first: usize, count: usize, width: usize) {
         #[cfg(target_arch = "x86_64")]
         if self.strides[1] == 1 {
