@@ -15,6 +15,11 @@ const CARGO_CONFIG: &str = include_str!("../../.cargo/config.toml");
 /// The counted run that later ones are compared with.
 const COUNTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/results/counted.jsonl");
 
+/// The same of launches on a graphics device, and the architectures counted there: one of each kind of kernel, for a
+/// device in software is slow.
+const LAUNCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/results/launched.jsonl");
+const LAUNCHING: &str = "attention,lightning,gla,gated_deltanet,mamba2,rglru";
+
 /// The flags of `cargo all`, behind `test`.
 fn build_flags() -> Vec<&'static str> {
     let alias = CARGO_CONFIG.lines().find_map(|line| line.strip_prefix("all = \"test "));
@@ -58,6 +63,10 @@ pub(crate) fn test(report: &mut Report, vulkan: bool, lints: Lints) {
         report.step("doctests", || tests(&["--doc"]));
         report.step("compare, two architectures", smoke);
         report.step("counted quantities", counted);
+        match &driver {
+            Some(driver) => drop(report.step("counted launches", || launched(driver))),
+            None => report.skip("counted launches", "needs software Vulkan"),
+        }
     }
     match lints {
         Lints::Run => slow_lints(report),
@@ -177,14 +186,26 @@ fn smoke() -> Step {
 
 /// What every architecture costs in counted quantities must be what the kept run says, or less.
 fn counted() -> Step {
+    against(COUNTED, &["--arch", "all"], None)
+}
+
+/// So must what some of them start on a graphics device.
+fn launched(driver: &str) -> Step {
+    let few = ["--device", "wgpu", "--lengths", "128", "--forms", "auto", "--arch", LAUNCHING];
+    against(LAUNCHED, &few, Some(driver))
+}
+
+/// Counts with these arguments and compares with what is `kept`.
+fn against(kept: &str, args: &[&str], driver: Option<&str>) -> Step {
     let new = env::temp_dir().join(format!("seqzoo-counted-{}.jsonl", std::process::id()));
     let path = new.display().to_string();
-    let ran = built("seqzoo-bench", &["run", "--preset", "counted", "--arch", "all", "--out", &path])
-        .and_then(|_| built("seqzoo-bench", &["compare", "--counted", COUNTED, &path]));
+    let count = [&["run", "--preset", "counted"], args].concat();
+    let environment: Vec<_> = driver.map(|driver| (vulkan::VARIABLE, driver)).into_iter().collect();
+    let ran = built_under("seqzoo-bench", &[&count[..], &["--out", &path]].concat(), &environment)
+        .and_then(|_| built("seqzoo-bench", &["compare", "--counted", kept, &path]));
     let _ = std::fs::remove_file(&new);
-    ran.map_err(|why| {
-        format!("{why}; if the change is meant, `seqzoo-bench run --preset counted --arch all --out {COUNTED}` keeps it")
-    })
+    let again = count.join(" ");
+    ran.map_err(|why| format!("{why}; if the change is meant, `seqzoo-bench {again} --out {kept}` keeps it"))
 }
 
 fn with_flags(subcommand: &str, more: &[&str]) -> Command {
@@ -202,11 +223,16 @@ fn build_binaries() -> Result<(), String> {
 /// Runs a binary of the workspace that has been built. `cargo run -p` would unify other features and
 /// compile the dependencies again.
 fn built(name: &str, args: &[&str]) -> Step {
+    built_under(name, args, &[])
+}
+
+/// The same with variables of the environment.
+fn built_under(name: &str, args: &[&str], environment: &[(&str, &str)]) -> Step {
     let path = shell::target_dir()?.join("release").join(format!("{name}{}", env::consts::EXE_SUFFIX));
     if !path.is_file() {
         return Err(format!("{} was not built: does the workspace have this binary?", path.display()));
     }
-    done(shell::run(Command::new(path).args(args)))
+    done(shell::run(Command::new(path).args(args).envs(environment.iter().copied())))
 }
 
 fn done(result: Result<(), String>) -> Step {
