@@ -188,7 +188,7 @@ fn stream<E: Real>(from: &[E], to: &mut [MaybeUninit<E>]) -> bool {
     const BYTES: usize = size_of::<__m128i>();
     let bytes = size_of_val(from);
     let (from, to_start) = (from.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
-    if bytes != size_of_val(to) || bytes % BYTES != 0 || !to_start.is_aligned() {
+    if bytes != size_of_val(to) || !bytes.is_multiple_of(BYTES) || !to_start.is_aligned() {
         return false;
     }
     for i in 0..bytes / BYTES {
