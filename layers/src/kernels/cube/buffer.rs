@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 
 /// Most cubes along an axis of a launch.
-const CUBES: usize = 65_535;
+pub(super) const MOST_CUBES: usize = 65_535;
 
 /// Elements that a kernel may count to.
 const ELEMENTS: usize = 1 << 31;
@@ -14,7 +14,7 @@ const ELEMENTS: usize = 1 << 31;
 /// an axis of a launch, within the limits.
 pub(crate) fn fits<const D: usize>(x: &Tensor<D>, outer: usize) -> bool {
     x.dtype() == DType::F32
-        && outer <= CUBES
+        && outer <= MOST_CUBES
         && x.dims().iter().product::<usize>() < ELEMENTS
         && matches!(x.device().inner().as_dispatch(), DispatchDevice::Cube(_))
 }
@@ -54,7 +54,7 @@ mod tests {
             let fresh = empty(&like.clone().try_into_primitive::<CubeBackend>().unwrap(), &[7, 130]);
             let fresh = Tensor::<2>::from_primitive::<CubeBackend>(fresh);
             assert!(numbers(fresh).iter().all(|x| x.is_nan()));
-            assert!(fits(&like, 1) && !fits(&like, CUBES + 1));
+            assert!(fits(&like, 1) && !fits(&like, MOST_CUBES + 1));
         }
     }
 }

@@ -4,34 +4,10 @@ use cubecl::prelude::*;
 
 use super::SEGMENT;
 use super::parts::{
-    decays, head_start, load, pick, share_over_keys, share_over_values, stage, stage_decays, store,
-    sum_over_keys, sum_over_values,
+    add, advance, decays, head_start, load, pick, share_over_keys, share_over_values, stage, stage_decays,
+    store, sum_over_keys, sum_over_values,
 };
 use super::plan::{ACROSS, Plan, SLICE, SUMS, TILE};
-
-/// `state ← d ∘ state + x yᵀ`
-#[cube]
-fn advance(state: &mut Array<f32>, d: &Array<f32>, x: &Array<f32>, y: &Array<f32>) {
-    #[unroll]
-    for i in 0..TILE {
-        #[unroll]
-        for j in 0..TILE {
-            state[i * TILE + j] = d[i] * state[i * TILE + j] + x[i] * y[j];
-        }
-    }
-}
-
-/// `state ← state + x yᵀ`
-#[cube]
-fn add(state: &mut Array<f32>, x: &Array<f32>, y: &Array<f32>) {
-    #[unroll]
-    for i in 0..TILE {
-        #[unroll]
-        for j in 0..TILE {
-            state[i * TILE + j] += x[i] * y[j];
-        }
-    }
-}
 
 /// Sums what units shared of a gradient `[.., width]` of keys.
 #[cube]

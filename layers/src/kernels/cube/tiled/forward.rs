@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::SEGMENT;
 use super::parts::{
-    decays, head_start, load, pick, share_over_keys, stage, stage_decays, store, sum_over_keys,
+    add, advance, decays, head_start, load, pick, share_over_keys, stage, stage_decays, store, sum_over_keys,
 };
 use super::plan::{ACROSS, Plan, SLICE, TILE};
 
@@ -103,23 +103,11 @@ pub(super) fn forward(
             }
             pick(&k_staged, &mut x, key);
             pick(&v_staged, &mut y, s * SLICE + inner);
-            #[unroll]
-            for i in 0..TILE {
-                #[unroll]
-                for j in 0..TILE {
-                    state[i * TILE + j] = d[i] * state[i * TILE + j] + x[i] * y[j];
-                }
-            }
+            advance(&mut state, &d, &x, &y);
             if comptime!(rank_one) {
                 pick(&b_staged, &mut x, key);
                 pick(&reads, &mut y, inner);
-                #[unroll]
-                for i in 0..TILE {
-                    #[unroll]
-                    for j in 0..TILE {
-                        state[i * TILE + j] += x[i] * y[j];
-                    }
-                }
+                add(&mut state, &x, &y);
             }
             pick(&q_staged, &mut x, key);
             share_over_keys(&x, &state, &mut shares, s * share, units);

@@ -32,7 +32,7 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use self::plan::Plan;
-use super::buffer::empty;
+use super::buffer::{MOST_CUBES, empty};
 
 /// Tokens that share one memory kept for the way back.
 const SEGMENT: usize = 32;
@@ -42,9 +42,6 @@ const CUBES: usize = 1024;
 
 /// Fewest tokens of a chunk where chunks run beside each other.
 const SHORTEST: usize = 128;
-
-/// Most cubes along an axis of a launch.
-const CUBES_ACROSS: usize = 65_535;
 
 /// Units of a cube where there is nothing to share.
 const UNITS: usize = 64;
@@ -99,7 +96,7 @@ pub(crate) fn fits([b, h, t, n, p]: [usize; 5], width: usize, rank_one: bool) ->
     let plan = Plan { n, p, width, rank_one };
     // The largest buffer has the gradients of keys and decays once per slice.
     let numbers = [b, h, t, plan.slices(), 5 * n + p].into_iter().fold(1, usize::saturating_mul);
-    plan.fits() && b.saturating_mul(h) <= CUBES_ACROSS && numbers < 1 << 30
+    plan.fits() && b.saturating_mul(h) <= MOST_CUBES && numbers < 1 << 30
 }
 
 impl Inputs {
@@ -152,7 +149,7 @@ impl Inputs {
         let chunk = match block {
             // What a token writes depends on what it reads: there is no part of it beforehand.
             _ if self.rank_one => t,
-            Some(block) => block.max(t.div_ceil(CUBES_ACROSS)).min(t),
+            Some(block) => block.max(t.div_ceil(MOST_CUBES)).min(t),
             None => {
                 let chunks = CUBES.div_ceil(heads * plan.slices()).min(t / SHORTEST).max(1);
                 t.div_ceil(chunks).next_multiple_of(SEGMENT)

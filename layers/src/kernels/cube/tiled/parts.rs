@@ -219,3 +219,27 @@ pub(super) fn sum_over_values(
     }
     sum
 }
+
+/// `state ← d ∘ state + x yᵀ`
+#[cube]
+pub(super) fn advance(state: &mut Array<f32>, d: &Array<f32>, x: &Array<f32>, y: &Array<f32>) {
+    #[unroll]
+    for i in 0..TILE {
+        #[unroll]
+        for j in 0..TILE {
+            state[i * TILE + j] = d[i] * state[i * TILE + j] + x[i] * y[j];
+        }
+    }
+}
+
+/// `state ← state + x yᵀ`
+#[cube]
+pub(super) fn add(state: &mut Array<f32>, x: &Array<f32>, y: &Array<f32>) {
+    #[unroll]
+    for i in 0..TILE {
+        #[unroll]
+        for j in 0..TILE {
+            state[i * TILE + j] += x[i] * y[j];
+        }
+    }
+}
