@@ -166,7 +166,7 @@ impl Scoring {
     #[cfg(any(feature = "flex", feature = "cube"))]
     fn fused(&self, read: &Read) -> Option<Tensor<4>> {
         let Read { q, k, v, cached, absent, reflections, log_forget } = read;
-        if reflections.is_some() || !kernels::softmax::applies(q, k, v) || !kernels::softmax::pays(q, k) {
+        if reflections.is_some() || !kernels::softmax::applies(q, k, v) {
             return None;
         }
         let Self { causal, window, scale, softcap, .. } = *self;

@@ -13,19 +13,22 @@ use burn::backend::{Autodiff, Backend};
 
 /// What an operation keeps for its backward pass.
 pub(super) trait Saved<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
-    /// Gradients of the inputs from that of the output.
-    fn gradients(self, dy: FloatTensor<B>) -> [FloatTensor<B>; N];
+    /// Gradients of the inputs from that of the output; those of inputs that are not `wanted` may be missing.
+    fn gradients(self, dy: FloatTensor<B>, wanted: [bool; N]) -> [Option<FloatTensor<B>>; N];
 }
 
-/// The output `y` of an operation on tensors that `nodes` are of, to be differentiated by `saved`.
+/// The output of an operation on tensors that `nodes` are of, from `forward`, which is told whether what it saves is
+/// needed: it will be differentiated by that.
 pub(super) fn track<B: Backend, C: CheckpointStrategy, S: Saved<B, N>, const N: usize>(
     nodes: [NodeGuard; N],
-    saved: S,
-    y: FloatTensor<B>,
+    forward: impl FnOnce(bool) -> (FloatTensor<B>, S),
 ) -> FloatTensor<Autodiff<B, C>> {
     match Step::<S>(PhantomData).prepare::<C>(nodes).compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish(saved, y),
-        OpsKind::UnTracked(prep) => prep.finish(y),
+        OpsKind::Tracked(prep) => {
+            let (y, saved) = forward(true);
+            prep.finish(saved, y)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(forward(false).0),
     }
 }
 
@@ -42,9 +45,9 @@ impl<B: Backend, S: Saved<B, N>, const N: usize> Backward<B, N> for Step<S> {
 
     fn backward(self, ops: Ops<S, N>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
-        let found = ops.state.gradients(dy);
+        let found = ops.state.gradients(dy, ops.parents.each_ref().map(Option::is_some));
         for (parent, grad) in ops.parents.into_iter().zip(found) {
-            if let Some(parent) = parent {
+            if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<B>(parent.id, grad);
             }
         }

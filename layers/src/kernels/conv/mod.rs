@@ -116,8 +116,8 @@ macro_rules! conv_of {
 conv_of!(burn::backend::Flex, "flex"; Cube, "cube";);
 
 impl<B: Passes> gradient::Saved<B, 3> for Read<B> {
-    fn gradients(self, dy: FloatTensor<B>) -> [FloatTensor<B>; 3] {
-        B::backward(self, dy)
+    fn gradients(self, dy: FloatTensor<B>, _wanted: [bool; 3]) -> [Option<FloatTensor<B>>; 3] {
+        B::backward(self, dy).map(Some)
     }
 }
 
@@ -131,7 +131,6 @@ impl<B: Conv + Passes, C: CheckpointStrategy> Conv for Autodiff<B, C> {
         let nodes = [&x, &weight, &bias].map(|x| x.node());
         let [x, weight, bias] = [x, weight, bias].map(|x| x.into_primitive());
         let read = Read::<B> { x, weight, bias, options };
-        let y = B::forward(&read);
-        track::<B, C, _, 3>(nodes, read, y)
+        track::<B, C, _, 3>(nodes, |_| (B::forward(&read), read))
     }
 }

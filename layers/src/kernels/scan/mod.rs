@@ -110,8 +110,8 @@ macro_rules! scan_of {
 scan_of!(burn::backend::Flex, "flex"; Cube, "cube";);
 
 impl<B: Passes> gradient::Saved<B, 3> for Saved<B> {
-    fn gradients(self, dy: FloatTensor<B>) -> [FloatTensor<B>; 3] {
-        B::backward(&self.log_a, &self.memory, &self.y, &dy)
+    fn gradients(self, dy: FloatTensor<B>, _wanted: [bool; 3]) -> [Option<FloatTensor<B>>; 3] {
+        B::backward(&self.log_a, &self.memory, &self.y, &dy).map(Some)
     }
 }
 
@@ -119,8 +119,9 @@ impl<B: Scan + Passes, C: CheckpointStrategy> Scan for Autodiff<B, C> {
     fn scan(log_a: FloatTensor<Self>, u: FloatTensor<Self>, memory: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [&log_a, &u, &memory].map(|x| x.node());
         let [log_a, u, memory] = [log_a, u, memory].map(|x| x.into_primitive());
-        let y = B::forward(&log_a, &u, &memory);
-        let saved = Saved::<B> { log_a, memory, y: y.clone() };
-        track::<B, C, _, 3>(nodes, saved, y)
+        track::<B, C, _, 3>(nodes, |_| {
+            let y = B::forward(&log_a, &u, &memory);
+            (y.clone(), Saved::<B> { log_a, memory, y })
+        })
     }
 }

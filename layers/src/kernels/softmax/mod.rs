@@ -72,18 +72,6 @@ fn device_applies(q: &Tensor<4>, v: &Tensor<4>) -> bool {
     false
 }
 
-/// Whether the kernel is the faster way, as far as that can be told without a measurement: on a graphics device, some
-/// queries of a long cache are too few units, but too many for each to read the cache.
-#[allow(unused_variables, reason = "which are used depends on the features")]
-pub(crate) fn pays(q: &Tensor<4>, k: &Tensor<4>) -> bool {
-    #[cfg(feature = "flex")]
-    if super::view::fits(q) {
-        return true;
-    }
-    let (t, total) = (q.dims()[2], k.dims()[2]);
-    t <= 16 || t >= 256 || total <= 4 * t
-}
-
 /// `softmax(scores) v`: `[b, h, t, p]`, from `q: [b, h, t, n]`, `k: [b, h_kv, T, n]`, `v: [b, h_kv, T, p]`, a score of
 /// nothing per head, `sink: [h]`, the gates `log f` in `forget: [b, h, T, 1]`, of which scores get
 /// `Σ_{j < s ≤ i} log f_s`, and a number that all scores of a key get, `offsets: [b, 1, 1, T]`, which has no gradient.
@@ -185,8 +173,8 @@ macro_rules! softmax_of {
 softmax_of!(burn::backend::Flex, "flex"; Cube, "cube";);
 
 impl<B: Passes> gradient::Saved<B, 5> for Saved<B> {
-    fn gradients(self, dy: FloatTensor<B>) -> [FloatTensor<B>; 5] {
-        B::backward(self, dy)
+    fn gradients(self, dy: FloatTensor<B>, _wanted: [bool; 5]) -> [Option<FloatTensor<B>>; 5] {
+        B::backward(self, dy).map(Some)
     }
 }
 
@@ -202,8 +190,9 @@ impl<B: Softmax + Passes, C: CheckpointStrategy> Softmax for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         let nodes = [&q, &k, &v, &sink, &forget].map(|x| x.node());
         let [q, k, v, sink, forget, offsets] = [q, k, v, sink, forget, offsets].map(|x| x.into_primitive());
-        let saved = B::forward(Read { q, k, v, sink, forget, offsets, options });
-        let y = saved.y.clone();
-        track::<B, C, _, 5>(nodes, saved, y)
+        track::<B, C, _, 5>(nodes, |_| {
+            let saved = B::forward(Read { q, k, v, sink, forget, offsets, options });
+            (saved.y.clone(), saved)
+        })
     }
 }

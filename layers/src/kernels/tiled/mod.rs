@@ -36,16 +36,14 @@ mod tests;
 
 #[cfg(feature = "flex")]
 use burn::backend::Flex;
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients as Tape;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 #[cfg(feature = "cube")]
 use burn_cubecl::CubeBackend as Cube;
 
+use super::gradient::{self, track};
 use crate::system::{Io, Transition};
 
 /// What a recurrence reads, as the engine has it: `H_t = (diag exp(log_d_t) + b_t a_tᵀ) H_{t-1} + k_t v_tᵀ`,
@@ -232,26 +230,16 @@ operations!("flex" Flex "cube" Cube);
 #[derive(Clone, Debug)]
 struct Saved<B: Backend> {
     inputs: Vec<FloatTensor<B>>,
-    kept: FloatTensor<B>,
+    kept: Option<FloatTensor<B>>,
     block: Option<usize>,
 }
 
-/// The step back, with this many inputs.
-#[derive(Debug)]
-struct TiledBackward<const N: usize>;
-
-impl<B: Passes, const N: usize> Backward<B, N> for TiledBackward<N> {
-    type State = Saved<B>;
-
-    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Tape, _checkpointer: &mut Checkpointer) {
-        let out = grads.consume::<B>(&ops.node);
-        let Saved { inputs, kept, block } = ops.state;
-        let found = B::backward(&inputs, block, out, &kept, ops.parents[LOG_D].is_some());
-        for (parent, grad) in ops.parents.into_iter().zip(found) {
-            if let (Some(parent), Some(grad)) = (parent, grad) {
-                grads.register::<B>(parent.id, grad);
-            }
-        }
+impl<B: Passes, const N: usize> gradient::Saved<B, N> for Saved<B> {
+    fn gradients(self, out: FloatTensor<B>, wanted: [bool; N]) -> [Option<FloatTensor<B>>; N] {
+        let Self { inputs, kept, block } = self;
+        let kept = kept.unwrap_or_else(|| unreachable!("it was told to keep something"));
+        let mut found = B::backward(&inputs, block, out, &kept, wanted[LOG_D]).into_iter();
+        std::array::from_fn(|_| found.next().flatten())
     }
 }
 
@@ -262,13 +250,10 @@ fn tracked<B: Passes, C: CheckpointStrategy, const N: usize>(
 ) -> FloatTensor<Autodiff<B, C>> {
     let nodes = inputs.each_ref().map(|x| x.node());
     let inputs: Vec<_> = inputs.into_iter().map(|x| x.into_primitive()).collect();
-    match TiledBackward::<N>.prepare::<C>(nodes).compute_bound().stateful() {
-        OpsKind::Tracked(prep) => match B::forward(&inputs, block, true) {
-            (out, Some(kept)) => prep.finish(Saved { inputs, kept, block }, out),
-            (_, None) => unreachable!("it was told to keep something"),
-        },
-        OpsKind::UnTracked(prep) => prep.finish(B::forward(&inputs, block, false).0),
-    }
+    track::<B, C, _, N>(nodes, |keep| {
+        let (out, kept) = B::forward(&inputs, block, keep);
+        (out, Saved { inputs, kept, block })
+    })
 }
 
 impl<B: Passes + Tiled, C: CheckpointStrategy> Tiled for Autodiff<B, C> {

@@ -7,7 +7,9 @@
 use cubecl::prelude::*;
 
 use super::Form;
-use super::tile::{Four, HIDDEN, add, faded, four, lanes, product, read_row, sees, write_row};
+use super::tile::{
+    Four, HIDDEN, add, faded, four, lanes, product, read_row, read_shifts, read_tile, sees, write_row,
+};
 
 pub(super) mod stats {
     use super::*;
@@ -37,8 +39,8 @@ pub(super) mod stats {
             let p = comptime!(form.p);
             #[unroll]
             for i in 0..p.div_ceil(4) {
-                let y = four(y, at * p, i, f32::new(1.0), p, comptime!(p.is_multiple_of(4)));
-                products += y * four(dy, from, i, f32::new(1.0), p, comptime!(p.is_multiple_of(4)));
+                let y = four(y, at * p, i, f32::new(1.0), p);
+                products += y * four(dy, from, i, f32::new(1.0), p);
             }
             let mean = lanes(products);
             stats[2 * at] = log_sum[at];
@@ -139,40 +141,19 @@ pub(super) mod queries {
             let last = to - 1 - index * tile;
             let count = min(last + 1 - from, tile);
             sync_cube();
-            for place in range_stepped(unit, comptime!(tile * n4), rows) {
-                let row = place / n4;
-                let mut some = Four::new(f32::new(0.0));
-                if row < count {
-                    let start = k_start + (last - row) * k.stride(2);
-                    some = four(k, start, place % n4, f32::new(1.0), n, comptime!(n.is_multiple_of(4)));
-                }
-                keys[place] = some;
-            }
-            for place in range_stepped(unit, comptime!(tile * p4), rows) {
-                let row = place / p4;
-                let mut some = Four::new(f32::new(0.0));
-                if row < count {
-                    let start = v_start + (last - row) * v.stride(2);
-                    some = four(v, start, place % p4, f32::new(1.0), p, comptime!(p.is_multiple_of(4)));
-                }
-                values[place] = some;
-            }
-            if comptime!(form.forgets || form.shifted) {
-                if unit < tile {
-                    let mut shift = f32::new(0.0);
-                    let mut gate = f32::new(0.0);
-                    if unit < count {
-                        if comptime!(form.shifted) {
-                            shift = offsets[b * offsets.stride(0) + (last - unit) * offsets.stride(3)];
-                        }
-                        if comptime!(form.forgets) {
-                            gate = forget[gate_start + (last - unit) * forget.stride(2)];
-                        }
-                    }
-                    shifts[unit] = shift;
-                    gates[unit] = gate;
-                }
-            }
+            read_tile(k, k_start, last, count, f32::new(1.0), &mut keys, n, form, true);
+            read_tile(v, v_start, last, count, f32::new(1.0), &mut values, p, form, true);
+            read_shifts(
+                forget,
+                gate_start,
+                offsets,
+                b * offsets.stride(0),
+                last,
+                count,
+                &mut gates,
+                &mut shifts,
+                form,
+            );
             sync_cube();
             for row in 0..count {
                 let mut score = product(&q_row, &keys, row, n);
@@ -304,24 +285,8 @@ pub(super) mod keys {
                 let start = from + index * tile;
                 let count = min(to - start, tile);
                 sync_cube();
-                for place in range_stepped(unit, comptime!(tile * n4), rows) {
-                    let row = place / n4;
-                    let mut some = Four::new(f32::new(0.0));
-                    if row < count {
-                        let at = q_start + (start + row) * q.stride(2);
-                        some = four(q, at, place % n4, scale, n, comptime!(n.is_multiple_of(4)));
-                    }
-                    queries[place] = some;
-                }
-                for place in range_stepped(unit, comptime!(tile * p4), rows) {
-                    let row = place / p4;
-                    let mut some = Four::new(f32::new(0.0));
-                    if row < count {
-                        let at = dy_start + (start + row) * dy.stride(2);
-                        some = four(dy, at, place % p4, f32::new(1.0), p, comptime!(p.is_multiple_of(4)));
-                    }
-                    grads[place] = some;
-                }
+                read_tile(q, q_start, start, count, scale, &mut queries, n, form, false);
+                read_tile(dy, dy_start, start, count, f32::new(1.0), &mut grads, p, form, false);
                 if unit < count {
                     let at = stats_start + 2 * (start + unit);
                     log_sums[unit] = stats[at];

@@ -8,10 +8,7 @@
 use cubecl::prelude::*;
 
 use super::Form;
-use super::tile::{Four, HIDDEN, four, lanes, sees};
-
-/// No largest score counts as less, so that the weight of what is hidden is 0 also where nothing is seen.
-const FLOOR: f32 = -1e29;
+use super::tile::{FLOOR, Four, HIDDEN, four, lanes, sees};
 
 pub(super) mod part {
     use super::*;
@@ -64,7 +61,7 @@ pub(super) mod part {
         let gate_start = b * forget.stride(0) + h * forget.stride(1);
         let q_start = b * q.stride(0) + h * q.stride(1) + query * q.stride(2);
         for i in range_stepped(unit, n4, rows) {
-            q_row[i] = four(q, q_start, i, scale, n, comptime!(n.is_multiple_of(4)));
+            q_row[i] = four(q, q_start, i, scale, n);
         }
 
         let mut end = total;
@@ -127,7 +124,7 @@ pub(super) mod part {
                 #[unroll]
                 for i in 0..n4 {
                     let start = k_start + key * k.stride(2);
-                    let some = four(k, start, i, f32::new(1.0), n, comptime!(n.is_multiple_of(4)));
+                    let some = four(k, start, i, f32::new(1.0), n);
                     products += some * q_row[i];
                 }
                 let mut found = lanes(products);

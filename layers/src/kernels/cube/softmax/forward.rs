@@ -3,13 +3,12 @@
 use cubecl::prelude::*;
 
 use super::Form;
-use super::tile::{Four, HIDDEN, add, faded, four, product, read_row, sees, write_row};
+use super::tile::{
+    FLOOR, Four, HIDDEN, add, faded, product, read_row, read_shifts, read_tile, sees, write_row,
+};
 
 /// Keys whose weights are made together.
 const TOGETHER: usize = 8;
-
-/// No largest score counts as less, so that the weight of what is hidden is 0 also where nothing is seen.
-const FLOOR: f32 = -1e29;
 
 #[cube(launch)]
 #[allow(clippy::too_many_arguments, reason = "a kernel's bindings")]
@@ -94,40 +93,19 @@ pub(super) fn forward_kernel(
         let last = to - 1 - index * tile;
         let count = min(last + 1 - from, tile);
         sync_cube();
-        for place in range_stepped(unit, comptime!(tile * n4), rows) {
-            let row = place / n4;
-            let mut some = Four::new(f32::new(0.0));
-            if row < count {
-                let start = k_start + (last - row) * k.stride(2);
-                some = four(k, start, place % n4, f32::new(1.0), n, comptime!(n.is_multiple_of(4)));
-            }
-            keys[place] = some;
-        }
-        for place in range_stepped(unit, comptime!(tile * p4), rows) {
-            let row = place / p4;
-            let mut some = Four::new(f32::new(0.0));
-            if row < count {
-                let start = v_start + (last - row) * v.stride(2);
-                some = four(v, start, place % p4, f32::new(1.0), p, comptime!(p.is_multiple_of(4)));
-            }
-            values[place] = some;
-        }
-        if comptime!(form.forgets || form.shifted) {
-            if unit < tile {
-                let mut shift = f32::new(0.0);
-                let mut gate = f32::new(0.0);
-                if unit < count {
-                    if comptime!(form.shifted) {
-                        shift = offsets[b * offsets.stride(0) + (last - unit) * offsets.stride(3)];
-                    }
-                    if comptime!(form.forgets) {
-                        gate = forget[gate_start + (last - unit) * forget.stride(2)];
-                    }
-                }
-                shifts[unit] = shift;
-                gates[unit] = gate;
-            }
-        }
+        read_tile(k, k_start, last, count, f32::new(1.0), &mut keys, n, form, true);
+        read_tile(v, v_start, last, count, f32::new(1.0), &mut values, p, form, true);
+        read_shifts(
+            forget,
+            gate_start,
+            offsets,
+            b * offsets.stride(0),
+            last,
+            count,
+            &mut gates,
+            &mut shifts,
+            form,
+        );
         sync_cube();
         for part in 0..comptime!(tile / together) {
             let mut weights = Array::<f32>::new(together);

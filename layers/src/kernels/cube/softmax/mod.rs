@@ -35,12 +35,18 @@ const SHARED: usize = 16_384;
 /// Largest head, of which a unit keeps up to three rows.
 const CHANNELS: usize = 128;
 
-/// Whether the kernel can run these, as [`run`](crate::kernels::softmax::run) has them.
+/// Queries per head from which on there are enough units without sharing keys.
+const MANY: usize = 256;
+
+/// Whether the kernel can run these, as [`run`](crate::kernels::softmax::run) has them, and is the faster way as far as
+/// that can be told without a measurement: some queries of a long cache are too few units, but too many for each to
+/// read the cache.
 pub(in crate::kernels) fn attends(q: &burn::tensor::Tensor<4>, v: &burn::tensor::Tensor<4>) -> bool {
-    let ([b, h, _, n], [_, _, total, p]) = (q.dims(), v.dims());
+    let ([b, h, t, n], [_, _, total, p]) = (q.dims(), v.dims());
     // Outputs and gradients are as many numbers as there are queries, or keys, of either size.
     let limits = (b * h).max(total.div_ceil(ROWS));
-    n.max(p) <= CHANNELS && super::fits(q, limits) && super::fits(v, limits)
+    let pays = t <= FEW || t >= MANY || total <= 4 * t;
+    pays && n.max(p) <= CHANNELS && super::fits(q, limits) && super::fits(v, limits)
 }
 
 /// What kernels are compiled for.
@@ -131,13 +137,14 @@ impl Passes for CubeBackend {
         let ([b, h, t, n], [_, kv, total, p]) = (dims(&read.q), dims(&read.v));
         let (form, (scale, cap, cached, window)) = (Form::new(&read), scalars(&read));
         let client = y.client.clone();
+        let (cubes, units) = grid(t, b * h);
 
         let stats = empty(&y, &[b, h, t, 2]);
         let sinks = empty(&y, &if form.sunk { [b, h, t, 1] } else { [1; 4] });
         backward::stats::stats_kernel::launch(
             &client,
-            CubeCount::Static(t.div_ceil(ROWS) as u32, (b * h) as u32, 1),
-            CubeDim::new_1d(ROWS as u32),
+            cubes.clone(),
+            units,
             y.clone().into_tensor_arg(),
             dy.clone().into_tensor_arg(),
             log_sum.into_tensor_arg(),
@@ -148,7 +155,6 @@ impl Passes for CubeBackend {
         );
 
         let dq = empty(&y, &[b, h, t, n]);
-        let (cubes, units) = grid(t, b * h);
         backward::queries::queries_kernel::launch(
             &client,
             cubes,
