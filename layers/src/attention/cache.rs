@@ -5,6 +5,8 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 
+#[cfg(feature = "flex")]
+use crate::kernels;
 use crate::system::scan::NEGATIVE;
 use crate::system::{Run, State};
 use crate::{Error, Result};
@@ -33,7 +35,7 @@ pub(super) fn append<const N: usize>(
     let t = new[0].dims()[2];
     let mut older = Vec::with_capacity(N);
     for (name, new) in names.iter().zip(&new) {
-        let found = state.find::<4>(name)?;
+        let found = state.take::<4>(name)?;
         if let Some(found) = &found {
             let ([b, h, _, n], given) = (new.dims(), found.dims());
             if [given[0], given[1], given[3]] != [b, h, n] {
@@ -50,7 +52,7 @@ pub(super) fn append<const N: usize>(
     }
     let mut older = older.into_iter();
     let all = new.map(|new| match older.next().flatten() {
-        Some(older) => Tensor::cat(vec![older, new], 2),
+        Some(older) => join(older, new),
         None => new,
     });
     // A row that has seen fewer tokens than the cache has entries lacks the first ones.
@@ -64,6 +66,20 @@ pub(super) fn append<const N: usize>(
     });
     store(state, names, &all, cached, window, run);
     Ok(Cached { all, cached, absent })
+}
+
+/// `older` and then `new`, along axis 2.
+fn join(older: Tensor<4>, new: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    let (older, new) = if kernels::enabled() {
+        match kernels::append::append(older, new) {
+            Ok(all) => return all,
+            Err([older, new]) => (older, new),
+        }
+    } else {
+        (older, new)
+    };
+    Tensor::cat(vec![older, new], 2)
 }
 
 fn store<const N: usize>(

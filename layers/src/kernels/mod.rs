@@ -7,12 +7,16 @@
 //!
 //! | kernel | device | serves |
 //! | --- | --- | --- |
+//! | `append` | Flex, `f32` and `f64`, without gradients | caches of one entry per token |
 //! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 204 numbers (132 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
+//! | `lstm` | Flex, `f32` and `f64`; graphics, `f32`, up to 512 units | [`LstmStack`](crate::rnn::LstmStack) |
 //! | `softmax` | Flex, `f32` and `f64`; graphics, `f32`, heads of up to 128 channels | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
 
+#[cfg(feature = "flex")]
+pub(crate) mod append;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod conv;
 #[cfg(feature = "cube")]
@@ -21,6 +25,8 @@ mod cube;
 mod dense;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod gradient;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(crate) mod lstm;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod scan;
 #[cfg(any(feature = "flex", feature = "cube"))]

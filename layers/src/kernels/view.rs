@@ -20,6 +20,8 @@ pub(super) fn fits<const D: usize>(x: &Tensor<D>) -> bool {
 /// Numbers that tensors on Flex hold.
 pub(super) trait Number: Real {
     fn numbers(tensor: &Primitive) -> &[Self];
+    /// To change; `None` while something else holds them.
+    fn numbers_mut(tensor: &mut Primitive) -> Option<&mut [Self]>;
     fn tensor(numbers: Vec<Self>, shape: &[usize]) -> Primitive;
 }
 
@@ -28,6 +30,10 @@ macro_rules! number {
         impl Number for $number {
             fn numbers(tensor: &Primitive) -> &[Self] {
                 tensor.storage()
+            }
+
+            fn numbers_mut(tensor: &mut Primitive) -> Option<&mut [Self]> {
+                tensor.try_storage_mut()
             }
 
             fn tensor(numbers: Vec<Self>, shape: &[usize]) -> Primitive {
@@ -141,6 +147,9 @@ impl<'a, E: Real> Head<'a, E> {
 
     /// Copies numbers of row `i` from column `first` on, as many as fit.
     pub(super) fn copy(&self, i: usize, first: usize, to: &mut [E]) {
+        if let Some(row) = self.slice(i, first, to.len()) {
+            return to.copy_from_slice(row);
+        }
         let place = |j: usize| (self.row(i) + (first + j) as isize * self.strides[1]) as usize;
         to.iter_mut().enumerate().for_each(|(j, x)| *x = self.numbers[place(j)]);
     }

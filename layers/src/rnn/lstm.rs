@@ -5,8 +5,9 @@
 //! c_t = σ(f) ∘ c_{t-1} + σ(i) ∘ tanh(g),   h_t = σ(o) ∘ tanh(c_t),   y_t = h_t
 //! ```
 //!
-//! Layers are stacked: the outputs of one are the inputs of the next. The gates depend on the state, so no form
-//! is faster than reading token by token: all forms run the same loop, over input maps computed at once.
+//! Layers are stacked: the outputs of one are the inputs of the next. The gates depend on the state, so every form
+//! reads token by token, over input maps computed at once: the recurrent and the parallel form by tensor operations, the
+//! others by a kernel where there is one.
 //!
 //! As a system the cell path is `Λ_t = diag(σ(f_t))` with the gates frozen along the trajectory (DSF,
 //! arXiv 2405.15731); the views show that system. The true Jacobian is [`LstmCell::jacobian`].
@@ -24,6 +25,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
+use crate::kernels;
 use crate::nn::log_sigmoid;
 use crate::system::scan::unbind;
 use crate::system::{Cost, Form, Gate, Lengths, Mixer, Run, Spectrum, SpectrumKind, State, System, Views};
@@ -189,6 +191,42 @@ impl LstmCell {
         self.recurrent.weight.dims()[0]
     }
 
+    /// What the gates get from the inputs, `[b, t, 4 n]`.
+    fn inputs(&self, x: Tensor<3>) -> Tensor<3> {
+        let inputs = self.input.forward(x);
+        match &self.recurrent.bias {
+            Some(bias) => inputs + bias.val().unsqueeze(),
+            None => inputs,
+        }
+    }
+
+    /// Outputs and the last `h` and `c`, as [`run`](Self::run) finds them, by a kernel where there is one and it is
+    /// wanted.
+    #[cfg_attr(
+        not(any(feature = "flex", feature = "cube")),
+        allow(unused_variables, reason = "there are no kernels without a backend")
+    )]
+    fn read(
+        &self,
+        x: Tensor<3>,
+        [h, c]: [Tensor<3>; 2],
+        lengths: Option<&Lengths>,
+        backward: bool,
+        kernel: bool,
+    ) -> [Tensor<3>; 3] {
+        #[cfg(any(feature = "flex", feature = "cube"))]
+        if kernel {
+            let (inputs, weight) = (self.inputs(x.clone()), self.recurrent.weight.val());
+            if kernels::lstm::applies(&inputs, &weight, &h, &c) {
+                let last = if backward { 0 } else { x.dims()[1] - 1 };
+                let [h, c] = kernels::lstm::run(inputs, weight, [h, c], lengths, backward);
+                return [h.clone(), h.narrow(1, last, 1), c.narrow(1, last, 1)];
+            }
+        }
+        let (trace, last_h, last_c) = self.run(x, h, c, lengths, backward);
+        [Tensor::cat(trace.h, 1), last_h, last_c]
+    }
+
     /// Reads `x: [b, t, d_in]` from `h`, `c`: `[b, 1, n]`, from the end if `backward`. Steps stand in the trace in
     /// the order of time.
     fn run(
@@ -204,11 +242,7 @@ impl LstmCell {
             let valid = lengths.valid(time, &x.device(), x.dtype());
             unbind(valid.unsqueeze_dim::<3>(2), 1)
         });
-        let mut inputs = self.input.forward(x);
-        if let Some(bias) = &self.recurrent.bias {
-            inputs = inputs + bias.val().unsqueeze();
-        }
-        let inputs = unbind(inputs, 1);
+        let inputs = unbind(self.inputs(x), 1);
         let weight = self.recurrent.weight.val().unsqueeze::<3>();
         let mut trace = Trace { gates: Vec::new(), h: Vec::new(), c: Vec::new() };
         for step in 0..time {
@@ -299,17 +333,39 @@ impl LstmStack {
         c: Tensor<3>,
         lengths: Option<&Lengths>,
     ) -> Result<(Tensor<3>, Tensor<3>, Tensor<3>)> {
-        let (y, h, c, _) = self.trace(x, h, c, lengths)?;
-        Ok((y, h, c))
+        self.read(x, [h, c], lengths, kernels::enabled())
     }
 
-    fn trace(
+    fn read(
         &self,
         x: Tensor<3>,
-        h: Tensor<3>,
-        c: Tensor<3>,
+        starts: [Tensor<3>; 2],
         lengths: Option<&Lengths>,
-    ) -> Result<(Tensor<3>, Tensor<3>, Tensor<3>, Vec<Trace>)> {
+        kernel: bool,
+    ) -> Result<(Tensor<3>, Tensor<3>, Tensor<3>)> {
+        self.stacked(x, starts, |cell, x, starts, backward| cell.read(x, starts, lengths, backward, kernel))
+    }
+
+    /// What every cell did, and what came of it.
+    fn trace(&self, x: Tensor<3>, starts: [Tensor<3>; 2]) -> Result<Vec<Trace>> {
+        let mut traces = Vec::new();
+        self.stacked(x, starts, |cell, x, [h, c], backward| {
+            let (trace, h, c) = cell.run(x, h, c, None, backward);
+            let y = Tensor::cat(trace.h.clone(), 1);
+            traces.push(trace);
+            [y, h, c]
+        })?;
+        Ok(traces)
+    }
+
+    /// Has every cell `read` the outputs of the layer below, from its `h` and `c`, which gives its outputs and its last
+    /// `h` and `c`.
+    fn stacked(
+        &self,
+        x: Tensor<3>,
+        [h, c]: [Tensor<3>; 2],
+        mut read: impl FnMut(&LstmCell, Tensor<3>, [Tensor<3>; 2], bool) -> [Tensor<3>; 3],
+    ) -> Result<(Tensor<3>, Tensor<3>, Tensor<3>)> {
         let expected = [x.dims()[0], self.cells.len(), self.cells[0].hidden()];
         for (name, state) in [("h", &h), ("c", &c)] {
             if state.dims() != expected {
@@ -321,20 +377,19 @@ impl LstmStack {
             }
         }
         let directions = if self.bidirectional { 2 } else { 1 };
-        let (mut y, mut ends_h, mut ends_c, mut traces) = (x, Vec::new(), Vec::new(), Vec::new());
+        let (mut y, mut ends_h, mut ends_c) = (x, Vec::new(), Vec::new());
         let mut starts = unbind(h, 1).into_iter().zip(unbind(c, 1));
         for layer in self.cells.chunks(directions) {
             let mut outputs = Vec::new();
             for (direction, (cell, (h, c))) in layer.iter().zip(starts.by_ref()).enumerate() {
-                let (trace, h, c) = cell.run(y.clone(), h, c, lengths, direction == 1);
-                outputs.push(Tensor::cat(trace.h.clone(), 1));
+                let [output, h, c] = read(cell, y.clone(), [h, c], direction == 1);
+                outputs.push(output);
                 ends_h.push(h);
                 ends_c.push(c);
-                traces.push(trace);
             }
             y = if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) };
         }
-        Ok((y, Tensor::cat(ends_h, 1), Tensor::cat(ends_c, 1), traces))
+        Ok((y, Tensor::cat(ends_h, 1), Tensor::cat(ends_c, 1)))
     }
 }
 
@@ -348,9 +403,9 @@ impl Mixer for Lstm {
         State::new(batch).with("h", h).with("c", c)
     }
 
-    /// The same loop in every form.
     fn run(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
-        let (y, h, c) = self.stack.forward(x, state.get("h")?, state.get("c")?, run.lengths)?;
+        let kernel = kernels::enabled() && matches!(run.form, Form::Auto | Form::Chunked { .. });
+        let (y, h, c) = self.stack.read(x, [state.get("h")?, state.get("c")?], run.lengths, kernel)?;
         state.put("h", h);
         state.put("c", c);
         Ok((if let Some(map) = &self.out_proj { map.forward(y) } else { y }, state))
@@ -360,7 +415,7 @@ impl Mixer for Lstm {
     /// attention is that of the cells, `M_ij = mean over units of f_i … f_{j+1}`.
     fn views(&self, x: Tensor<3>, state: State) -> Result<Views> {
         self.check(&x, &state)?;
-        let (.., traces) = self.stack.trace(x, state.get("h")?, state.get("c")?, None)?;
+        let traces = self.stack.trace(x, [state.get("h")?, state.get("c")?])?;
         let n = self.stack.cells[0].hidden();
         let layers = traces.len();
         let (mut gates, mut log_f, mut written, mut cells) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());

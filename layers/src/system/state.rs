@@ -101,6 +101,11 @@ impl State {
         if self.slots.contains_key(name) { self.get(name).map(Some) } else { Ok(None) }
     }
 
+    /// Takes a slot's tensor out, if present: who holds it alone can change it in place.
+    pub(crate) fn take<const D: usize>(&mut self, name: &str) -> Result<Option<Tensor<D>>> {
+        self.slots.remove(name).map(|slot| slot.value.tensor(name)).transpose()
+    }
+
     /// Names, tensors and growth of all slots.
     pub fn slots(&self) -> impl Iterator<Item = (&str, &Value, Growth)> {
         self.slots.iter().map(|(name, slot)| (name.as_str(), &slot.value, slot.growth))

@@ -104,6 +104,8 @@ impl Passes for CubeBackend {
     }
 }
 
+pub(super) use forward::open;
+
 mod forward {
     use super::*;
 
@@ -165,7 +167,7 @@ mod forward {
 
     /// The sigmoid, of which only powers of non-positive numbers are taken.
     #[cube]
-    pub(super) fn open(z: f32) -> f32 {
+    pub(in super::super) fn open(z: f32) -> f32 {
         let small = f32::exp(-f32::abs(z));
         let share = f32::new(1.0) / (f32::new(1.0) + small);
         select(z >= f32::new(0.0), share, small * share)

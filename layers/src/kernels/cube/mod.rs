@@ -3,10 +3,12 @@
 
 mod buffer;
 mod conv;
+mod lstm;
 mod scan;
 mod softmax;
 pub(super) mod tiled;
 
 pub(super) use buffer::fits;
 pub(super) use conv::convolves;
+pub(super) use lstm::gates;
 pub(super) use softmax::attends;

@@ -1,0 +1,422 @@
+//! The arithmetic of the kernel on slices: some rows of the batch at a time, token after token.
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+
+use crate::kernels::vector::{Vector, fused, vectors};
+use crate::kernels::view::{Head, View};
+
+/// Columns that lie side by side in a [`Panels`]; as many sums of one row fit the registers.
+const PANEL: usize = 64;
+
+/// Rows that are multiplied together, so that what is read of a matrix serves all of them.
+const TALL: usize = 4;
+
+/// Columns of a register tile of [`TALL`] rows.
+const NARROW: usize = 32;
+
+/// Tokens from which on a matrix is worth laying out anew.
+const MANY: usize = 8;
+
+/// A matrix `[rows, columns]` by panels of columns.
+#[derive(Debug)]
+struct Panels<'a, E: Clone> {
+    numbers: Cow<'a, [E]>,
+    rows: usize,
+    columns: usize,
+    /// From row to row
+    stride: usize,
+    /// From panel to panel
+    step: usize,
+}
+
+impl<'a, E: Vector> Panels<'a, E> {
+    /// Of `matrix: [1, 1, rows, columns]`: where it lies, if that does for a few tokens; else with contiguous panels,
+    /// which products read from front to back.
+    fn new(matrix: View<'a, E>, tokens: usize) -> Self {
+        let View { dims: [.., rows, columns], strides: [.., stride, unit], start, .. } = matrix;
+        let whole = columns.is_multiple_of(PANEL) && unit == 1 && stride >= columns as isize;
+        if tokens >= MANY || !whole {
+            return Self::laid_out(matrix.head(0), rows, columns);
+        }
+        let numbers = Cow::Borrowed(&matrix.numbers[start..]);
+        Self { numbers, rows, columns, stride: stride as usize, step: PANEL }
+    }
+
+    /// Of the transpose of `matrix: [1, 1, columns, rows]`.
+    fn turned(matrix: View<'_, E>) -> Self {
+        let [.., columns, rows] = matrix.dims;
+        Self::laid_out(matrix.head(0).turned(), rows, columns)
+    }
+
+    fn laid_out(from: Head<'_, E>, rows: usize, columns: usize) -> Self {
+        let mut numbers = vec![E::default(); columns.div_ceil(PANEL) * rows * PANEL];
+        for (index, panel) in numbers.chunks_exact_mut(rows * PANEL).enumerate() {
+            let first = index * PANEL;
+            let count = PANEL.min(columns - first);
+            for (i, row) in panel.chunks_exact_mut(PANEL).enumerate() {
+                from.copy(i, first, &mut row[..count]);
+            }
+        }
+        Self { numbers: Cow::Owned(numbers), rows, columns, stride: PANEL, step: rows * PANEL }
+    }
+}
+
+/// What both passes read.
+#[derive(Debug)]
+pub(super) struct Inputs<'a, E> {
+    /// `[1, 1, n, 4 n]`
+    weight: View<'a, E>,
+    /// `h` and `c`: `[b, 1, 1, n]`
+    start: [View<'a, E>; 2],
+    /// Tokens of each row, if not all
+    lengths: Option<Vec<usize>>,
+    reversed: bool,
+    time: usize,
+}
+
+impl<'a, E: Vector> Inputs<'a, E> {
+    pub(super) fn new(
+        weight: View<'a, E>,
+        start: [View<'a, E>; 2],
+        lengths: Option<View<'_, E>>,
+        reversed: bool,
+        time: usize,
+    ) -> Self {
+        let lengths = lengths.map(|lengths| {
+            let length = |row| {
+                let mut length = [E::default()];
+                lengths.head(row).copy(0, 0, &mut length);
+                length[0].to_f64() as usize
+            };
+            (0..lengths.dims[0]).map(length).collect()
+        });
+        Self { weight, start, lengths, reversed, time }
+    }
+
+    /// `[b, n]`
+    pub(super) fn sizes(&self) -> [usize; 2] {
+        let [b, .., n] = self.start[0].dims;
+        [b, n]
+    }
+
+    /// The token read at `step`.
+    fn token(&self, step: usize) -> usize {
+        if self.reversed { self.time - 1 - step } else { step }
+    }
+
+    /// Whether row `row` has token `t`.
+    fn has(&self, row: usize, t: usize) -> bool {
+        self.lengths.as_ref().is_none_or(|lengths| t < lengths[row])
+    }
+
+    /// `h` or `c` of some rows at the start, contiguous.
+    fn starts(&self, part: usize, first: usize, count: usize) -> Vec<E> {
+        let [_, n] = self.sizes();
+        let mut rows = vec![E::default(); count * n];
+        for (i, row) in rows.chunks_exact_mut(n).enumerate() {
+            self.start[part].head(first + i).copy(0, 0, row);
+        }
+        rows
+    }
+
+    /// Rows of a job: a share for every thread, in whole register tiles where there are enough.
+    fn share(&self) -> usize {
+        let [b, _] = self.sizes();
+        let share = b.div_ceil(rayon::current_num_threads());
+        if share > TALL { share.next_multiple_of(TALL) } else { share }
+    }
+}
+
+/// `out += left matrix`, row by row, all contiguous.
+#[inline(always)]
+fn add_product<E: Vector, const FUSED: bool>(left: &[E], matrix: &Panels<'_, E>, out: &mut [E]) {
+    let &Panels { ref numbers, rows: depth, columns, stride, step } = matrix;
+    for index in 0..columns.div_ceil(PANEL) {
+        let (first, panel) = (index * PANEL, &numbers[index * step..]);
+        let count = PANEL.min(columns - first);
+        let mut left = left.chunks_exact(depth);
+        let mut out = out.chunks_exact_mut(columns);
+        loop {
+            let four = [left.next(), left.next(), left.next(), left.next()];
+            if let [Some(a), Some(b), Some(c), Some(d)] = four {
+                let mut rows: [&mut [E]; TALL] =
+                    std::array::from_fn(|_| out.next().expect("as many rows come out as go in"));
+                for part in 0..PANEL / NARROW {
+                    let at = part * NARROW;
+                    if at < count {
+                        let sums = tile::<E, FUSED, TALL, NARROW>([a, b, c, d], &panel[at..], stride);
+                        for (row, sums) in rows.iter_mut().zip(&sums) {
+                            add(&mut row[first + at..first + count.min(at + NARROW)], sums);
+                        }
+                    }
+                }
+                continue;
+            }
+            for row in four.into_iter().flatten() {
+                let sums = tile::<E, FUSED, 1, PANEL>([row], panel, stride);
+                let out = out.next().expect("as many rows come out as go in");
+                add(&mut out[first..first + count], &sums[0]);
+            }
+            break;
+        }
+    }
+}
+
+#[inline(always)]
+fn add<E: Vector>(to: &mut [E], sums: &[E]) {
+    for (to, &sum) in to.iter_mut().zip(sums) {
+        *to += sum;
+    }
+}
+
+/// `Σ_k left[k] panel[k]`
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the tile stays in registers")]
+fn tile<E: Vector, const FUSED: bool, const R: usize, const W: usize>(
+    left: [&[E]; R],
+    panel: &[E],
+    stride: usize,
+) -> [[E; W]; R] {
+    let mut sums = [[E::default(); W]; R];
+    let depth = left[0].len();
+    let left = left.map(|left| &left[..depth]);
+    for k in 0..depth {
+        let right: &[E; W] = panel[k * stride..].first_chunk().expect("panels have whole rows");
+        for r in 0..R {
+            let x = left[r][k];
+            for j in 0..W {
+                sums[r][j] = fused::<E, FUSED>(x, right[j], sums[r][j]);
+            }
+        }
+    }
+    sums
+}
+
+/// `1 / (1 + e^{-x})`, by the exponential of what is not positive.
+#[inline(always)]
+fn sigmoid<E: Vector, const FUSED: bool>(x: E) -> E {
+    let (zero, one) = (E::default(), E::of(1.0));
+    let power = (if x > zero { -x } else { x }).exponential::<FUSED>();
+    (if x > zero { one } else { power }) / (one + power)
+}
+
+/// Some rows of the batch: where a job writes its results.
+struct Rows<'a, E> {
+    first: usize,
+    h: Vec<&'a mut [E]>,
+    c: Vec<&'a mut [E]>,
+    gates: Vec<&'a mut [E]>,
+}
+
+/// Fills `states: [2, b, t, n]`, and `gates: [b, t, 4 n]` with what the gates came to, where they are to be kept.
+pub(super) fn forward<E: Vector>(
+    inputs: &Inputs<'_, E>,
+    p: View<'_, E>,
+    states: &mut [E],
+    gates: Option<&mut [E]>,
+) {
+    let [b, n] = inputs.sizes();
+    let size = inputs.time * n;
+    let (h, c) = states.split_at_mut(b * size);
+    let (mut h, mut c) = (h.chunks_exact_mut(size), c.chunks_exact_mut(size));
+    let mut gates = gates.map(|gates| gates.chunks_exact_mut(4 * size));
+    let share = inputs.share();
+    let jobs: Vec<_> = (0..b)
+        .step_by(share)
+        .map(|first| Rows {
+            first,
+            h: h.by_ref().take(share).collect(),
+            c: c.by_ref().take(share).collect(),
+            gates: gates.as_mut().map_or_else(Vec::new, |gates| gates.take(share).collect()),
+        })
+        .collect();
+    let weight = Panels::new(inputs.weight, inputs.time);
+    jobs.into_par_iter().for_each(|rows| read(inputs, p, &weight, rows));
+}
+
+vectors! {
+    fn read = read_tokens(inputs: &Inputs<'_, E>, p: View<'_, E>, weight: &Panels<'_, E>, rows: Rows<'_, E>)
+}
+
+#[inline(always)]
+fn read_tokens<E: Vector, const FUSED: bool>(
+    inputs: &Inputs<'_, E>,
+    p: View<'_, E>,
+    weight: &Panels<'_, E>,
+    mut rows: Rows<'_, E>,
+) {
+    let ([_, n], count) = (inputs.sizes(), rows.h.len());
+    let [mut h, mut c] = [0, 1].map(|part| inputs.starts(part, rows.first, count));
+    let (mut gates, mut space) = (vec![E::default(); count * 4 * n], vec![E::default(); 4 * n]);
+    for step in 0..inputs.time {
+        let t = inputs.token(step);
+        for (i, gates) in gates.chunks_exact_mut(4 * n).enumerate() {
+            gates.copy_from_slice(p.head(rows.first + i).some(t, 0, 4 * n, &mut space));
+        }
+        add_product::<E, FUSED>(&h, weight, &mut gates);
+        let cells = h.chunks_exact_mut(n).zip(c.chunks_exact_mut(n)).zip(gates.chunks_exact_mut(4 * n));
+        for (i, ((h, c), gates)) in cells.enumerate() {
+            if inputs.has(rows.first + i, t) {
+                update::<E, FUSED>(gates, h, c);
+            }
+            rows.h[i][t * n..][..n].copy_from_slice(h);
+            rows.c[i][t * n..][..n].copy_from_slice(c);
+            if let Some(kept) = rows.gates.get_mut(i) {
+                kept[t * 4 * n..][..4 * n].copy_from_slice(gates);
+            }
+        }
+    }
+}
+
+/// One token of one row; the gates become what their functions make of them.
+#[inline(always)]
+fn update<E: Vector, const FUSED: bool>(gates: &mut [E], h: &mut [E], c: &mut [E]) {
+    let n = h.len();
+    let c = &mut c[..n];
+    let [i, f, g, o] = blocks(gates, n);
+    for j in 0..n {
+        i[j] = sigmoid::<E, FUSED>(i[j]);
+        f[j] = sigmoid::<E, FUSED>(f[j]);
+        g[j] = g[j].bounded::<FUSED>();
+        o[j] = sigmoid::<E, FUSED>(o[j]);
+        c[j] = fused::<E, FUSED>(f[j], c[j], i[j] * g[j]);
+        h[j] = o[j] * c[j].bounded::<FUSED>();
+    }
+}
+
+/// The four gates of `4 n` numbers.
+#[inline(always)]
+fn blocks<E>(gates: &mut [E], n: usize) -> [&mut [E]; 4] {
+    let (i, rest) = gates.split_at_mut(n);
+    let (f, rest) = rest.split_at_mut(n);
+    let (g, o) = rest.split_at_mut(n);
+    [i, f, g, &mut o[..n]]
+}
+
+/// Gradients, contiguous.
+#[derive(Debug)]
+pub(super) struct Gradients<E> {
+    /// `[b, t, 4 n]`
+    pub(super) p: Vec<E>,
+    /// `[b, n]`
+    pub(super) h: Vec<E>,
+    /// `[b, n]`
+    pub(super) c: Vec<E>,
+}
+
+impl<E: Vector> Gradients<E> {
+    pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
+        let [b, n] = inputs.sizes();
+        Self { p: vec![with; b * inputs.time * 4 * n], h: vec![with; b * n], c: vec![with; b * n] }
+    }
+}
+
+/// Where a job writes the gradients of its rows.
+struct RowsBack<'a, E> {
+    first: usize,
+    p: &'a mut [E],
+    h: &'a mut [E],
+    c: &'a mut [E],
+}
+
+/// Fills `to` with the gradients for `dy`, that of `states: [2, b, t, n]`; `gates: [b, 1, t, 4 n]` are those kept.
+pub(super) fn backward<E: Vector>(
+    inputs: &Inputs<'_, E>,
+    gates: View<'_, E>,
+    states: View<'_, E>,
+    dy: View<'_, E>,
+    to: &mut Gradients<E>,
+) {
+    let [_, n] = inputs.sizes();
+    let share = inputs.share();
+    let (h, c) = (to.h.chunks_mut(share * n), to.c.chunks_mut(share * n));
+    let jobs: Vec<_> = to.p.chunks_mut(share * inputs.time * 4 * n).zip(h.zip(c)).enumerate().collect();
+    let weight = Panels::turned(inputs.weight);
+    jobs.into_par_iter().for_each(|(job, (p, (h, c)))| {
+        let rows = RowsBack { first: job * share, p, h, c };
+        read_back(inputs, gates, [states, dy], &weight, rows);
+    });
+}
+
+vectors! {
+    fn read_back = read_tokens_back(
+        inputs: &Inputs<'_, E>,
+        gates: View<'_, E>,
+        states: [View<'_, E>; 2],
+        weight: &Panels<'_, E>,
+        rows: RowsBack<'_, E>,
+    )
+}
+
+#[inline(always)]
+fn read_tokens_back<E: Vector, const FUSED: bool>(
+    inputs: &Inputs<'_, E>,
+    gates: View<'_, E>,
+    [states, dy]: [View<'_, E>; 2],
+    weight: &Panels<'_, E>,
+    rows: RowsBack<'_, E>,
+) {
+    let [b, n] = inputs.sizes();
+    let RowsBack { first, p, h: dh, c: dc } = rows;
+    let (count, time) = (dh.len() / n, inputs.time);
+    let start = inputs.starts(1, first, count);
+    dh.fill(E::default());
+    dc.fill(E::default());
+    let mut d_gates = vec![E::default(); count * 4 * n];
+    let mut spaces = vec![E::default(); 5 * 4 * n];
+    let mut spaces = spaces.chunks_exact_mut(4 * n);
+    let mut space = || spaces.next().expect("one for each row that is read");
+    let [gates_space, c_space, before_space, dh_space, dc_space] =
+        [space(), space(), space(), space(), space()];
+    for step in (0..time).rev() {
+        let t = inputs.token(step);
+        for i in 0..count {
+            let row = first + i;
+            let (dh, dc) = (&mut dh[i * n..][..n], &mut dc[i * n..][..n]);
+            add(dh, dy.head(row).some(t, 0, n, dh_space));
+            add(dc, dy.head(b + row).some(t, 0, n, dc_space));
+            let d_gates = &mut d_gates[i * 4 * n..][..4 * n];
+            if !inputs.has(row, t) {
+                d_gates.fill(E::default());
+            } else {
+                let cells = states.head(b + row);
+                let before = match step.checked_sub(1) {
+                    Some(before) => cells.some(inputs.token(before), 0, n, before_space),
+                    None => &start[i * n..][..n],
+                };
+                let gates = gates.head(row).some(t, 0, 4 * n, gates_space);
+                update_back::<E, FUSED>(gates, [cells.some(t, 0, n, c_space), before], dh, dc, d_gates);
+                // The product below adds to it what came through the gates.
+                dh.fill(E::default());
+            }
+            p[(i * time + t) * 4 * n..][..4 * n].copy_from_slice(d_gates);
+        }
+        add_product::<E, FUSED>(&d_gates, weight, dh);
+    }
+}
+
+/// One token of one row back: fills `d_gates`, and makes `dc` that of the cells before.
+#[inline(always)]
+fn update_back<E: Vector, const FUSED: bool>(
+    gates: &[E],
+    [c, before]: [&[E]; 2],
+    dh: &[E],
+    dc: &mut [E],
+    d_gates: &mut [E],
+) {
+    let (n, one) = (dc.len(), E::of(1.0));
+    let (c, before, dh) = (&c[..n], &before[..n], &dh[..n]);
+    let [i, f, g, o] = [0, 1, 2, 3].map(|k| &gates[k * n..][..n]);
+    let [di, df, dg, d_o] = blocks(d_gates, n);
+    for j in 0..n {
+        let bounded = c[j].bounded::<FUSED>();
+        let through = fused::<E, FUSED>(dh[j] * o[j], one - bounded * bounded, dc[j]);
+        di[j] = through * g[j] * i[j] * (one - i[j]);
+        df[j] = through * before[j] * f[j] * (one - f[j]);
+        dg[j] = through * i[j] * (one - g[j] * g[j]);
+        d_o[j] = dh[j] * bounded * o[j] * (one - o[j]);
+        dc[j] = through * f[j];
+    }
+}
