@@ -254,6 +254,32 @@ pub(super) fn dot<E: Real, const FUSED: bool>(x: &[E], y: &[E]) -> E {
     sum
 }
 
+/// `Σ x y` with each of `N` rows as long as `x`.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the sums stay in registers")]
+pub(super) fn dots<E: Real, const FUSED: bool, const N: usize>(x: &[E], rows: [&[E]; N]) -> [E; N] {
+    let mut sums = [[E::default(); LANES]; N];
+    let rows = rows.map(|row| &row[..x.len()]);
+    let whole = x.len() / LANES * LANES;
+    let mut first = 0;
+    while first < whole {
+        for r in 0..N {
+            for i in 0..LANES {
+                sums[r][i] = fused::<E, FUSED>(x[first + i], rows[r][first + i], sums[r][i]);
+            }
+        }
+        first += LANES;
+    }
+    let mut found = [E::default(); N];
+    for r in 0..N {
+        found[r] = together(sums[r]);
+        for i in whole..x.len() {
+            found[r] += x[i] * rows[r][i];
+        }
+    }
+    found
+}
+
 /// `Σ x`
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the sums stay in registers")]

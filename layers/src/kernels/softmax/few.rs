@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use super::tiles::{Inputs, Shifts};
 use super::weights::FLOOR;
-use crate::kernels::vector::{Vector, dot, fused, vectors};
+use crate::kernels::vector::{Vector, dots, fused, vectors};
+use crate::kernels::view::Head;
 
 /// Up to how many queries per head this is faster than tiles.
 pub(super) const FEW: usize = 4;
@@ -14,7 +15,10 @@ pub(super) const FEW: usize = 4;
 const KEYS: usize = 128;
 
 /// Products of all queries and keys together from which on several threads are worth waking.
-const LARGE: usize = 1 << 20;
+const LARGE: usize = 1 << 18;
+
+/// Keys taken together, so that their sums do not wait for one another.
+const BLOCK: usize = 4;
 
 /// As `forward::forward`.
 pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut [E], log_sum: &mut [E]) {
@@ -63,20 +67,26 @@ fn answer_query<E: Vector, const FUSED: bool>(
     let sink = inputs.sink(head).map(|sink| sink * std::f64::consts::LOG2_E);
     let mut top = E::of(sink.unwrap_or(FLOOR));
     let mut sum = E::of(if sink.is_some() { 1.0 } else { 0.0 });
-    let (mut k_space, mut v_space) = (vec![E::default(); n], vec![E::default(); y.len()]);
+    let mut space = vec![E::default(); BLOCK * n.max(y.len())];
     let mut weights = [E::default(); KEYS];
     y.fill(E::default());
     let (keys, own) = (inputs.seen(query), inputs.weighing.cached + query);
     for first in keys.clone().step_by(KEYS) {
         let weights = &mut weights[..KEYS.min(keys.end - first)];
+        let last = first + weights.len() - 1;
+        for (j, weights) in weights.chunks_mut(BLOCK).enumerate() {
+            let found = dots::<E, FUSED, BLOCK>(&q, rows(k, first + j * BLOCK, last, n, &mut space));
+            weights.copy_from_slice(&found[..weights.len()]);
+        }
+        if let Some(cap) = cap {
+            weights.iter_mut().for_each(|score| *score = (*score / E::of(cap)).bounded::<FUSED>() * E::of(cap));
+        }
+        if shifts.any() {
+            let shift = |(j, score): (usize, &mut E)| *score += E::of(shifts.at(head, own, first + j));
+            weights.iter_mut().enumerate().for_each(shift);
+        }
         let before = top;
-        for (j, weight) in weights.iter_mut().enumerate() {
-            let mut score = dot::<E, FUSED>(&q, k.some(first + j, 0, n, &mut k_space));
-            if let Some(cap) = cap {
-                score = (score / E::of(cap)).bounded::<FUSED>() * E::of(cap);
-            }
-            score += E::of(shifts.at(head, own, first + j));
-            *weight = score;
+        for &score in &*weights {
             top = if score > top { score } else { top };
         }
         for weight in weights.iter_mut() {
@@ -85,15 +95,40 @@ fn answer_query<E: Vector, const FUSED: bool>(
         let factor = (before - top).power::<FUSED>();
         sum *= factor;
         y.iter_mut().for_each(|y| *y *= factor);
-        for (j, &weight) in weights.iter().enumerate() {
-            sum += weight;
-            let v = &v.some(first + j, 0, y.len(), &mut v_space)[..y.len()];
-            for (i, y) in y.iter_mut().enumerate() {
-                *y = fused::<E, FUSED>(weight, v[i], *y);
-            }
+        for (j, weights) in weights.chunks(BLOCK).enumerate() {
+            let mut four = [E::default(); BLOCK];
+            four[..weights.len()].copy_from_slice(weights);
+            weights.iter().for_each(|&weight| sum += weight);
+            add_rows::<E, FUSED>(y, four, rows(v, first + j * BLOCK, last, y.len(), &mut space));
         }
     }
     *log_sum = E::of(top.to_f64() + sum.to_f64().max(f64::MIN_POSITIVE).log2());
     let inverse = if sum > E::default() { E::of(1.0) / sum } else { E::default() };
     y.iter_mut().for_each(|y| *y *= inverse);
+}
+
+/// Rows from `first` on, `width` numbers of each; the `last` one stands for those after it.
+#[inline(always)]
+fn rows<'a, E: Vector>(
+    head: Head<'a, E>,
+    first: usize,
+    last: usize,
+    width: usize,
+    space: &'a mut [E],
+) -> [&'a [E]; BLOCK] {
+    let mut spaces = space.chunks_exact_mut(width);
+    std::array::from_fn(|i| {
+        let space = spaces.next().expect("room for every row");
+        head.some((first + i).min(last), 0, width, space)
+    })
+}
+
+/// `y += Σ weights[i] rows[i]`
+#[inline(always)]
+fn add_rows<E: Vector, const FUSED: bool>(y: &mut [E], weights: [E; BLOCK], rows: [&[E]; BLOCK]) {
+    let [a, b, c, d] = rows.map(|row| &row[..y.len()]);
+    for (i, y) in y.iter_mut().enumerate() {
+        let (near, far) = (fused::<E, FUSED>(weights[0], a[i], *y), weights[2] * c[i]);
+        *y = fused::<E, FUSED>(weights[1], b[i], near) + fused::<E, FUSED>(weights[3], d[i], far);
+    }
 }

@@ -149,6 +149,11 @@ impl Shifts {
         Self { heads, offsets, fades }
     }
 
+    /// Whether any score gets anything.
+    pub(super) fn any(&self) -> bool {
+        !self.offsets.is_empty() || !self.fades.is_empty()
+    }
+
     /// What a head's scores of key `key` get at the query whose own key is `own`.
     pub(super) fn at(&self, head: usize, own: usize, key: usize) -> f64 {
         let offset = self.offsets.get(head / self.heads).map_or(0.0, |offsets| offsets[key]);
@@ -178,7 +183,7 @@ impl<E: Vector> TileShifts<E> {
     /// For keys from `key` on, up to the first query.
     pub(super) fn set_keys(&mut self, shifts: &Shifts, head: usize, own: usize, key: usize, count: usize) {
         self.keys.clear();
-        if !shifts.offsets.is_empty() || !shifts.fades.is_empty() {
+        if shifts.any() {
             self.keys.extend((key..key + count).map(|key| E::of(shifts.at(head, own, key))));
         }
     }
