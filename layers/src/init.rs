@@ -1,8 +1,8 @@
 //! Seeded parameter initialisation. The numbers come from the host, so that one seed gives the same
 //! model on every backend and in the browser.
 
+use crate::nn::Linear;
 use burn::module::Param;
-use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -16,8 +16,8 @@
 //!
 //! Not causal: it reads a whole grid in one call and keeps no state.
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 

@@ -17,8 +17,8 @@
 //! The cache has each token's own `log f`, not running sums: those grow without bound and lose what the
 //! differences need.
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 

@@ -24,8 +24,8 @@
 //! | v, y | `[b, h, t, p]` (`p` = `value_dim`) |
 //! | (c, r) (cache) | `[b, 1, T, kv_rank + rope_dim]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 

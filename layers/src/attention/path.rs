@@ -21,8 +21,8 @@
 //! on by each new token would be cheaper to read, `O(n)` per key, but cannot go back. Products of `H` over a block
 //! of tokens are `I - Wᵀ Y` (UT transform), so a query visits the past block by block.
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

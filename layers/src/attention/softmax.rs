@@ -18,8 +18,8 @@
 //! | q, y | `[b, h, t, n]` |
 //! | k, v (cache) | `[b, h_kv, T, n]`, `T` = all tokens seen, or the last `window - 1` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

@@ -23,8 +23,8 @@
 //!
 //! Either way one eigenvalue of `Λ_t` is `α - β p·k` or `α (1 - β p·k)`, within (-1, 1), and all others are `α`.
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

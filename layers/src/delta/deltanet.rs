@@ -17,8 +17,8 @@
 //! | β | `[b, h, t]` |
 //! | H | `[b, h, n, p]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

@@ -18,8 +18,8 @@
 //!
 //! To the engine it is a sequence of `t m` steps of which every `m`-th is read.
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

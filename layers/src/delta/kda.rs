@@ -16,8 +16,8 @@
 //! | β | `[b, h, t]` |
 //! | H | `[b, h, n, p]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

@@ -19,8 +19,8 @@
 //! | k, q | `[b, t, n]` (`n` = `state`) |
 //! | h | `[b, E, n, 1]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

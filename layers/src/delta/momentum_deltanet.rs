@@ -22,8 +22,8 @@
 //! | α, β, η, μ | `[b, h, t]` |
 //! | \[S; M\] | `[b, h, 2 n, p]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,8 @@
 //! What the layers of the family share: the sizes of their heads, queries, keys and values behind short
 //! convolutions, the decay of a head, and the normalised and gated output.
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 
 use crate::error::require;

@@ -27,7 +27,8 @@ pub(crate) fn append(older: Tensor<4>, new: Tensor<4>) -> Result<Tensor<4>, [Ten
         return Err([older, new]);
     }
     let [older, new] = [older, new].map(|x| x.try_into_primitive::<Flex>().expect("it lies on Flex"));
-    let whole = if dtype == DType::F64 { append_in::<f64>(older, &new) } else { append_in::<f32>(older, &new) };
+    let whole =
+        if dtype == DType::F64 { append_in::<f64>(older, &new) } else { append_in::<f32>(older, &new) };
     Ok(Tensor::from_primitive::<Flex>(whole))
 }
 

@@ -12,6 +12,7 @@
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
+//! | `linear` | Flex, `f32` and `f64`, up to four tokens without gradients | every [`Linear`](crate::nn::Linear) |
 //! | `lstm` | Flex, `f32` and `f64`; graphics, `f32`, up to 512 units | [`LstmStack`](crate::rnn::LstmStack) |
 //! | `softmax` | Flex, `f32` and `f64`; graphics, `f32`, heads of up to 128 channels | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
 
@@ -25,8 +26,12 @@ mod cube;
 mod dense;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod gradient;
+#[cfg(feature = "flex")]
+pub(crate) mod linear;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod lstm;
+#[cfg(feature = "flex")]
+mod rows;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod scan;
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -21,8 +21,8 @@
 //! | s | `[h]` |
 //! | H | `[b, h, m, n]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 

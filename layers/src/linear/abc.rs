@@ -18,8 +18,8 @@
 //! | φ | `[b, h, t, m]` (`m` = `slots`) |
 //! | K, V, z | `[b, h, m, n]`, `[b, h, m, p]`, `[b, h, 1, m]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

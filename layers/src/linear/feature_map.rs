@@ -15,8 +15,8 @@
 //!
 //! Products `x xᵀ` are symmetric: each pair of channels is kept once, times √2.
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

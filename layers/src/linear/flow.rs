@@ -22,8 +22,8 @@
 //! | Σ k, Σ q (`flows`); Σ O k, Σ I q (`conserved`) | `[b, h, 2n, 1]` each |
 //! | Σ e^Ô (`competition`) | `[b, h, 1, 1]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 

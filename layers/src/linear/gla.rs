@@ -13,8 +13,8 @@
 //! | v, y | `[b, h, t, p]` (`p` = `value_dim`) |
 //! | H | `[b, h, n, p]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 

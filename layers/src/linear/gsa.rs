@@ -17,8 +17,8 @@
 //! | α, s | `[b, h, t, m]` (`m` = `slots`) |
 //! | K, V | `[b, h, m, n]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

@@ -18,8 +18,8 @@
 //! | f, θ | `[b, t, n]`, `[n]` |
 //! | state | `[b, 1, n, 1]` or `[b, 1, 2n, 1]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 

@@ -19,8 +19,8 @@
 //! | v, y | `[b, h, t, p]` (`p` = `head_dim`) |
 //! | H | `[b, h, m, p]`, with `s` as one more column under a sum: `[b, h, m, p+1]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 

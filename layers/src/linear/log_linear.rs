@@ -19,8 +19,8 @@
 //! | λ | `[b, h, t, levels]` |
 //! | memories | `[b, h, ⌊log₂ t⌋ + 1, n, n]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

@@ -21,8 +21,8 @@
 //! | λ | `[h, n]` |
 //! | G beside H | `[b, h, n, 2n]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

@@ -18,8 +18,8 @@
 //! | η | `[b, h, t]` |
 //! | H | `[b, h, m, p]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
 //! What the decayed linear attentions share around their recurrence.
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 
 use crate::error::require;

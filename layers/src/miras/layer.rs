@@ -6,8 +6,8 @@
 //! out  = W_o (rmsnorm(M(q)) ∘ silu(W_g x))            rmsnorm per head, with a gain per head and channel
 //! ```
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 
 use crate::error::require;

@@ -22,8 +22,8 @@
 //! | η; α, μ | `[b, h, t, 1]`; one per head and chunk |
 //! | W, S | `[b, h, 1, n]`, `[b, h, n, m]`, `[b, h, m, n]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

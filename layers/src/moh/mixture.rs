@@ -18,8 +18,8 @@
 //! | g | `[b, t, h]` |
 //! | p_r, p_s | `[b, t, h - shared]`, `[b, t, shared]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 

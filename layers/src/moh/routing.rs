@@ -1,7 +1,7 @@
 //! How MoH weighs heads; see [`super::Moh`] for the equations.
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

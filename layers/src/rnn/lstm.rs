@@ -18,8 +18,8 @@
 //! | i, f, g, o | `[b, t, n]` (`n` = `hidden`) |
 //! | h, c (state) | `[b, layers, n]` |
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};

@@ -16,8 +16,8 @@
 //! | W_a, W_i | `[heads, n/heads, n/heads]` |
 //! | state | `[b, 1, n, 1]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, TensorData, activation};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};

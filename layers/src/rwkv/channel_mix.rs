@@ -5,8 +5,8 @@
 //! y = sigmoid(W_r x_r) ∘ W_v relu(W_k x_k)²        (without the receptance: RWKV-7)
 //! ```
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

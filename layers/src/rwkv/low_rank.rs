@@ -1,7 +1,7 @@
 //! A map through a narrow middle.
 
+use crate::nn::Linear;
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 
 use crate::Init;

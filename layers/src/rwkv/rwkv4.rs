@@ -18,8 +18,8 @@
 //! | w, u | `[n]` |
 //! | s, m | `[b, 1, n]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

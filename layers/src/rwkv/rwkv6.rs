@@ -18,8 +18,8 @@
 //! | u | `[h, n]` |
 //! | H | `[b, h, n, p]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

@@ -22,8 +22,8 @@
 //! | r, k, k̃, κ, w, a, v, y | `[b, h, t, n]` (`n` = `head_dim`) |
 //! | H | `[b, h, n, n]` |
 
+use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 

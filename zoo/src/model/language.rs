@@ -1,9 +1,9 @@
 //! The model itself.
 
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Int, Tensor, TensorData};
 use seqzoo_layers::Error;
+use seqzoo_layers::nn::Linear;
 use seqzoo_layers::nn::Norm;
 use seqzoo_layers::system::{Cost, Form, Mask, Mixer};
 

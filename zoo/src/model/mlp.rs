@@ -2,9 +2,9 @@
 //! `W_down act(W_up x)` (GLU variants, arXiv 2002.05202).
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use seqzoo_layers::nn::Activation;
+use seqzoo_layers::nn::Linear;
 use seqzoo_layers::rwkv::{ChannelMix, ChannelMixConfig};
 use seqzoo_layers::system::{Mask, State};
 use seqzoo_layers::{Error, Init};

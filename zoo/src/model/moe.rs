@@ -9,10 +9,10 @@
 //! arithmetic, in exchange for plain batched products that every backend differentiates.
 
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::{Int, Tensor, activation};
 use seqzoo_layers::Init;
 use seqzoo_layers::nn::Activation;
+use seqzoo_layers::nn::Linear;
 use serde::{Deserialize, Serialize};
 
 use super::mlp::DenseMlp;

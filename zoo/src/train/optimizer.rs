@@ -178,16 +178,16 @@ mod tests {
 
     use super::*;
 
-    fn linear() -> burn::nn::Linear {
+    fn linear() -> seqzoo_layers::nn::Linear {
         let layer = Init::new(4, &Device::flex().autodiff()).linear_std(3, 2, 0.5, true);
         params::cast(layer, DType::F64)
     }
 
-    fn numbers(model: &burn::nn::Linear, name: &str) -> Vec<f64> {
+    fn numbers(model: &seqzoo_layers::nn::Linear, name: &str) -> Vec<f64> {
         params::parameters(model)[name].to_f64().unwrap()
     }
 
-    fn gradients(model: &burn::nn::Linear) -> Grads {
+    fn gradients(model: &seqzoo_layers::nn::Linear) -> Grads {
         let x = Tensor::<2>::from_data([[0.5, -1.0, 2.0]], (&model.weight.device(), DType::F64));
         Grads::of(model, &model.forward(x).square().sum().backward())
     }

@@ -1,67 +1,10 @@
 //! The arithmetic of the kernel on slices: some rows of the batch at a time, token after token.
 
-use std::borrow::Cow;
-
 use rayon::prelude::*;
 
+use crate::kernels::rows::{Panels, TALL, add, add_product};
 use crate::kernels::vector::{Vector, fused, vectors};
-use crate::kernels::view::{Head, View};
-
-/// Columns that lie side by side in a [`Panels`]; as many sums of one row fit the registers.
-const PANEL: usize = 64;
-
-/// Rows that are multiplied together, so that what is read of a matrix serves all of them.
-const TALL: usize = 4;
-
-/// Columns of a register tile of [`TALL`] rows.
-const NARROW: usize = 32;
-
-/// Tokens from which on a matrix is worth laying out anew.
-const MANY: usize = 8;
-
-/// A matrix `[rows, columns]` by panels of columns.
-#[derive(Debug)]
-struct Panels<'a, E: Clone> {
-    numbers: Cow<'a, [E]>,
-    rows: usize,
-    columns: usize,
-    /// From row to row
-    stride: usize,
-    /// From panel to panel
-    step: usize,
-}
-
-impl<'a, E: Vector> Panels<'a, E> {
-    /// Of `matrix: [1, 1, rows, columns]`: where it lies, if that does for a few tokens; else with contiguous panels,
-    /// which products read from front to back.
-    fn new(matrix: View<'a, E>, tokens: usize) -> Self {
-        let View { dims: [.., rows, columns], strides: [.., stride, unit], start, .. } = matrix;
-        let whole = columns.is_multiple_of(PANEL) && unit == 1 && stride >= columns as isize;
-        if tokens >= MANY || !whole {
-            return Self::laid_out(matrix.head(0), rows, columns);
-        }
-        let numbers = Cow::Borrowed(&matrix.numbers[start..]);
-        Self { numbers, rows, columns, stride: stride as usize, step: PANEL }
-    }
-
-    /// Of the transpose of `matrix: [1, 1, columns, rows]`.
-    fn turned(matrix: View<'_, E>) -> Self {
-        let [.., columns, rows] = matrix.dims;
-        Self::laid_out(matrix.head(0).turned(), rows, columns)
-    }
-
-    fn laid_out(from: Head<'_, E>, rows: usize, columns: usize) -> Self {
-        let mut numbers = vec![E::default(); columns.div_ceil(PANEL) * rows * PANEL];
-        for (index, panel) in numbers.chunks_exact_mut(rows * PANEL).enumerate() {
-            let first = index * PANEL;
-            let count = PANEL.min(columns - first);
-            for (i, row) in panel.chunks_exact_mut(PANEL).enumerate() {
-                from.copy(i, first, &mut row[..count]);
-            }
-        }
-        Self { numbers: Cow::Owned(numbers), rows, columns, stride: PANEL, step: rows * PANEL }
-    }
-}
+use crate::kernels::view::View;
 
 /// What both passes read.
 #[derive(Debug)]
@@ -127,71 +70,6 @@ impl<'a, E: Vector> Inputs<'a, E> {
         let share = b.div_ceil(rayon::current_num_threads());
         if share > TALL { share.next_multiple_of(TALL) } else { share }
     }
-}
-
-/// `out += left matrix`, row by row, all contiguous.
-#[inline(always)]
-fn add_product<E: Vector, const FUSED: bool>(left: &[E], matrix: &Panels<'_, E>, out: &mut [E]) {
-    let &Panels { ref numbers, rows: depth, columns, stride, step } = matrix;
-    for index in 0..columns.div_ceil(PANEL) {
-        let (first, panel) = (index * PANEL, &numbers[index * step..]);
-        let count = PANEL.min(columns - first);
-        let mut left = left.chunks_exact(depth);
-        let mut out = out.chunks_exact_mut(columns);
-        loop {
-            let four = [left.next(), left.next(), left.next(), left.next()];
-            if let [Some(a), Some(b), Some(c), Some(d)] = four {
-                let mut rows: [&mut [E]; TALL] =
-                    std::array::from_fn(|_| out.next().expect("as many rows come out as go in"));
-                for part in 0..PANEL / NARROW {
-                    let at = part * NARROW;
-                    if at < count {
-                        let sums = tile::<E, FUSED, TALL, NARROW>([a, b, c, d], &panel[at..], stride);
-                        for (row, sums) in rows.iter_mut().zip(&sums) {
-                            add(&mut row[first + at..first + count.min(at + NARROW)], sums);
-                        }
-                    }
-                }
-                continue;
-            }
-            for row in four.into_iter().flatten() {
-                let sums = tile::<E, FUSED, 1, PANEL>([row], panel, stride);
-                let out = out.next().expect("as many rows come out as go in");
-                add(&mut out[first..first + count], &sums[0]);
-            }
-            break;
-        }
-    }
-}
-
-#[inline(always)]
-fn add<E: Vector>(to: &mut [E], sums: &[E]) {
-    for (to, &sum) in to.iter_mut().zip(sums) {
-        *to += sum;
-    }
-}
-
-/// `Σ_k left[k] panel[k]`
-#[inline(always)]
-#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the tile stays in registers")]
-fn tile<E: Vector, const FUSED: bool, const R: usize, const W: usize>(
-    left: [&[E]; R],
-    panel: &[E],
-    stride: usize,
-) -> [[E; W]; R] {
-    let mut sums = [[E::default(); W]; R];
-    let depth = left[0].len();
-    let left = left.map(|left| &left[..depth]);
-    for k in 0..depth {
-        let right: &[E; W] = panel[k * stride..].first_chunk().expect("panels have whole rows");
-        for r in 0..R {
-            let x = left[r][k];
-            for j in 0..W {
-                sums[r][j] = fused::<E, FUSED>(x, right[j], sums[r][j]);
-            }
-        }
-    }
-    sums
 }
 
 /// `1 / (1 + e^{-x})`, by the exponential of what is not positive.

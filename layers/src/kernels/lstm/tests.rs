@@ -125,7 +125,12 @@ fn cases() -> Vec<Case> {
     for (seed, dims @ [b, t, _]) in (0..).zip(sizes) {
         let ragged = Lengths((0..b).map(|row| (row * 5 + 2) % (t + 1)).collect());
         for lengths in [None, Some(ragged)] {
-            cases.extend([false, true].map(|reversed| Case { dims, lengths: lengths.clone(), reversed, seed }));
+            cases.extend([false, true].map(|reversed| Case {
+                dims,
+                lengths: lengths.clone(),
+                reversed,
+                seed,
+            }));
         }
     }
     cases

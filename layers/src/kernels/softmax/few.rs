@@ -79,7 +79,9 @@ fn answer_query<E: Vector, const FUSED: bool>(
             weights.copy_from_slice(&found[..weights.len()]);
         }
         if let Some(cap) = cap {
-            weights.iter_mut().for_each(|score| *score = (*score / E::of(cap)).bounded::<FUSED>() * E::of(cap));
+            weights
+                .iter_mut()
+                .for_each(|score| *score = (*score / E::of(cap)).bounded::<FUSED>() * E::of(cap));
         }
         if shifts.any() {
             let shift = |(j, score): (usize, &mut E)| *score += E::of(shifts.at(head, own, first + j));

@@ -1,0 +1,145 @@
+//! A linear map of a few tokens, as in decoding: `y = x W + b` without gradients. Floor: memory, `W` is read once.
+
+use burn::backend::{DispatchDevice, Flex};
+use burn::tensor::{DType, Tensor};
+use rayon::prelude::*;
+
+use super::rows::{PANEL, Panels, add_product, add_row};
+use super::vector::{Vector, vectors};
+use super::view::{Number, View, view};
+
+/// For how many tokens the matrix is read once.
+pub(crate) const FEW: std::ops::RangeInclusive<usize> = 1..=4;
+
+/// Numbers of a matrix from which on several threads are worth waking.
+const LARGE: usize = 1 << 18;
+
+/// `x W + b` of `x: [rows, n]`, `weight: [n, m]` and `bias: [m]`; `None` where it is not for this kernel: many rows,
+/// gradients, another device or element type, shapes that do not fit.
+pub(crate) fn run(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
+    let ([rows, n], [depth, m]) = (x.dims(), weight.dims());
+    let here = |device: burn::tensor::Device| matches!(device.as_dispatch(), DispatchDevice::Flex(_));
+    let fits = FEW.contains(&rows)
+        && n == depth
+        && n * m > 0
+        && bias.is_none_or(|bias| bias.dims() == [m] && bias.dtype() == x.dtype())
+        && weight.dtype() == x.dtype()
+        && here(x.device())
+        && here(weight.device());
+    match x.dtype() {
+        DType::F32 if fits => run_in::<f32>(x, weight, bias),
+        DType::F64 if fits => run_in::<f64>(x, weight, bias),
+        _ => None,
+    }
+}
+
+fn run_in<E: Number + Vector>(
+    x: &Tensor<2>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+) -> Option<Tensor<2>> {
+    let primitive = |x: Tensor<4>| x.try_into_primitive::<Flex>().ok();
+    let (x, weight) = (primitive(x.clone().unsqueeze())?, primitive(weight.clone().unsqueeze())?);
+    let bias = match bias {
+        Some(bias) => Some(primitive(bias.clone().unsqueeze())?),
+        None => None,
+    };
+    let (x, weight) = (view::<E>(&x), view::<E>(&weight));
+    let ([.., rows, n], [.., m]) = (x.dims, weight.dims);
+    let mut left = vec![E::default(); rows * n];
+    left.chunks_exact_mut(n).enumerate().for_each(|(i, row)| x.head(0).copy(i, 0, row));
+    let mut y = vec![E::default(); rows * m];
+    if let Some(bias) = &bias {
+        y.chunks_exact_mut(m).for_each(|row| view::<E>(bias).head(0).copy(0, 0, row));
+    }
+    multiply(&left, weight, &mut y);
+    Some(Tensor::from_primitive::<Flex>(E::tensor(y, &[rows, m])))
+}
+
+/// `y += left weight`
+fn multiply<E: Vector>(left: &[E], weight: View<'_, E>, y: &mut [E]) {
+    let matrix = Panels::new(weight, 1);
+    let [.., n, m] = weight.dims;
+    if left.len() == n && n * m >= LARGE {
+        let panels = y.par_chunks_mut(PANEL).enumerate();
+        panels.for_each(|(index, y)| one_panel(left, &matrix, index, y));
+    } else {
+        all_panels(left, &matrix, y);
+    }
+}
+
+vectors! {
+    fn all_panels = add_product(left: &[E], matrix: &Panels<'_, E>, y: &mut [E])
+}
+
+vectors! {
+    fn one_panel = add_row(left: &[E], matrix: &Panels<'_, E>, index: usize, y: &mut [E])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{Draw, error, numbers};
+
+    fn check([rows, n, m]: [usize; 3], turned: bool, biased: bool, seed: u64) {
+        let mut draw = Draw::new(seed);
+        let x = draw.tensor::<2>([rows, n], -1.0, 1.0);
+        let weight = if turned {
+            draw.tensor::<2>([m, n], -1.0, 1.0).transpose()
+        } else {
+            // A part of something wider.
+            draw.tensor::<2>([n, m + 3], -1.0, 1.0).narrow(1, 2, m)
+        };
+        let bias = biased.then(|| draw.tensor::<1>([m], -1.0, 1.0));
+        for (dtype, limit) in [(DType::F32, 1e-5), (DType::F64, 1e-12)] {
+            let (x, weight) = (x.clone().cast(dtype), weight.clone().cast(dtype));
+            let bias = bias.clone().map(|bias| bias.cast(dtype));
+            let found = run(&x, &weight, bias.as_ref()).expect("it is for the kernel");
+            let expected = x.cast(DType::F64).matmul(weight.cast(DType::F64));
+            let expected = match bias {
+                Some(bias) => expected + bias.cast(DType::F64).unsqueeze(),
+                None => expected,
+            };
+            let off = error(&numbers(found), &numbers(expected));
+            assert!(off <= limit, "[{rows}, {n}, {m}], turned {turned}: off by {off:e}");
+        }
+    }
+
+    #[test]
+    fn it_is_the_product_at_every_size() {
+        // Around panels, their parts, and the size from which on threads share.
+        let sizes =
+            [[1, 1, 1], [1, 5, 64], [2, 7, 63], [3, 9, 81], [4, 30, 200], [1, 300, 1_000], [1, 40, 9]];
+        for (seed, size) in (0..).zip(sizes) {
+            for turned in [false, true] {
+                check(size, turned, turned, seed);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn it_is_the_product_whatever_is_asked(
+            size in [1usize..=4, 1usize..=40, 1usize..=150],
+            turned: bool,
+            biased: bool,
+            seed in any::<u64>(),
+        ) {
+            check(size, turned, biased, seed);
+        }
+    }
+
+    #[test]
+    fn it_declines_what_it_cannot_do() {
+        let (x, weight) = (Draw::new(1).tensor([2, 3], -1.0, 1.0), Draw::new(2).tensor([3, 4], -1.0, 1.0));
+        assert!(run(&x, &weight, None).is_some());
+        assert!(run(&x, &weight, Some(&Draw::new(3).tensor([3], -1.0, 1.0))).is_none());
+        assert!(run(&x.clone().autodiff(), &weight.clone().autodiff().require_grad(), None).is_none());
+        assert!(run(&x.clone().cast(DType::F64), &weight, None).is_none());
+        assert!(run(&x.repeat_dim(0, 3), &weight, None).is_none());
+    }
+}
