@@ -4,9 +4,9 @@ use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::rows::{PANEL, Panels, add_product, add_row};
-use super::vector::{Vector, vectors};
-use super::view::{Number, View, view};
+use super::rows::{PANEL, Panels, add, add_product, add_row};
+use super::vector::{Vector, dots, vectors};
+use super::view::{Head, Number, View, view};
 
 /// For how many tokens the matrix is read once.
 pub(crate) const FEW: std::ops::RangeInclusive<usize> = 1..=4;
@@ -58,9 +58,21 @@ fn run_in<E: Number + Vector>(
 
 /// `y += left weight`
 fn multiply<E: Vector>(left: &[E], weight: View<'_, E>, y: &mut [E]) {
-    let matrix = Panels::new(weight, 1);
     let [.., n, m] = weight.dims;
-    if left.len() == n && n * m >= LARGE {
+    let one = left.len() == n && n * m >= LARGE;
+    if weight.strides[2] == 1 && weight.strides[3] != 1 {
+        // The transpose of a matrix that lies row by row: its columns are contiguous.
+        let columns = weight.head(0).turned();
+        match one {
+            true => y.par_chunks_mut(PANEL).enumerate().for_each(|(index, y)| {
+                all_dots(left, columns, index * PANEL, y.len(), y);
+            }),
+            false => all_dots(left, columns, 0, m, y),
+        }
+        return;
+    }
+    let matrix = Panels::new(weight, 1);
+    if one {
         let panels = y.par_chunks_mut(PANEL).enumerate();
         panels.for_each(|(index, y)| one_panel(left, &matrix, index, y));
     } else {
@@ -74,6 +86,36 @@ vectors! {
 
 vectors! {
     fn one_panel = add_row(left: &[E], matrix: &Panels<'_, E>, index: usize, y: &mut [E])
+}
+
+vectors! {
+    fn all_dots = add_dots(left: &[E], columns: Head<'_, E>, first: usize, count: usize, y: &mut [E])
+}
+
+/// Columns whose products are made together, so that their sums do not wait for one another.
+const BLOCK: usize = 4;
+
+/// `y += left columns` for `count` columns from `first` on, of which `y` has as many in each row.
+#[inline(always)]
+fn add_dots<E: Vector, const FUSED: bool>(
+    left: &[E],
+    columns: Head<'_, E>,
+    first: usize,
+    count: usize,
+    y: &mut [E],
+) {
+    let depth = left.len() / (y.len() / count);
+    for from in (0..count).step_by(BLOCK) {
+        let mut block: [&[E]; BLOCK] = [&[]; BLOCK];
+        for (i, column) in block.iter_mut().enumerate() {
+            // The last column stands for those after it.
+            let index = first + (from + i).min(count - 1);
+            *column = columns.slice(index, 0, depth).expect("columns are contiguous");
+        }
+        for (left, y) in left.chunks_exact(depth).zip(y.chunks_exact_mut(count)) {
+            add(&mut y[from..(from + BLOCK).min(count)], &dots::<E, FUSED, BLOCK>(left, block));
+        }
+    }
 }
 
 #[cfg(test)]

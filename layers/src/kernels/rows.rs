@@ -67,36 +67,32 @@ impl<'a, E: Vector> Panels<'a, E> {
 /// `out += left matrix`, row by row, both contiguous.
 #[inline(always)]
 pub(super) fn add_product<E: Vector, const FUSED: bool>(left: &[E], matrix: &Panels<'_, E>, out: &mut [E]) {
-    let columns = matrix.columns;
+    let Panels { rows: depth, columns, stride, .. } = *matrix;
+    let count = left.len() / depth;
     for index in 0..columns.div_ceil(PANEL) {
         let first = index * PANEL;
         let to = (first + PANEL).min(columns);
-        let mut left = left.chunks_exact(matrix.rows);
-        let mut out = out.chunks_exact_mut(columns);
-        loop {
-            let four = [left.next(), left.next(), left.next(), left.next()];
-            if let [Some(a), Some(b), Some(c), Some(d)] = four
-                && (matrix.whole || to - first == PANEL)
-            {
-                let mut rows: [&mut [E]; TALL] =
-                    std::array::from_fn(|_| out.next().expect("as many rows come out as go in"));
+        let whole = matrix.whole || to - first == PANEL;
+        let mut row = 0;
+        while row < count {
+            let next = if whole && row + TALL <= count { row + TALL } else { row + 1 };
+            let left = &left[row * depth..next * depth];
+            let out = &mut out[row * columns..next * columns];
+            if next - row == TALL {
+                let (a, rest) = left.split_at(depth);
+                let (b, rest) = rest.split_at(depth);
+                let (c, d) = rest.split_at(depth);
                 for at in (first..to).step_by(NARROW) {
                     let panel = &matrix.numbers[index * matrix.step + at - first..];
-                    let sums = tile::<E, FUSED, TALL, NARROW>([a, b, c, d], panel, matrix.stride);
-                    for (row, sums) in rows.iter_mut().zip(&sums) {
-                        add(&mut row[at..to.min(at + NARROW)], sums);
+                    let sums = tile::<E, FUSED, TALL, NARROW>([a, b, c, d], panel, stride);
+                    for (i, sums) in sums.iter().enumerate() {
+                        add(&mut out[i * columns + at..i * columns + to.min(at + NARROW)], sums);
                     }
                 }
-                continue;
+            } else {
+                add_row::<E, FUSED>(left, matrix, index, &mut out[first..to]);
             }
-            let mut rows = four.into_iter().flatten().peekable();
-            if rows.peek().is_none() {
-                break;
-            }
-            for row in rows {
-                let out = out.next().expect("as many rows come out as go in");
-                add_row::<E, FUSED>(row, matrix, index, &mut out[first..to]);
-            }
+            row = next;
         }
     }
 }
@@ -147,7 +143,10 @@ fn tile<E: Vector, const FUSED: bool, const R: usize, const W: usize>(
 ) -> [[E; W]; R] {
     let mut sums = [[E::default(); W]; R];
     let depth = left[0].len();
-    let left = left.map(|left| &left[..depth]);
+    let mut left = left;
+    for row in &mut left {
+        *row = &row[..depth];
+    }
     for k in 0..depth {
         let right: &[E; W] = panel[k * stride..].first_chunk().expect("panels have whole rows");
         for r in 0..R {

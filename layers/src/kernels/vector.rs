@@ -259,7 +259,10 @@ pub(super) fn dot<E: Real, const FUSED: bool>(x: &[E], y: &[E]) -> E {
 #[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the sums stay in registers")]
 pub(super) fn dots<E: Real, const FUSED: bool, const N: usize>(x: &[E], rows: [&[E]; N]) -> [E; N] {
     let mut sums = [[E::default(); LANES]; N];
-    let rows = rows.map(|row| &row[..x.len()]);
+    let mut rows = rows;
+    for row in &mut rows {
+        *row = &row[..x.len()];
+    }
     let whole = x.len() / LANES * LANES;
     let mut first = 0;
     while first < whole {

@@ -8,7 +8,7 @@ mod rope;
 pub(crate) use conv::last_inputs;
 pub(crate) use conv::put_tail;
 pub use conv::{CausalConv, CausalConvConfig, short_conv};
-pub use linear::Linear;
+pub use linear::{Linear, project};
 pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, SrmsNorm, l2_normalize, rms_normalize};
 pub use rope::{Llama3Scaling, Rope, RopeConfig};
 

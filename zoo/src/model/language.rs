@@ -3,8 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use seqzoo_layers::Error;
-use seqzoo_layers::nn::Linear;
 use seqzoo_layers::nn::Norm;
+use seqzoo_layers::nn::{Linear, project};
 use seqzoo_layers::system::{Cost, Form, Mask, Mixer};
 
 use super::{Block, LanguageModelConfig, ModelState};
@@ -106,7 +106,7 @@ impl LanguageModel {
 
     /// Reads one token per row, `[b]`, and returns the logits of the next, `[b, vocab]`.
     pub fn step(&self, tokens: Tensor<1, Int>, state: ModelState) -> Result<(Tensor<2>, ModelState)> {
-        let output = self.forward(tokens.unsqueeze_dim(1), state, Form::Recurrent)?;
+        let output = self.forward(tokens.unsqueeze_dim(1), state, Form::Auto)?;
         Ok((output.logits.squeeze_dim(1), output.state))
     }
 
@@ -212,13 +212,9 @@ impl LanguageModel {
     }
 
     fn logits(&self, x: Tensor<3>) -> Tensor<3> {
-        let [b, t, d] = x.dims();
         let logits = match &self.head {
             Some(head) => head.forward(x),
-            None => {
-                let head = self.embedding.val().transpose();
-                x.reshape([b * t, d]).matmul(head).reshape([b, t, self.config.vocab])
-            }
+            None => project(x, self.embedding.val().transpose(), None),
         };
         let logits = match &self.head_bias {
             Some(bias) => logits + bias.val().unsqueeze(),

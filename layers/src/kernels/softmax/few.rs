@@ -62,7 +62,7 @@ fn answer_query<E: Vector, const FUSED: bool>(
     let to_bits = inputs.weighing.scale * std::f64::consts::LOG2_E;
     let mut q = vec![E::default(); n];
     inputs.q.head(head).copy(query, 0, &mut q);
-    q.iter_mut().for_each(|x| *x *= E::of(to_bits));
+    scale(&mut q, E::of(to_bits));
     let cap = inputs.weighing.softcap.map(|cap| cap * std::f64::consts::LOG2_E);
     let sink = inputs.sink(head).map(|sink| sink * std::f64::consts::LOG2_E);
     let mut top = E::of(sink.unwrap_or(FLOOR));
@@ -79,13 +79,14 @@ fn answer_query<E: Vector, const FUSED: bool>(
             weights.copy_from_slice(&found[..weights.len()]);
         }
         if let Some(cap) = cap {
-            weights
-                .iter_mut()
-                .for_each(|score| *score = (*score / E::of(cap)).bounded::<FUSED>() * E::of(cap));
+            for score in weights.iter_mut() {
+                *score = (*score / E::of(cap)).bounded::<FUSED>() * E::of(cap);
+            }
         }
         if shifts.any() {
-            let shift = |(j, score): (usize, &mut E)| *score += E::of(shifts.at(head, own, first + j));
-            weights.iter_mut().enumerate().for_each(shift);
+            for (j, score) in weights.iter_mut().enumerate() {
+                *score += E::of(shifts.at(head, own, first + j));
+            }
         }
         let before = top;
         for &score in &*weights {
@@ -96,17 +97,26 @@ fn answer_query<E: Vector, const FUSED: bool>(
         }
         let factor = (before - top).power::<FUSED>();
         sum *= factor;
-        y.iter_mut().for_each(|y| *y *= factor);
+        scale(y, factor);
         for (j, weights) in weights.chunks(BLOCK).enumerate() {
             let mut four = [E::default(); BLOCK];
             four[..weights.len()].copy_from_slice(weights);
-            weights.iter().for_each(|&weight| sum += weight);
+            for &weight in weights {
+                sum += weight;
+            }
             add_rows::<E, FUSED>(y, four, rows(v, first + j * BLOCK, last, y.len(), &mut space));
         }
     }
     *log_sum = E::of(top.to_f64() + sum.to_f64().max(f64::MIN_POSITIVE).log2());
     let inverse = if sum > E::default() { E::of(1.0) / sum } else { E::default() };
-    y.iter_mut().for_each(|y| *y *= inverse);
+    scale(y, inverse);
+}
+
+#[inline(always)]
+fn scale<E: Vector>(x: &mut [E], factor: E) {
+    for x in x {
+        *x *= factor;
+    }
 }
 
 /// Rows from `first` on, `width` numbers of each; the `last` one stands for those after it.
@@ -118,17 +128,21 @@ fn rows<'a, E: Vector>(
     width: usize,
     space: &'a mut [E],
 ) -> [&'a [E]; BLOCK] {
-    let mut spaces = space.chunks_exact_mut(width);
-    std::array::from_fn(|i| {
-        let space = spaces.next().expect("room for every row");
-        head.some((first + i).min(last), 0, width, space)
-    })
+    let mut rows: [&[E]; BLOCK] = [&[]; BLOCK];
+    let mut spaces = space;
+    for (i, row) in rows.iter_mut().enumerate() {
+        let (space, rest) = spaces.split_at_mut(width);
+        *row = &head.some((first + i).min(last), 0, width, space)[..width];
+        spaces = rest;
+    }
+    rows
 }
 
 /// `y += Σ weights[i] rows[i]`
 #[inline(always)]
 fn add_rows<E: Vector, const FUSED: bool>(y: &mut [E], weights: [E; BLOCK], rows: [&[E]; BLOCK]) {
-    let [a, b, c, d] = rows.map(|row| &row[..y.len()]);
+    let [a, b, c, d] = rows;
+    let (a, b, c, d) = (&a[..y.len()], &b[..y.len()], &c[..y.len()], &d[..y.len()]);
     for (i, y) in y.iter_mut().enumerate() {
         let (near, far) = (fused::<E, FUSED>(weights[0], a[i], *y), weights[2] * c[i]);
         *y = fused::<E, FUSED>(weights[1], b[i], near) + fused::<E, FUSED>(weights[3], d[i], far);
