@@ -9,6 +9,9 @@
 //! | --- | --- | --- |
 //! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 204 numbers (132 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
+//! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
+//! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays |
+//! | `rotary` | Flex, `f32` and `f64`; graphics, `f32` | every [`Rope`](crate::nn::Rope) |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
 //! | `softmax` | Flex, `f32` and `f64`; graphics, `f32`, heads of up to 128 channels | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
@@ -21,6 +24,12 @@ mod cube;
 mod dense;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod gradient;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(crate) mod norm;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(crate) mod pointwise;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(crate) mod rotary;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod scan;
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::parts::{bounded_forget, check_bound, convolution, convolve, with_tails};
 use crate::error::require;
-use crate::nn::{Activation, CausalConv, Norm, NormConfig};
+use crate::nn::{Activation, CausalConv, Gated, Norm, NormConfig};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, Spectrum, State, System, Transition, Views};
 use crate::{Init, Result};
 
@@ -177,7 +177,8 @@ impl LinearMixer for Hgrn {
             Some(angle) => turn(y, angle),
             None => y,
         };
-        self.out_proj.forward(self.norm.forward(h.squeeze_dim::<3>(1)) * aux.gate)
+        let gate = Gated::new(aux.gate, Activation::Identity);
+        self.out_proj.forward(self.norm.parts().run(h.squeeze_dim::<3>(1), Some(gate)))
     }
 
     /// With a rotation, the eigenvalues are `f e^{±iθ}`; the implied attention is that of the turning frame.

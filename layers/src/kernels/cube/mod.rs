@@ -3,10 +3,16 @@
 
 mod buffer;
 mod conv;
+mod norm;
+mod pointwise;
+mod rotary;
 mod scan;
 mod softmax;
+mod sum;
 pub(super) mod tiled;
 
 pub(super) use buffer::fits;
 pub(super) use conv::convolves;
+pub(super) use norm::normalises;
+pub(super) use pointwise::maps;
 pub(super) use softmax::attends;
