@@ -1,12 +1,13 @@
 //! Seeded parameter initialisation. The numbers come from the host, so that one seed gives the same
 //! model on every backend and in the browser.
 
-use crate::nn::Linear;
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
+
+use crate::nn::Linear;
 
 /// Draws parameters from one seed onto one device.
 #[derive(Clone, Debug)]

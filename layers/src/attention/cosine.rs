@@ -16,13 +16,12 @@
 //!
 //! Not causal: it reads a whole grid in one call and keeps no state.
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
-use crate::nn::{l2_normalize, softplus, split_heads};
+use crate::nn::{Linear, l2_normalize, softplus, split_heads};
 use crate::system::scan::NEGATIVE;
 use crate::system::{Cost, Form, HeadMixer, Mixer, Run, State, Views};
 use crate::{Error, Init, Result};

@@ -17,7 +17,6 @@
 //! The cache has each token's own `log f`, not running sums: those grow without bound and lose what the
 //! differences need.
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -26,7 +25,7 @@ use super::cache::append;
 use super::scores::Read;
 use super::{Attention, AttentionConfig};
 use crate::error::require;
-use crate::nn::log_sigmoid;
+use crate::nn::{Linear, log_sigmoid};
 use crate::system::{Cost, Form, Gate, HeadMixer, Mixer, Run, State, Views, token_by_token};
 use crate::{Init, Result};
 

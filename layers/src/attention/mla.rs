@@ -24,7 +24,6 @@
 //! | v, y | `[b, h, t, p]` (`p` = `value_dim`) |
 //! | (c, r) (cache) | `[b, 1, T, kv_rank + rope_dim]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -32,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::{Cached, append};
 use super::scores::{Read, Scoring};
 use crate::error::{head_dim, require};
-use crate::nn::{RmsNorm, Rope, RopeConfig, merge_heads, split_heads};
+use crate::nn::{Linear, RmsNorm, Rope, RopeConfig, merge_heads, split_heads};
 use crate::system::{Cost, Form, Mixer, Run, State, Views, token_by_token};
 use crate::{Init, Result};
 

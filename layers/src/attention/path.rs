@@ -21,7 +21,6 @@
 //! on by each new token would be cheaper to read, `O(n)` per key, but cannot go back. Products of `H` over a block
 //! of tokens are `I - Wᵀ Y` (UT transform), so a query visits the past block by block.
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
@@ -32,7 +31,7 @@ use super::reflections::Reflections;
 use super::scores::Read;
 use super::{Attention, AttentionConfig};
 use crate::error::require;
-use crate::nn::{CausalConv, CausalConvConfig, l2_normalize, merge_heads, repeat_heads, split_heads};
+use crate::nn::{CausalConv, CausalConvConfig, Linear, l2_normalize, merge_heads, repeat_heads, split_heads};
 use crate::system::engine::AUTO_CHUNK;
 use crate::system::{Cost, Form, Gate, HeadMixer, Mixer, Run, State, Views, token_by_token};
 use crate::{Init, Result};

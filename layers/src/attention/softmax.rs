@@ -18,15 +18,14 @@
 //! | q, y | `[b, h, t, n]` |
 //! | k, v (cache) | `[b, h_kv, T, n]`, `T` = all tokens seen, or the last `window - 1` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::cache::{Cached, append, hidden};
 use super::scores::{Read, Scoring};
 use crate::error::{head_dim, require};
-use crate::nn::{Norm, NormConfig, Rope, RopeConfig, split_heads};
+use crate::nn::{Activation, Linear, Norm, NormConfig, Rope, RopeConfig, gated, split_heads};
 use crate::system::{Cost, Form, HeadMixer, Mixer, Run, State, Terms, Views, token_by_token};
 use crate::{Error, Init, Result};
 
@@ -196,8 +195,7 @@ impl Attention {
         }
         let v = split_heads(self.v_proj.forward(x), self.kv_heads());
         if let Some(rope) = &self.rope {
-            q = rope.apply(q, state.positions());
-            k = rope.apply(k, state.positions());
+            [q, k] = rope.apply_all([q, k], state.positions());
         }
         let (reflections, log_forget) = (None, None);
         if !self.config.causal {
@@ -239,8 +237,8 @@ impl Attention {
         let y = self.scoring().attend(read, form).swap_dims(1, 2);
         match &self.gate_proj {
             Some(gate) => {
-                let dims = y.dims();
-                y * activation::sigmoid(gate.forward(x)).reshape(dims)
+                let gate = gate.forward(x).reshape(y.dims());
+                gated(y, gate, Activation::Sigmoid)
             }
             None => y,
         }

@@ -23,14 +23,13 @@
 //!
 //! Either way one eigenvalue of `Λ_t` is `α - β p·k` or `α (1 - β p·k)`, within (-1, 1), and all others are `α`.
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, check_steps};
 use crate::error::require;
-use crate::nn::{Activation, l2_normalize, repeat_heads, split_heads};
+use crate::nn::{Activation, Gated, Linear, l2_normalize, repeat_heads, scaled_sigmoid, split_heads};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
 
@@ -169,8 +168,8 @@ pub fn comba_system(
 }
 
 impl LinearMixer for Comba {
-    /// Output gate before its activation, `[b, h, t, p]`.
-    type Aux = Option<Tensor<4>>;
+    /// Output gate, `[b, t, h p]`.
+    type Aux = Option<Gated<3>>;
 
     fn d_model(&self) -> usize {
         self.d_model
@@ -187,7 +186,7 @@ impl LinearMixer for Comba {
         let [q, k, v] = self.qkv.forward(x.clone(), state, run)?;
         let [q, k] = [q, k].map(|x| split_heads(x, sizes.heads));
         let weaken = |k: Tensor<4>| match &self.inner_decay {
-            Some(c) => k * activation::sigmoid(per_head(c.val())),
+            Some(c) => k * scaled_sigmoid(per_head(c.val()), 1.0),
             None => k,
         };
         let q = match &self.correction {
@@ -200,7 +199,7 @@ impl LinearMixer for Comba {
         let q = q.mul_scalar((sizes.n as f64).powf(-0.5));
         let v = split_heads(v, sizes.value_heads);
 
-        let beta = activation::sigmoid(self.b_proj.forward(x.clone())).swap_dims(1, 2);
+        let beta = scaled_sigmoid(self.b_proj.forward(x.clone()), 1.0).swap_dims(1, 2);
         let log_a = self.decay.forward(self.a_proj.forward(x.clone()));
         Ok((comba_system(log_a, beta, q, [k, p], v, self.config.feedback), self.output.gate(x)))
     }

@@ -17,15 +17,14 @@
 //! | β | `[b, h, t]` |
 //! | H | `[b, h, n, p]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::delta_system;
 use super::parts::{HeadOutput, HeadSizes, OutputGate, Qkv};
 use crate::error::require;
-use crate::nn::{Activation, l2_normalize, split_heads};
+use crate::nn::{Activation, Gated, Linear, l2_normalize, scaled_sigmoid, split_heads};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System};
 use crate::{Init, Result};
 
@@ -139,8 +138,8 @@ pub struct DeltaNet {
 }
 
 impl LinearMixer for DeltaNet {
-    /// Output gate before its activation, `[b, h, t, p]`.
-    type Aux = Option<Tensor<4>>;
+    /// Output gate, `[b, t, h p]`.
+    type Aux = Option<Gated<3>>;
 
     fn d_model(&self) -> usize {
         self.d_model
@@ -156,7 +155,7 @@ impl LinearMixer for DeltaNet {
         let [q, k] = [q, k].map(|x| self.config.qk_norm.apply(x));
         let q = q.mul_scalar((self.config.head_dim as f64).powf(-0.5));
         let beta = match &self.b_proj {
-            Some(map) => activation::sigmoid(map.forward(x.clone())).swap_dims(1, 2),
+            Some(map) => scaled_sigmoid(map.forward(x.clone()), 1.0).swap_dims(1, 2),
             None => k.clone().narrow(3, 0, 1).squeeze_dim::<3>(3).ones_like(),
         };
         let beta = if self.config.negative_eigenvalues { beta.mul_scalar(2.0) } else { beta };

@@ -18,15 +18,14 @@
 //!
 //! To the engine it is a sequence of `t m` steps of which every `m`-th is read.
 
-use crate::nn::Linear;
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::delta_system;
 use super::parts::{HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, check_steps};
 use crate::error::require;
-use crate::nn::{Activation, l2_normalize, repeat_heads, split_heads};
+use crate::nn::{Activation, Gated, Linear, l2_normalize, repeat_heads, scaled_sigmoid, split_heads};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System};
 use crate::{Init, Result};
 
@@ -150,8 +149,8 @@ pub fn delta_product_system(
 }
 
 impl LinearMixer for DeltaProduct {
-    /// Output gate before its activation, `[b, h, t, p]`.
-    type Aux = Option<Tensor<4>>;
+    /// Output gate, `[b, t, h p]`.
+    type Aux = Option<Gated<3>>;
 
     fn d_model(&self) -> usize {
         self.d_model
@@ -176,7 +175,7 @@ impl LinearMixer for DeltaProduct {
         let k = repeat_heads(k, sizes.group());
         let v = split_heads(steps(v), sizes.value_heads);
 
-        let beta = activation::sigmoid(steps(self.b_proj.forward(x.clone()))).swap_dims(1, 2);
+        let beta = scaled_sigmoid(steps(self.b_proj.forward(x.clone())), 1.0).swap_dims(1, 2);
         let beta = if self.config.negative_eigenvalues { beta.mul_scalar(2.0) } else { beta };
         let log_a = match self.a_proj.as_ref().zip(self.decay.as_ref()) {
             Some((map, decay)) => decay.forward(map.forward(x.clone())),

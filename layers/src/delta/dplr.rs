@@ -27,14 +27,16 @@
 //! | α, β | `[b, h, t]` |
 //! | H | `[b, h, n, p]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, check_steps, short_convolution};
 use crate::error::require;
-use crate::nn::{Activation, CausalConv, l2_normalize, log_sigmoid, put_tail, short_conv, split_heads};
+use crate::nn::{
+    Activation, CausalConv, Gated, Linear, l2_normalize, log_sigmoid, put_tail, scaled_sigmoid, short_conv,
+    split_heads,
+};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
 
@@ -190,8 +192,8 @@ pub struct Dplr {
 }
 
 impl LinearMixer for Dplr {
-    /// Output gate before its activation, `[b, h, t, p]`.
-    type Aux = Option<Tensor<4>>;
+    /// Output gate, `[b, t, h p]`.
+    type Aux = Option<Gated<3>>;
 
     fn d_model(&self) -> usize {
         self.d_model
@@ -212,7 +214,7 @@ impl LinearMixer for Dplr {
         let q = q.mul_scalar((n as f64).powf(-0.5));
 
         // [b, h, t, 1], or [b, h, t, n] for rates
-        let beta = activation::sigmoid(split_heads(self.b_proj.forward(x.clone()), h));
+        let beta = scaled_sigmoid(split_heads(self.b_proj.forward(x.clone()), h), 1.0);
         let beta = if self.config.negative_eigenvalues { beta.mul_scalar(2.0) } else { beta };
         let log_alpha = self.log_alpha(&x);
         let log_d = self.log_diagonal(&x, &log_alpha);

@@ -15,14 +15,15 @@
 //! | α, β | `[b, h, t]` |
 //! | H | `[b, h, n, p]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, check_steps};
 use crate::error::require;
-use crate::nn::{Activation, l2_normalize, repeat_heads, split_heads};
+use crate::nn::{
+    Activation, Gated, Linear, Normalize, Scaling, erase, repeat_heads, scaled_sigmoid, split_heads,
+};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
 
@@ -121,13 +122,13 @@ pub fn delta_system(log_a: Tensor<3>, beta: Tensor<3>, q: Tensor<4>, k: Tensor<4
     let log_d = log_a.unsqueeze_dim::<4>(3);
     let beta = beta.unsqueeze_dim::<4>(3);
     let write = k.clone() * beta;
-    let b = write.clone() * log_d.clone().exp().neg();
+    let b = erase(write.clone(), log_d.clone());
     System::outer(Transition::Householder { log_d, a: k, b }, q, write, v)
 }
 
 impl LinearMixer for GatedDeltaNet {
-    /// Output gate before its activation, `[b, h, t, p]`.
-    type Aux = Option<Tensor<4>>;
+    /// Output gate, `[b, t, h p]`.
+    type Aux = Option<Gated<3>>;
 
     fn d_model(&self) -> usize {
         self.d_model
@@ -141,13 +142,15 @@ impl LinearMixer for GatedDeltaNet {
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
         let sizes = self.config.sizes();
         let [q, k, v] = self.qkv.forward(x.clone(), state, run)?;
-        let [q, k] = [q, k].map(|x| l2_normalize(split_heads(x, sizes.heads), 1e-6));
-        let q = repeat_heads(q, sizes.group()).mul_scalar((sizes.n as f64).powf(-0.5));
-        let k = repeat_heads(k, sizes.group());
+        let unit = |x, gain| {
+            let norm = Normalize::plain(Scaling { gain, ..Scaling::l2(1e-6) });
+            repeat_heads(norm.run(split_heads(x, sizes.heads), None), sizes.group())
+        };
+        let (q, k) = (unit(q, (sizes.n as f64).powf(-0.5)), unit(k, 1.0));
         let v = split_heads(v, sizes.value_heads);
 
-        let beta = activation::sigmoid(self.b_proj.forward(x.clone())).swap_dims(1, 2);
-        let beta = if self.config.negative_eigenvalues { beta.mul_scalar(2.0) } else { beta };
+        let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
+        let beta = scaled_sigmoid(self.b_proj.forward(x.clone()), most).swap_dims(1, 2);
         let log_a = self.decay.forward(self.a_proj.forward(x.clone()));
         Ok((delta_system(log_a, beta, q, k, v), self.output.gate(x)))
     }

@@ -16,14 +16,13 @@
 //! | β | `[b, h, t]` |
 //! | H | `[b, h, n, p]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{HeadOutput, HeadSizes, OutputGate, Qkv, check_steps};
 use crate::error::require;
-use crate::nn::{Activation, l2_normalize, softplus, split_heads};
+use crate::nn::{Activation, Gated, Linear, l2_normalize, scaled_sigmoid, softplus, split_heads};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
 
@@ -143,8 +142,8 @@ pub fn kda_system(log_d: Tensor<4>, beta: Tensor<3>, q: Tensor<4>, k: Tensor<4>,
 }
 
 impl LinearMixer for Kda {
-    /// Output gate before its activation, `[b, h, t, p]`.
-    type Aux = Option<Tensor<4>>;
+    /// Output gate, `[b, t, h p]`.
+    type Aux = Option<Gated<3>>;
 
     fn d_model(&self) -> usize {
         self.d_model
@@ -160,13 +159,13 @@ impl LinearMixer for Kda {
         let [q, k, v] = self.qkv.forward(x.clone(), state, run)?.map(|x| split_heads(x, h));
         let [q, k] = [q, k].map(|x| l2_normalize(x, 1e-6));
         let q = q.mul_scalar((n as f64).powf(-0.5));
-        let beta = activation::sigmoid(self.b_proj.forward(x.clone())).swap_dims(1, 2);
+        let beta = scaled_sigmoid(self.b_proj.forward(x.clone()), 1.0).swap_dims(1, 2);
         let beta = if self.config.negative_eigenvalues { beta.mul_scalar(2.0) } else { beta };
 
         let f = self.decay_proj.forward(self.decay_down.forward(x.clone())) + self.dt_bias.val().unsqueeze();
         let (f, a) = (split_heads(f, h), self.a_log.val().exp().reshape([1, h, 1, 1]));
         let log_d = match self.config.decay_bound {
-            Some(bound) => activation::sigmoid(f * a).mul_scalar(-bound),
+            Some(bound) => scaled_sigmoid(f * a, 1.0).mul_scalar(-bound),
             None => softplus(f) * a.neg(),
         };
         Ok((kda_system(log_d, beta, q, k, v), self.output.gate(x)))

@@ -19,13 +19,12 @@
 //! | k, q | `[b, t, n]` (`n` = `state`) |
 //! | h | `[b, E, n, 1]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
-use crate::nn::{CausalConv, CausalConvConfig, merge_heads, short_conv};
+use crate::nn::{CausalConv, CausalConvConfig, Linear, merge_heads, scaled_sigmoid, short_conv, silu};
 use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition};
 use crate::{Init, Result};
 
@@ -182,7 +181,7 @@ impl LinearMixer for Longhorn {
         let z = projected.clone().narrow(2, inner, inner);
         let x = short_conv(CONV, &self.conv, projected.narrow(2, 0, inner), state, run)?;
         let address = self.x_proj.forward(x.clone());
-        let beta = activation::sigmoid(self.dt_proj.forward(address.clone().narrow(2, 0, rank)));
+        let beta = scaled_sigmoid(self.dt_proj.forward(address.clone().narrow(2, 0, rank)), 1.0);
         let k = address.clone().narrow(2, rank, n);
         let q = address.narrow(2, rank + n, n);
         let skip = self.d.val().reshape([1, inner, 1, 1]);
@@ -190,7 +189,7 @@ impl LinearMixer for Longhorn {
     }
 
     fn readout(&self, y: Tensor<4>, z: Tensor<3>) -> Tensor<3> {
-        self.out_proj.forward(merge_heads(y) * activation::silu(z))
+        self.out_proj.forward(merge_heads(y) * silu(z))
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {

@@ -22,15 +22,14 @@
 //! | α, β, η, μ | `[b, h, t]` |
 //! | \[S; M\] | `[b, h, 2 n, p]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::momentum_rule::MomentumRule;
 use super::parts::{HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, check_steps};
 use crate::error::require;
-use crate::nn::{Activation, l2_normalize, repeat_heads, split_heads};
+use crate::nn::{Activation, Linear, l2_normalize, repeat_heads, scaled_sigmoid, split_heads};
 use crate::system::{Cost, Form, Gate, MEMORY, Mixer, Run, State, Views};
 use crate::{Init, Result};
 
@@ -170,7 +169,7 @@ impl MomentumDeltaNet {
             Some(floor) => log_mu.clamp_min(floor),
             None => log_mu,
         };
-        let beta = activation::sigmoid(self.b_proj.forward(x.clone())) * share.clone()
+        let beta = scaled_sigmoid(self.b_proj.forward(x.clone()), 1.0) * share.clone()
             / share.clone().add_scalar(1.0);
         let log_alpha = self.decay.forward(self.a_proj.forward(x)) - share.log1p().swap_dims(1, 2);
         Ok(MomentumRule {

@@ -1,14 +1,12 @@
 //! What the layers of the family share: the sizes of their heads, queries, keys and values behind short
 //! convolutions, the decay of a head, and the normalised and gated output.
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, RmsNorm, merge_heads, put_tail, short_conv, softplus,
-    split_heads,
+    Activation, CausalConv, CausalConvConfig, Gated, Linear, RmsNorm, Steps, put_tail, short_conv,
 };
 use crate::system::{MEMORY, Run, State};
 use crate::{Init, Result};
@@ -150,8 +148,7 @@ impl HeadDecay {
 
     /// `a: [b, t, h] -> log α: [b, h, t]`
     pub fn forward(&self, a: Tensor<3>) -> Tensor<3> {
-        let dt = softplus(a + self.dt_bias.val().unsqueeze());
-        (dt * self.a_log.val().exp().neg().unsqueeze()).swap_dims(1, 2)
+        Steps::ALL.decays(a, self.dt_bias.val(), self.a_log.val()).swap_dims(1, 2)
     }
 }
 
@@ -192,8 +189,6 @@ pub struct HeadOutput {
     pub norm: RmsNorm,
     #[module(skip)]
     activation: Activation,
-    #[module(skip)]
-    heads: usize,
 }
 
 impl HeadOutput {
@@ -220,25 +215,22 @@ impl HeadOutput {
             out_proj: init.linear(heads * p, d_model),
             norm: RmsNorm::new(p, eps, init),
             activation,
-            heads,
         }
     }
 
-    /// The gate before its activation, `[b, h, t, p]`, if there is one.
-    pub fn gate(&self, x: Tensor<3>) -> Option<Tensor<4>> {
+    /// The output gate, `[b, t, h p]`, if there is one.
+    pub fn gate(&self, x: Tensor<3>) -> Option<Gated<3>> {
         let map = self.gate_proj.as_ref()?;
         let x = match &self.gate_down {
             Some(down) => down.forward(x),
             None => x,
         };
-        Some(split_heads(map.forward(x), self.heads))
+        Some(Gated::new(map.forward(x), self.activation))
     }
 
     /// `y: [b, h, t, p] -> [b, t, d]`
-    pub fn forward(&self, y: Tensor<4>, gate: Option<Tensor<4>>) -> Tensor<3> {
-        let y = self.norm.forward(y);
-        let y = if let Some(gate) = gate { y * self.activation.apply(gate) } else { y };
-        self.out_proj.forward(merge_heads(y))
+    pub fn forward(&self, y: Tensor<4>, gate: Option<Gated<3>>) -> Tensor<3> {
+        self.out_proj.forward(self.norm.parts().heads(y, gate))
     }
 
     /// Operations of its maps per token.

@@ -10,6 +10,9 @@
 //! | `append` | Flex, `f32` and `f64`, without gradients | caches of one entry per token |
 //! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 204 numbers (132 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
+//! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
+//! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays |
+//! | `rotary` | Flex, `f32` and `f64`; graphics, `f32` | every [`Rope`](crate::nn::Rope) |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
 //! | `linear` | Flex, `f32` and `f64`, up to four tokens without gradients | every [`Linear`](crate::nn::Linear) |
@@ -30,6 +33,12 @@ mod gradient;
 pub(crate) mod linear;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod lstm;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(crate) mod norm;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(crate) mod pointwise;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(crate) mod rotary;
 #[cfg(feature = "flex")]
 mod rows;
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -259,25 +259,21 @@ pub(super) fn dot<E: Real, const FUSED: bool>(x: &[E], y: &[E]) -> E {
 #[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the sums stay in registers")]
 pub(super) fn dots<E: Real, const FUSED: bool, const N: usize>(x: &[E], rows: [&[E]; N]) -> [E; N] {
     let mut sums = [[E::default(); LANES]; N];
-    let mut rows = rows;
-    for row in &mut rows {
-        *row = &row[..x.len()];
-    }
-    let whole = x.len() / LANES * LANES;
-    let mut first = 0;
-    while first < whole {
+    let (parts, rest) = x.as_chunks::<LANES>();
+    for (k, part) in parts.iter().enumerate() {
         for r in 0..N {
+            let row: &[E; LANES] = rows[r][k * LANES..].first_chunk().expect("rows are as long as `x`");
             for i in 0..LANES {
-                sums[r][i] = fused::<E, FUSED>(x[first + i], rows[r][first + i], sums[r][i]);
+                sums[r][i] = fused::<E, FUSED>(part[i], row[i], sums[r][i]);
             }
         }
-        first += LANES;
     }
     let mut found = [E::default(); N];
     for r in 0..N {
         found[r] = together(sums[r]);
-        for i in whole..x.len() {
-            found[r] += x[i] * rows[r][i];
+        let row = &rows[r][x.len() - rest.len()..][..rest.len()];
+        for (&x, &y) in rest.iter().zip(row) {
+            found[r] += x * y;
         }
     }
     found

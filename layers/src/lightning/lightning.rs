@@ -21,14 +21,13 @@
 //! | s | `[h]` |
 //! | H | `[b, h, m, n]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::lrpe::{Lrpe, LrpeLayers};
 use crate::error::{head_dim, require};
-use crate::nn::{Activation, LayerNorm, Norm, RmsNorm, SrmsNorm, merge_heads, split_heads};
+use crate::nn::{Activation, Gated, LayerNorm, Linear, Norm, RmsNorm, SrmsNorm, merge_heads, split_heads};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views};
 use crate::{Error, Init, Result};
 
@@ -329,7 +328,7 @@ impl Lightning {
 
 impl LinearMixer for Lightning {
     /// Output gate, `[b, t, h n]`.
-    type Aux = Option<Tensor<3>>;
+    type Aux = Option<Gated<3>>;
 
     fn d_model(&self) -> usize {
         self.d_model
@@ -352,12 +351,11 @@ impl LinearMixer for Lightning {
                 Some(down) => down.forward(x),
                 None => x,
             };
-            match config.gate {
-                LightningGate::None | LightningGate::Linear => gate.forward(x),
-                LightningGate::Sigmoid | LightningGate::LowRank { .. } => {
-                    activation::sigmoid(gate.forward(x))
-                }
-            }
+            let activation = match config.gate {
+                LightningGate::None | LightningGate::Linear => Activation::Identity,
+                LightningGate::Sigmoid | LightningGate::LowRank { .. } => Activation::Sigmoid,
+            };
+            Gated::new(gate.forward(x), activation)
         });
         let [mut q, mut k, v] = [q, k, v].map(|x| split_heads(x, h));
         if let Some(lrpe) = &self.lrpe {
@@ -368,14 +366,16 @@ impl LinearMixer for Lightning {
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {
-        let y = merge_heads(y);
-        let y = if let Some(norm) = &self.norm { norm.forward(y) } else { y };
-        self.out_proj.forward(if let Some(gate) = gate { y * gate } else { y })
+        self.out_proj.forward(match (&self.norm, gate) {
+            (Some(norm), gate) => norm.merged(y, gate),
+            (None, Some(gate)) => merge_heads(y) * gate.open(),
+            (None, None) => merge_heads(y),
+        })
     }
 
     fn system_views(&self, system: System, gate: Self::Aux, _state: &State) -> Result<Views> {
         let mut views = Views::of_system(system)?;
-        views.gates.extend(gate.map(|values| Gate { name: "g (output gate)".into(), values }));
+        views.gates.extend(gate.map(|gate| Gate { name: "g (output gate)".into(), values: gate.open() }));
         Ok(views)
     }
 

@@ -18,14 +18,13 @@
 //! | φ | `[b, h, t, m]` (`m` = `slots`) |
 //! | K, V, z | `[b, h, m, n]`, `[b, h, m, p]`, `[b, h, 1, m]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::gsa::{SlotAttention, empty_slots, run_slots, slot_views};
 use crate::error::{head_dim, require};
-use crate::nn::{RmsNorm, Rope, RopeConfig, merge_heads, split_heads};
+use crate::nn::{Activation, Gated, Linear, RmsNorm, Rope, RopeConfig, split_heads};
 use crate::system::scan::NEGATIVE;
 use crate::system::{Cost, Form, Mixer, Run, State, Views};
 use crate::{Init, Result};
@@ -175,8 +174,7 @@ impl Abc {
         let mut q = split_heads(self.q_proj.forward(x.clone()), h).mul_scalar((n as f64).powf(-0.5));
         let mut k = split_heads(self.k_proj.forward(x.clone()), h);
         if let Some(rope) = &self.rope {
-            q = rope.apply(q, state.positions());
-            k = rope.apply(k, state.positions());
+            [q, k] = rope.apply_all([q, k], state.positions());
         }
         let v = split_heads(self.v_proj.forward(x.clone()), h);
         let bound = self.config.clamp;
@@ -205,10 +203,10 @@ impl Mixer for Abc {
     }
 
     fn run(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
-        let gate = split_heads(activation::silu(self.gate_proj.forward(x.clone())), self.sizes[0]);
+        let gate = Gated::new(self.gate_proj.forward(x.clone()), Activation::Silu);
         let memory = self.memory(x, &mut state, run)?;
-        let y = self.norm.forward(run_slots(memory, &mut state, run)?) * gate;
-        Ok((self.out_proj.forward(merge_heads(y)), state))
+        let y = self.norm.parts().heads(run_slots(memory, &mut state, run)?, Some(gate));
+        Ok((self.out_proj.forward(y), state))
     }
 
     fn views(&self, x: Tensor<3>, mut state: State) -> Result<Views> {
@@ -227,6 +225,7 @@ impl Mixer for Abc {
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
+    use burn::tensor::activation;
 
     use super::*;
     use crate::system::Mask;

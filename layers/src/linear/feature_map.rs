@@ -15,7 +15,6 @@
 //!
 //! Products `x xᵀ` are symmetric: each pair of channels is kept once, times √2.
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation};
 use rand::SeedableRng;
@@ -24,7 +23,7 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
-use crate::nn::LayerNorm;
+use crate::nn::{LayerNorm, Linear};
 use crate::{Init, Result};
 
 /// Exponents of features are kept below this, so that products and sums of them stay finite in `f32`.

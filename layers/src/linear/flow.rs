@@ -22,13 +22,12 @@
 //! | Σ k, Σ q (`flows`); Σ O k, Σ I q (`conserved`) | `[b, h, 2n, 1]` each |
 //! | Σ e^Ô (`competition`) | `[b, h, 1, 1]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{head_dim, require};
-use crate::nn::{merge_heads, split_heads};
+use crate::nn::{Linear, merge_heads, split_heads};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views, engine};
 use crate::{Error, Init, Result};
 

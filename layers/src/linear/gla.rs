@@ -13,14 +13,13 @@
 //! | v, y | `[b, h, t, p]` (`p` = `value_dim`) |
 //! | H | `[b, h, n, p]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{GatedReadout, Qkv, Sizes, channels};
 use crate::error::require;
-use crate::nn::{Activation, log_sigmoid, repeat_heads, split_heads};
+use crate::nn::{Activation, Gated, Linear, repeat_heads, scaled_log_sigmoid, split_heads};
 use crate::system::{Cost, Form, Gate, LinearMixer, Run, State, System, Transition, Views};
 use crate::{Init, Result};
 
@@ -140,7 +139,7 @@ pub struct Gla {
 
 impl LinearMixer for Gla {
     /// Output gate, `[b, t, h p]`.
-    type Aux = Option<Tensor<3>>;
+    type Aux = Option<Gated<3>>;
 
     fn d_model(&self) -> usize {
         self.d_model
@@ -155,7 +154,7 @@ impl LinearMixer for Gla {
         let [q, k] = [q, k].map(|x| self.config.feature_map.apply(x));
         let q = q.mul_scalar((self.sizes.n as f64).powf(-0.5));
         let z = self.decay_up.forward(self.decay_down.forward(x.clone()));
-        let log_a = log_sigmoid(z).mul_scalar(1.0 / self.config.gate_temperature);
+        let log_a = scaled_log_sigmoid(z, 1.0 / self.config.gate_temperature);
         let log_a = match self.config.min_log_decay {
             Some(least) => log_a.clamp_min(least),
             None => log_a,
@@ -170,7 +169,7 @@ impl LinearMixer for Gla {
 
     fn system_views(&self, system: System, gate: Self::Aux, _state: &State) -> Result<Views> {
         let mut views = Views::of_system(system)?;
-        views.gates.extend(gate.map(|values| Gate { name: "g (output gate)".into(), values }));
+        views.gates.extend(gate.map(|gate| Gate { name: "g (output gate)".into(), values: gate.open() }));
         Ok(views)
     }
 

@@ -17,13 +17,12 @@
 //! | α, s | `[b, h, t, m]` (`m` = `slots`) |
 //! | K, V | `[b, h, m, n]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{head_dim, require};
-use crate::nn::{RmsNorm, log_sigmoid, merge_heads, split_heads};
+use crate::nn::{Linear, RmsNorm, log_sigmoid, merge_heads, silu, split_heads};
 use crate::system::scan::segment_sums;
 use crate::system::{
     Cost, Form, Gate, Lengths, Mixer, Run, Spectrum, SpectrumKind, State, System, Transition, Views, engine,
@@ -230,7 +229,7 @@ pub struct Gsa {
 impl Gsa {
     fn memory(&self, x: Tensor<3>) -> SlotAttention {
         let h = self.config.heads;
-        let map = |map: &Linear| split_heads(activation::silu(map.forward(x.clone())), h);
+        let map = |map: &Linear| split_heads(silu(map.forward(x.clone())), h);
         let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(map);
         let log_keep = log_sigmoid(split_heads(self.gate_proj.forward(x.clone()), h));
         let log_keep = log_keep.mul_scalar(1.0 / self.config.gate_root);
@@ -251,7 +250,7 @@ impl Mixer for Gsa {
 
     fn run(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
         let y = run_slots(self.memory(x), &mut state, run)?;
-        let y = self.norm.forward(activation::silu(merge_heads(y)));
+        let y = self.norm.forward(silu(merge_heads(y)));
         Ok((self.out_proj.forward(y), state))
     }
 

@@ -18,14 +18,13 @@
 //! | f, θ | `[b, t, n]`, `[n]` |
 //! | state | `[b, 1, n, 1]` or `[b, 1, 2n, 1]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use super::parts::{bounded_forget, check_bound, convolution, convolve, with_tails};
 use crate::error::require;
-use crate::nn::{Activation, CausalConv, Norm, NormConfig};
+use crate::nn::{Activation, CausalConv, Gated, Linear, Norm, NormConfig};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, Spectrum, State, System, Transition, Views};
 use crate::{Init, Result};
 
@@ -177,7 +176,8 @@ impl LinearMixer for Hgrn {
             Some(angle) => turn(y, angle),
             None => y,
         };
-        self.out_proj.forward(self.norm.forward(h.squeeze_dim::<3>(1)) * aux.gate)
+        let gate = Gated::new(aux.gate, Activation::Identity);
+        self.out_proj.forward(self.norm.parts().run(h.squeeze_dim::<3>(1), Some(gate)))
     }
 
     /// With a rotation, the eigenvalues are `f e^{±iθ}`; the implied attention is that of the turning frame.

@@ -16,14 +16,13 @@
 //! | v, y | `[b, h, t, p]` (`p` = `value_dim`) |
 //! | H | `[b, h, n, p]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{Sizes, bounded_forget, channels, check_bound, convolution, convolve, with_tails};
 use crate::error::require;
-use crate::nn::{Activation, CausalConv, RmsNorm, merge_heads, split_heads};
+use crate::nn::{Activation, CausalConv, Linear, RmsNorm, split_heads};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
 
@@ -160,7 +159,7 @@ impl LinearMixer for Hgrn2 {
     }
 
     fn readout(&self, y: Tensor<4>, _: ()) -> Tensor<3> {
-        self.out_proj.forward(self.norm.forward(merge_heads(y)))
+        self.out_proj.forward(self.norm.parts().merged(y, None))
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {

@@ -19,14 +19,13 @@
 //! | v, y | `[b, h, t, p]` (`p` = `head_dim`) |
 //! | H | `[b, h, m, p]`, with `s` as one more column under a sum: `[b, h, m, p+1]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::feature_map::{FeatureMap, Features};
 use crate::error::{head_dim, require};
-use crate::nn::{Activation, RmsNorm, merge_heads, split_heads};
+use crate::nn::{Activation, Gated, Linear, RmsNorm, merge_heads, split_heads};
 use crate::system::{
     Cost, Form, Gate, Io, LinearMixer, MEMORY, Mixer, Run, State, System, Transition, Views, engine,
 };
@@ -231,7 +230,7 @@ fn to_unit_sum(x: Tensor<4>) -> Tensor<4> {
 
 impl LinearMixer for LinearAttention {
     /// Output gate, `[b, t, h n]`.
-    type Aux = Option<Tensor<3>>;
+    type Aux = Option<Gated<3>>;
 
     fn d_model(&self) -> usize {
         self.d_model
@@ -249,13 +248,12 @@ impl LinearMixer for LinearAttention {
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {
+        let normalizer = self.config.normalizer;
         let y = match &self.norm {
-            _ if self.config.normalizer.is_sum() => divide(y, self.config.normalizer),
-            Some(norm) => norm.forward(y),
-            None => y,
+            Some(norm) if !normalizer.is_sum() => return self.out_proj.forward(norm.parts().heads(y, gate)),
+            _ => merge_heads(if normalizer.is_sum() { divide(y, normalizer) } else { y }),
         };
-        let y = merge_heads(y);
-        self.out_proj.forward(if let Some(gate) = gate { y * gate } else { y })
+        self.out_proj.forward(if let Some(gate) = gate { y * gate.open() } else { y })
     }
 
     /// Under the sum, the implied attention is divided by it, past tokens included.
@@ -274,7 +272,7 @@ impl LinearMixer for LinearAttention {
         if let Some(sums) = sums {
             views.attention = views.attention.map(|attention| attention / sums);
         }
-        views.gates.extend(gate.map(|values| Gate { name: "g (output gate)".into(), values }));
+        views.gates.extend(gate.map(|gate| Gate { name: "g (output gate)".into(), values: gate.open() }));
         Ok(views)
     }
 
@@ -301,7 +299,7 @@ impl LinearAttention {
     }
 
     /// `φ(q)`, `φ(k)`, `v` (with a column of ones under a sum) and the output gate.
-    fn features(&self, x: Tensor<3>, starts: &[usize]) -> ([Tensor<4>; 3], Option<Tensor<3>>) {
+    fn features(&self, x: Tensor<3>, starts: &[usize]) -> ([Tensor<4>; 3], Option<Gated<3>>) {
         let h = self.config.heads;
         let q = split_heads(self.q_proj.forward(x.clone()), h);
         let k = split_heads(self.k_proj.forward(x.clone()), h);
@@ -312,7 +310,7 @@ impl LinearAttention {
         let k = if self.config.norm_k { to_unit_sum(k) } else { k };
         let v = if self.config.normalizer.is_sum() { with_normalizer(v) } else { v };
         let gate = self.gate_proj.as_ref().zip(self.config.output_gate);
-        ([q, k, v], gate.map(|(map, activation)| activation.apply(map.forward(x))))
+        ([q, k, v], gate.map(|(map, activation)| Gated::new(map.forward(x), activation)))
     }
 
     /// The layer where every token sees all others, for whole sequences and without a state: an encoder's.

@@ -19,14 +19,15 @@
 //! | λ | `[b, h, t, levels]` |
 //! | memories | `[b, h, ⌊log₂ t⌋ + 1, n, n]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::fenwick::{LogLinearInputs, bits, log_linear};
 use crate::error::require;
-use crate::nn::{CausalConv, CausalConvConfig, RmsNorm, merge_heads, short_conv, softplus, split_heads};
+use crate::nn::{
+    Activation, CausalConv, CausalConvConfig, Gated, Linear, RmsNorm, short_conv, softplus, split_heads,
+};
 use crate::system::engine::AUTO_CHUNK;
 use crate::system::{Cost, Form, Gate, Mixer, Run, Spectrum, SpectrumKind, State, Views};
 use crate::{Init, Result};
@@ -179,8 +180,8 @@ impl Mixer for LogLinearAttention {
         if let Some(buckets) = buckets {
             state.put_doubling(BUCKETS, buckets, 2);
         }
-        let gate = activation::silu(self.gate_proj.forward(x));
-        Ok((self.out_proj.forward(merge_heads(self.norm.forward(y)) * gate), state))
+        let gate = Gated::new(self.gate_proj.forward(x), Activation::Silu);
+        Ok((self.out_proj.forward(self.norm.parts().heads(y, Some(gate))), state))
     }
 
     /// The spectrum is the decay `a`, the same for all memories.
@@ -233,8 +234,10 @@ impl Mixer for LogLinearAttention {
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
+    use burn::tensor::activation;
 
     use super::*;
+    use crate::nn::merge_heads;
     use crate::testing::{Draw, gap};
 
     fn config() -> LogLinearAttentionConfig {

@@ -21,15 +21,14 @@
 //! | λ | `[h, n]` |
 //! | G beside H | `[b, h, n, 2n]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
 use crate::nn::{
-    CausalConv, CausalConvConfig, RmsNorm, l2_normalize, log_sigmoid, merge_heads, put_tail, short_conv,
-    softplus, split_heads,
+    Activation, CausalConv, CausalConvConfig, Gated, Linear, RmsNorm, l2_normalize, log_sigmoid, put_tail,
+    short_conv, softplus, split_heads,
 };
 use crate::system::engine::{self, Decayed};
 use crate::system::scan::unbind;
@@ -339,12 +338,8 @@ impl Mixer for MesaNet {
         let inputs = self.inputs(&x, &mut state, run)?;
         let (y, memory) = mesa(&inputs, state.get(MEMORY)?, run.form)?;
         state.put(MEMORY, memory);
-        let y = merge_heads(self.norm.forward(y));
-        let y = match &self.gate_proj {
-            Some(gate) => y * activation::silu(gate.forward(x)),
-            None => y,
-        };
-        Ok((self.out_proj.forward(y), state))
+        let gate = self.gate_proj.as_ref().map(|map| Gated::new(map.forward(x), Activation::Silu));
+        Ok((self.out_proj.forward(self.norm.parts().heads(y, gate)), state))
     }
 
     /// With the solutions `x_t` frozen, the output is linear in the values: those of a decayed memory read at

@@ -18,14 +18,13 @@
 //! | η | `[b, h, t]` |
 //! | H | `[b, h, m, p]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::feature_map::{FeatureMap, Features};
 use super::parts::{Qkv, Sizes, channels};
-use crate::nn::{log_sigmoid, merge_heads, softplus};
+use crate::nn::{Linear, log_sigmoid, merge_heads, softplus};
 use crate::system::{Cost, Form, Gate, LinearMixer, Run, State, System, Transition, Views};
 use crate::{Init, Result};
 

@@ -1,13 +1,12 @@
 //! What the decayed linear attentions share around their recurrence.
 
-use crate::nn::Linear;
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, RmsNorm, log_sigmoid, merge_heads, put_tail, repeat_heads,
-    rms_normalize, short_conv, split_heads,
+    Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, log_sigmoid,
+    put_tail, repeat_heads, scaled_sigmoid, short_conv, split_heads,
 };
 use crate::system::{MEMORY, Run, State};
 use crate::{Error, Init, Result};
@@ -196,18 +195,17 @@ impl GatedReadout {
     }
 
     /// The output gate, `[b, t, h p]`.
-    pub(super) fn gate(&self, x: Tensor<3>) -> Option<Tensor<3>> {
-        self.gate_proj.as_ref().map(|map| self.activation.apply(map.forward(x)))
+    pub(super) fn gate(&self, x: Tensor<3>) -> Option<Gated<3>> {
+        self.gate_proj.as_ref().map(|map| Gated::new(map.forward(x), self.activation))
     }
 
     /// `[b, h, t, p] -> [b, t, d_model]`
-    pub(super) fn forward(&self, y: Tensor<4>, gate: Option<Tensor<3>>) -> Tensor<3> {
-        let y = match &self.norm {
-            Some(norm) => norm.forward(y),
-            None => rms_normalize(y, self.eps),
+    pub(super) fn forward(&self, y: Tensor<4>, gate: Option<Gated<3>>) -> Tensor<3> {
+        let norm = match &self.norm {
+            Some(norm) => norm.parts(),
+            None => Normalize::plain(Scaling::rms(self.eps)),
         };
-        let y = merge_heads(y);
-        self.out_proj.forward(if let Some(gate) = gate { y * gate } else { y })
+        self.out_proj.forward(norm.heads(y, gate))
     }
 
     /// Operations per token.
@@ -219,11 +217,11 @@ impl GatedReadout {
 
 /// `log f` and `1 - f` of a forget gate with a lower bound, `f = l + (1 - l) sigmoid(z)`.
 pub(super) fn bounded_forget<const D: usize>(z: Tensor<D>, bound: f64) -> (Tensor<D>, Tensor<D>) {
-    let write = activation::sigmoid(z.clone().neg()).mul_scalar(1.0 - bound);
+    let write = scaled_sigmoid(z.clone().neg(), 1.0).mul_scalar(1.0 - bound);
     let log = if bound == 0.0 {
         log_sigmoid(z)
     } else {
-        activation::sigmoid(z).mul_scalar(1.0 - bound).add_scalar(bound).log()
+        scaled_sigmoid(z, 1.0).mul_scalar(1.0 - bound).add_scalar(bound).log()
     };
     (log, write)
 }

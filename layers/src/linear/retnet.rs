@@ -31,7 +31,7 @@ use super::linear_attention::with_normalizer;
 use super::parts::{GatedReadout, Qkv, Sizes, channels};
 use crate::error::require;
 use crate::lightning::lightning_system;
-use crate::nn::{Activation, Rope};
+use crate::nn::{Activation, Gated, Rope};
 use crate::system::{Cost, Form, Gate, Io, LinearMixer, MEMORY, Run, State, System, Views, engine};
 use crate::{Init, Result};
 
@@ -168,7 +168,7 @@ pub fn retention_decays(heads: usize) -> Vec<f64> {
 #[derive(Debug)]
 pub struct RetNetAux {
     /// Output gate, `[b, t, h p]`
-    gate: Option<Tensor<3>>,
+    gate: Option<Gated<3>>,
     /// `√Γ`, `[1 or b, h, t, 1]`, if scores are divided
     root: Option<Tensor<4>>,
 }
@@ -234,7 +234,7 @@ impl LinearMixer for RetNet {
         if let Some(divisor) = divisor {
             views.attention = views.attention.map(|attention| attention / divisor);
         }
-        views.gates.extend(aux.gate.map(|values| Gate { name: "g (output gate)".into(), values }));
+        views.gates.extend(aux.gate.map(|gate| Gate { name: "g (output gate)".into(), values: gate.open() }));
         Ok(views)
     }
 

@@ -15,14 +15,13 @@
 //! | α | `[b, h, t]` |
 //! | H | `[b, h, n, p]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{GatedReadout, Qkv, Sizes, channels};
 use crate::error::require;
-use crate::nn::{Activation, log_sigmoid};
+use crate::nn::{Activation, Gated, Linear, scaled_log_sigmoid};
 use crate::system::{Cost, Form, Gate, LinearMixer, Run, State, System, Transition, Views};
 use crate::{Init, Result};
 
@@ -123,7 +122,7 @@ pub struct SimpleGla {
 
 impl LinearMixer for SimpleGla {
     /// Output gate, `[b, t, h p]`.
-    type Aux = Option<Tensor<3>>;
+    type Aux = Option<Gated<3>>;
 
     fn d_model(&self) -> usize {
         self.d_model
@@ -137,8 +136,8 @@ impl LinearMixer for SimpleGla {
         let [q, k, v] = self.qkv.forward(x.clone(), state, run)?;
         let [q, k] = [q, k].map(|x| self.config.feature_map.apply(x));
         let q = q.mul_scalar((self.sizes.n as f64).powf(-0.5));
-        let log_a = log_sigmoid(self.decay_proj.forward(x.clone()));
-        let log_a = log_a.mul_scalar(1.0 / self.config.gate_temperature).swap_dims(1, 2);
+        let temperature = self.config.gate_temperature;
+        let log_a = scaled_log_sigmoid(self.decay_proj.forward(x.clone()), 1.0 / temperature).swap_dims(1, 2);
         Ok((System::outer(Transition::Scalar { log_a }, q, k, v), self.readout.gate(x)))
     }
 
@@ -148,7 +147,7 @@ impl LinearMixer for SimpleGla {
 
     fn system_views(&self, system: System, gate: Self::Aux, _state: &State) -> Result<Views> {
         let mut views = Views::of_system(system)?;
-        views.gates.extend(gate.map(|values| Gate { name: "g (output gate)".into(), values }));
+        views.gates.extend(gate.map(|gate| Gate { name: "g (output gate)".into(), values: gate.open() }));
         Ok(views)
     }
 

@@ -6,14 +6,13 @@
 //! out  = W_o (rmsnorm(M(q)) ∘ silu(W_g x))            rmsnorm per head, with a gain per head and channel
 //! ```
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 use crate::error::require;
 use crate::nn::{
-    CausalConv, CausalConvConfig, Rope, RopeConfig, l2_normalize, merge_heads, put_tail, rms_normalize,
-    short_conv, split_heads,
+    Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, Rope, RopeConfig, Scaling,
+    l2_normalize, put_tail, short_conv, split_heads,
 };
 use crate::system::{Run, State};
 use crate::{Init, Result};
@@ -126,9 +125,10 @@ impl MirasLayer {
     /// The layer's output from the memory's, `y: [b, h, t, n]`.
     pub(crate) fn readout(&self, y: Tensor<4>, x: Tensor<3>) -> Tensor<3> {
         let [h, n] = self.norm_weight.dims();
-        let gain = self.norm_weight.val().reshape([1, h, 1, n]);
-        let gate = activation::silu(self.gate_proj.forward(x));
-        self.out_proj.forward(merge_heads(rms_normalize(y, self.norm_eps) * gain) * gate)
+        let gain = self.norm_weight.val().reshape([1, 1, h, n]);
+        let norm = Normalize { weight: Some(gain), ..Normalize::plain(Scaling::rms(self.norm_eps)) };
+        let gate = Gated::new(self.gate_proj.forward(x), Activation::Silu);
+        self.out_proj.forward(norm.heads(y, Some(gate)))
     }
 
     /// Operations per token of all that is not the memory or its gates.

@@ -22,14 +22,13 @@
 //! | η; α, μ | `[b, h, t, 1]`; one per head and chunk |
 //! | W, S | `[b, h, 1, n]`, `[b, h, n, m]`, `[b, h, m, n]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::neural_model::{NAMES, NeuralClock, NeuralFast, NeuralModel, NeuralTokens, log_decays};
 use crate::error::require;
-use crate::nn::{RmsNorm, merge_heads, split_heads};
+use crate::nn::{Linear, RmsNorm, merge_heads, split_heads};
 use crate::system::{Cost, Form, Gate, Mixer, Run, Spectrum, SpectrumKind, State, Views};
 use crate::{Error, Init, Result};
 

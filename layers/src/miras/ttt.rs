@@ -20,7 +20,6 @@
 
 use std::fmt::Debug;
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
@@ -30,8 +29,8 @@ use super::memory::times_transposed;
 use super::ttt_memory::{TttFast, TttMemory, TttTokens};
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, LayerNorm, Rope, RopeConfig, merge_heads, put_tail, short_conv,
-    split_heads,
+    Activation, CausalConv, CausalConvConfig, LayerNorm, Linear, Rope, RopeConfig, merge_heads, put_tail,
+    short_conv, split_heads,
 };
 use crate::system::{Cost, Form, Gate, Mixer, Run, Spectrum, SpectrumKind, State, Views};
 use crate::{Error, Init, Result};

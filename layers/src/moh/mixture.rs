@@ -18,13 +18,13 @@
 //! | g | `[b, t, h]` |
 //! | p_r, p_s | `[b, t, h - shared]`, `[b, t, shared]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::RoutingConfig;
 use crate::attention::{Attention, AttentionConfig};
+use crate::nn::Linear;
 use crate::system::{Cost, Form, HeadMixer, Mixer, Run, State, Terms, Views};
 use crate::{Init, Result};
 

@@ -1,12 +1,12 @@
 //! How MoH weighs heads; see [`super::Moh`] for the equations.
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::Moh;
 use crate::error::require;
+use crate::nn::Linear;
 use crate::system::HeadMixer;
 use crate::system::scan::tril_ones;
 use crate::{Init, Result};

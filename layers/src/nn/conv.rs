@@ -1,10 +1,10 @@
 //! Causal depthwise convolution with a state.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::Activation;
+use super::{Activation, silu};
 use crate::system::{Lengths, Run, State};
 use crate::{Init, Result, kernels};
 
@@ -150,7 +150,7 @@ pub fn short_conv(
     state: &mut State,
     run: Run<'_>,
 ) -> Result<Tensor<3>> {
-    let Some(conv) = conv else { return Ok(activation::silu(x)) };
+    let Some(conv) = conv else { return Ok(silu(x)) };
     let (y, tail) = conv.forward(x, state.get(name)?, run.lengths);
     state.put(name, tail);
     Ok(y)

@@ -1,15 +1,24 @@
 //! Building blocks that mixers share and Burn lacks.
 
 mod conv;
+mod formula;
+mod gates;
 mod linear;
 mod norm;
+mod normalize;
 mod rope;
 
 pub(crate) use conv::last_inputs;
 pub(crate) use conv::put_tail;
 pub use conv::{CausalConv, CausalConvConfig, short_conv};
+pub(crate) use formula::{Formula, Function, LOG_ZERO, MOST_SLOPE};
+use gates::gelu_tanh;
+pub(crate) use gates::{Steps, erase};
+pub use gates::{gated, log_sigmoid, scaled_log_sigmoid, scaled_sigmoid, silu, softplus};
 pub use linear::{Linear, project};
 pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, SrmsNorm, l2_normalize, rms_normalize};
+pub use normalize::Gated;
+pub(crate) use normalize::{Normalize, Scaling};
 pub use rope::{Llama3Scaling, Rope, RopeConfig};
 
 use burn::tensor::{Tensor, activation};
@@ -42,19 +51,13 @@ impl Activation {
         match self {
             Activation::Identity => x,
             Activation::Relu => activation::relu(x),
-            Activation::Silu => activation::silu(x),
+            Activation::Silu => silu(x),
             Activation::Gelu => activation::gelu(x),
             Activation::GeluTanh => gelu_tanh(x),
-            Activation::Sigmoid => activation::sigmoid(x),
+            Activation::Sigmoid => scaled_sigmoid(x, 1.0),
             Activation::EluPlusOne => activation::relu(x.clone()) + x.clamp_max(0.0).exp(),
         }
     }
-}
-
-fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    let inner = (x.clone() + x.clone().powi_scalar(3).mul_scalar(0.044715))
-        .mul_scalar((2.0 / std::f64::consts::PI).sqrt());
-    x * (inner.tanh().add_scalar(1.0)).mul_scalar(0.5)
 }
 
 /// `[b, t, h·n] -> [b, h, t, n]`
@@ -76,14 +79,4 @@ pub fn repeat_heads(x: Tensor<4>, times: usize) -> Tensor<4> {
     }
     let [b, h, t, n] = x.dims();
     x.unsqueeze_dim::<5>(2).expand([b, h, times, t, n]).reshape([b, h * times, t, n])
-}
-
-/// `log(1 + e^x)`, exact for large `|x|`.
-pub fn softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    x.clone().clamp_min(0.0) + (x.abs().neg().exp()).log1p()
-}
-
-/// `log sigmoid(x) = -softplus(-x)`
-pub fn log_sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    softplus(x.neg()).neg()
 }

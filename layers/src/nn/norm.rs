@@ -4,18 +4,17 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::normalize::{Gated, Normalize, Scaling};
 use crate::Init;
 
 /// `x / sqrt(mean(x²) + eps)` over the last axis.
 pub fn rms_normalize<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
-    let scale = x.clone().square().mean_dim(D - 1).add_scalar(eps).sqrt().recip();
-    x * scale
+    Normalize::plain(Scaling::rms(eps)).run(x, None)
 }
 
 /// `x / sqrt(Σx² + eps)` over the last axis.
 pub fn l2_normalize<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
-    let scale = x.clone().square().sum_dim(D - 1).add_scalar(eps).sqrt().recip();
-    x * scale
+    Normalize::plain(Scaling::l2(eps)).run(x, None)
 }
 
 /// `rms_normalize(x) (offset + w)` with a weight per channel (`offset` is 1 in Gemma, else 0).
@@ -42,9 +41,13 @@ impl RmsNorm {
 
     /// Normalises the last axis, whose size must be the weight's.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let weight = self.weight.val();
-        let weight = if self.offset == 0.0 { weight } else { weight.add_scalar(self.offset) };
-        rms_normalize(x, self.eps) * weight.unsqueeze::<D>()
+        self.parts().run(x, None)
+    }
+
+    /// What it does, on its own.
+    pub(crate) fn parts(&self) -> Normalize {
+        let scaling = Scaling { offset: self.offset, ..Scaling::rms(self.eps) };
+        Normalize::weighted(scaling, self.weight.val(), None)
     }
 }
 
@@ -68,12 +71,12 @@ impl LayerNorm {
 
     /// Normalises the last axis.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let centred = x.clone() - x.mean_dim(D - 1);
-        let y = rms_normalize(centred, self.eps) * self.weight.val().unsqueeze::<D>();
-        match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze::<D>(),
-            None => y,
-        }
+        self.parts().run(x, None)
+    }
+
+    fn parts(&self) -> Normalize {
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        Normalize::weighted(Scaling::layer(self.eps), self.weight.val(), bias)
     }
 }
 
@@ -163,6 +166,20 @@ impl Norm {
             Norm::Rms(norm) => norm.forward(x),
             Norm::Srms(norm) => norm.forward(x),
             Norm::Layer(norm) => norm.forward(x),
+        }
+    }
+
+    /// All heads of a token of `y: [b, h, t, p]` together, gated: `[b, t, h p]`.
+    pub(crate) fn merged(&self, y: Tensor<4>, gate: Option<Gated<3>>) -> Tensor<3> {
+        self.parts().merged(y, gate)
+    }
+
+    /// What it does, on its own.
+    pub(crate) fn parts(&self) -> Normalize {
+        match self {
+            Norm::Rms(norm) => norm.parts(),
+            Norm::Srms(norm) => Normalize::plain(Scaling::rms(norm.eps)),
+            Norm::Layer(norm) => norm.parts(),
         }
     }
 }

@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
-use crate::{Error, Result};
+use crate::{Error, Result, kernels};
 
 /// Rotates pairs of channels by `position · base^(-2i/dim)`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,37 +79,68 @@ impl Rope {
     /// Rotates `x: [b, h, t, n]`, whose row `r` starts at position `starts[r]`; channel `i` is paired with
     /// `i + dim/2`.
     pub fn apply(&self, x: Tensor<4>, starts: &[usize]) -> Tensor<4> {
-        self.rotate(x, starts, |position| position)
+        let [x] = self.apply_all([x], starts);
+        x
+    }
+
+    /// The same for several tensors of as many tokens at the same positions.
+    pub fn apply_all<const N: usize>(&self, all: [Tensor<4>; N], starts: &[usize]) -> [Tensor<4>; N] {
+        self.rotate(all, starts, |position| position)
     }
 
     /// The same with positions that start again after every `period` tokens.
     pub fn apply_periodic(&self, x: Tensor<4>, starts: &[usize], period: usize) -> Tensor<4> {
-        self.rotate(x, starts, |position| position % period)
+        let [x] = self.rotate([x], starts, |position| position % period);
+        x
     }
 
-    fn rotate(&self, x: Tensor<4>, starts: &[usize], place: impl Fn(usize) -> usize) -> Tensor<4> {
-        let [b, _, t, n] = x.dims();
-        let half = self.frequencies.len();
+    fn rotate<const N: usize>(
+        &self,
+        all: [Tensor<4>; N],
+        starts: &[usize],
+        place: impl Fn(usize) -> usize,
+    ) -> [Tensor<4>; N] {
+        let Some(first) = all.first() else { return all };
+        let table = self.table(first, starts, place);
+        all.map(|x| turn(x, table.clone(), kernels::enabled()))
+    }
+
+    /// Cosines and sines of all angles, `[1 or b, 1, t, dim]`.
+    fn table(&self, like: &Tensor<4>, starts: &[usize], place: impl Fn(usize) -> usize) -> Tensor<4> {
+        let [b, _, t, _] = like.dims();
         let uniform = starts.iter().all(|&s| s == starts[0]);
         let rows = if uniform { 1 } else { b };
-        let table = |f: fn(f64) -> f64| {
-            let mut values = Vec::with_capacity(rows * t * half);
-            for &start in &starts[..rows] {
-                for position in start..start + t {
-                    values.extend(self.frequencies.iter().map(|w| f(place(position) as f64 * w) as f32));
-                }
+        let mut values = Vec::with_capacity(2 * rows * t * self.frequencies.len());
+        for &start in &starts[..rows] {
+            for position in (start..start + t).map(&place) {
+                let angles = self.frequencies.iter().map(|w| position as f64 * w);
+                values.extend(angles.clone().map(|angle| angle.cos() as f32));
+                values.extend(angles.map(|angle| angle.sin() as f32));
             }
-            let data = TensorData::new(values, [rows, 1, t, half]);
-            Tensor::<4>::from_data(data, (&x.device().inner(), x.dtype()))
-        };
-        let (cos, sin) = (table(f64::cos), table(f64::sin));
-        let first = x.clone().narrow(3, 0, half);
-        let second = x.clone().narrow(3, half, half);
-        let mut parts =
-            vec![first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin];
-        if 2 * half < n {
-            parts.push(x.narrow(3, 2 * half, n - 2 * half));
         }
-        Tensor::cat(parts, 3)
+        let data = TensorData::new(values, [rows, 1, t, 2 * self.frequencies.len()]);
+        Tensor::from_data(data, (&like.device().inner(), like.dtype()))
     }
+}
+
+/// `x: [b, h, t, n]` turned by `table: [1 or b, 1, t, dim]`, with or without kernels.
+#[cfg_attr(
+    not(any(feature = "flex", feature = "cube")),
+    allow(unused_variables, reason = "there are no kernels without a backend")
+)]
+fn turn(x: Tensor<4>, table: Tensor<4>, kernels: bool) -> Tensor<4> {
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    if kernels && kernels::rotary::applies(&x, &table) {
+        return kernels::rotary::run(x, table);
+    }
+    let (n, half) = (x.dims()[3], table.dims()[3] / 2);
+    let (cos, sin) = (table.clone().narrow(3, 0, half), table.narrow(3, half, half));
+    let first = x.clone().narrow(3, 0, half);
+    let second = x.clone().narrow(3, half, half);
+    let mut parts =
+        vec![first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin];
+    if 2 * half < n {
+        parts.push(x.narrow(3, 2 * half, n - 2 * half));
+    }
+    Tensor::cat(parts, 3)
 }

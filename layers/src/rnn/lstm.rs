@@ -18,7 +18,6 @@
 //! | i, f, g, o | `[b, t, n]` (`n` = `hidden`) |
 //! | h, c (state) | `[b, layers, n]` |
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::{Tensor, activation};
 use rand::RngExt;
@@ -26,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::require;
 use crate::kernels;
-use crate::nn::log_sigmoid;
+use crate::nn::{Linear, log_sigmoid};
 use crate::system::scan::unbind;
 use crate::system::{Cost, Form, Gate, Lengths, Mixer, Run, Spectrum, SpectrumKind, State, System, Views};
 use crate::{Error, Init, Result};

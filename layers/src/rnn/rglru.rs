@@ -16,25 +16,21 @@
 //! | W_a, W_i | `[heads, n/heads, n/heads]` |
 //! | state | `[b, 1, n, 1]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData, activation};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
-use crate::nn::{Activation, CausalConv, CausalConvConfig, softplus};
+use crate::nn::{
+    Activation, CausalConv, CausalConvConfig, Formula, Function, LOG_ZERO, Linear, MOST_SLOPE, gated,
+    softplus,
+};
 use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, engine};
 use crate::{Error, Init, Result};
 
 const NAME: &str = "rglru";
 const CONV: &str = "conv";
-
-/// Stands for `log 0`: its exponential is 0 in every float width, and sums of it stay finite in `f32`.
-const LOG_ZERO: f64 = -1e4;
-
-/// The slope of `sqrt(1 - a²)` is kept below this, since it is infinite at `a = 1`.
-const MAX_SQRT_SLOPE: f64 = 1000.0;
 
 /// Sizes and switches of [`RgLru`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -143,11 +139,21 @@ impl BlockLinear {
 
     /// `[b, t, heads · w] -> [b, t, heads · w]`
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [b, t, n] = x.dims();
+        let dims = x.dims();
+        (self.blocks(x) + self.bias()).reshape(dims)
+    }
+
+    /// Without the bias: `[b, t, heads · w] -> [b, t, heads, w]`
+    fn blocks(&self, x: Tensor<3>) -> Tensor<4> {
+        let [b, t, _] = x.dims();
         let [heads, width] = self.bias.dims();
-        let blocks = x.reshape([b * t, heads, width]).swap_dims(0, 1);
-        let y = blocks.matmul(self.weight.val()) + self.bias.val().unsqueeze_dim(1);
-        y.swap_dims(0, 1).reshape([b, t, n])
+        let x = x.reshape([b * t, heads, width]).swap_dims(0, 1);
+        x.matmul(self.weight.val()).swap_dims(0, 1).reshape([b, t, heads, width])
+    }
+
+    /// `[1, 1, heads, w]`
+    fn bias(&self) -> Tensor<4> {
+        self.bias.val().unsqueeze()
     }
 }
 
@@ -167,18 +173,26 @@ pub struct RgLruCore {
 impl RgLruCore {
     /// `(Λ, B u)` on `u: [b, t, n]`; `reset: [b, t]` is 1 where a new document starts, 0 elsewhere.
     pub fn system(&self, u: Tensor<3>, reset: Option<Tensor<2>>) -> System {
-        let r = activation::sigmoid(self.a_gate.forward(u.clone()));
-        let i = activation::sigmoid(self.input_gate.forward(u.clone()));
-        let rate = softplus(self.a_param.val()).mul_scalar(-self.c);
-        let mut log_a = r * rate.unsqueeze();
-        let mut multiplier = bounded_sqrt(one_minus_square(log_a.clone()));
-        if let Some(reset) = reset {
-            let reset = reset.unsqueeze_dim::<3>(2);
-            let keep = reset.clone().neg().add_scalar(1.0);
-            log_a = log_a * keep.clone() + reset.clone().mul_scalar(LOG_ZERO);
-            multiplier = multiplier * keep + reset;
-        }
-        System::direct(log_a.unsqueeze_dim(1), (multiplier * i * u).unsqueeze_dim(1))
+        let [b, t, n] = u.dims();
+        let (r, i) = (self.a_gate.blocks(u.clone()), self.input_gate.blocks(u.clone()));
+        let dims @ [.., heads, width] = r.dims();
+        let options = (&u.device().inner(), u.dtype());
+        let reset = reset.unwrap_or_else(|| Tensor::from_data([[0.0f32]], options));
+        let [rows, tokens] = reset.dims();
+        let reset = reset.reshape([rows, tokens, 1, 1]).expand(dims);
+        let rate = self.a_param.val().reshape([1, 1, heads, width]);
+        let decay = Formula { scale: self.c, ..Formula::new(Function::GateDecay) };
+        let log_a = decay.run([r, reset], [self.a_gate.bias(), rate], |[r, reset], [bias, rate]| {
+            let log_a = activation::sigmoid(r + bias) * softplus(rate).mul_scalar(-self.c);
+            log_a * reset.clone().neg().add_scalar(1.0) + reset.mul_scalar(LOG_ZERO)
+        });
+        // After a reset the decay is 0, and the multiplier 1.
+        let input = Formula::new(Function::GateInput);
+        let inputs = [log_a.clone(), i, u.reshape(dims)];
+        let input = input.run(inputs, [self.input_gate.bias()], |[log_a, i, u], [bias]| {
+            bounded_sqrt(one_minus_square(log_a)) * activation::sigmoid(i + bias) * u
+        });
+        System::direct(log_a.reshape([b, 1, t, n]), input.reshape([b, 1, t, n]))
     }
 
     /// Runs the recurrence on `u: [b, t, n]` from `h0: [b, n]`; returns all `h` and the last one.
@@ -211,18 +225,18 @@ impl RgLruCore {
 }
 
 /// `1 - a²` from `log a ≤ 0`, without the cancellation at `a = 1`: `tanh(-log a) (1 + a²)`.
-fn one_minus_square(log_a: Tensor<3>) -> Tensor<3> {
+fn one_minus_square<const D: usize>(log_a: Tensor<D>) -> Tensor<D> {
     let square = log_a.clone().mul_scalar(2.0).exp();
     log_a.neg().tanh() * square.add_scalar(1.0)
 }
 
-/// `sqrt(x)` whose slope is at most [`MAX_SQRT_SLOPE`].
-fn bounded_sqrt(x: Tensor<3>) -> Tensor<3> {
+/// `sqrt(x)` whose slope is at most [`MOST_SLOPE`].
+fn bounded_sqrt<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if !x.is_autodiff() {
         return x.sqrt();
     }
     let fixed = x.clone().detach();
-    let least = 0.25 / (MAX_SQRT_SLOPE * MAX_SQRT_SLOPE);
+    let least = 0.25 / (MOST_SLOPE * MOST_SLOPE);
     let slope = fixed.clone().clamp_min(least).sqrt().recip().mul_scalar(0.5);
     // The last term is 0, and its derivative is the slope.
     fixed.clone().sqrt() + (x - fixed) * slope
@@ -248,7 +262,7 @@ pub struct RgLru {
 }
 
 impl LinearMixer for RgLru {
-    /// Output gate after its activation, `[b, t, n]`.
+    /// Output gate before its activation, `[b, t, n]`.
     type Aux = Tensor<3>;
 
     fn d_model(&self) -> usize {
@@ -267,7 +281,7 @@ impl LinearMixer for RgLru {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Tensor<3>)> {
-        let gate = self.config.activation.apply(self.y_proj.forward(x.clone()));
+        let gate = self.y_proj.forward(x.clone());
         let mut u = self.x_proj.forward(x);
         if let Some(conv) = &self.conv {
             let (y, tail) = conv.forward(u, state.get(CONV)?, run.lengths);
@@ -279,7 +293,7 @@ impl LinearMixer for RgLru {
     }
 
     fn readout(&self, y: Tensor<4>, gate: Tensor<3>) -> Tensor<3> {
-        self.out_proj.forward(y.squeeze_dim::<3>(1) * gate)
+        self.out_proj.forward(gated(y.squeeze_dim::<3>(1), gate, self.config.activation))
     }
 
     fn cost(&self, batch: usize, time: usize, _form: Form) -> Cost {

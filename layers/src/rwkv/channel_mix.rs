@@ -5,13 +5,13 @@
 //! y = sigmoid(W_r x_r) ∘ W_v relu(W_k x_k)²        (without the receptance: RWKV-7)
 //! ```
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use super::shift::{by_channel, lerp, no_token, token_shift};
 use crate::error::require;
+use crate::nn::Linear;
 use crate::system::Lengths;
 use crate::{Init, Result};
 

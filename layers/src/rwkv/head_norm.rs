@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::Init;
-use crate::nn::rms_normalize;
+use crate::nn::{Gated, Normalize, Scaling};
 
 /// `(y - mean) / sqrt(var + eps) w + b` over the channels of each head: group norm with a group per head.
 #[derive(Module, Debug)]
@@ -26,8 +26,17 @@ impl HeadLayerNorm {
     /// `[b, h, t, p] -> [b, h, t, p]`, where `h p` is the number of channels.
     pub fn forward(&self, y: Tensor<4>) -> Tensor<4> {
         let [_, h, _, p] = y.dims();
-        let of_heads = |x: Tensor<1>| x.reshape([1, h, 1, p]);
-        let centred = y.clone() - y.mean_dim(3);
-        rms_normalize(centred, self.eps) * of_heads(self.weight.val()) + of_heads(self.bias.val())
+        self.parts([1, h, 1, p]).run(y, None)
+    }
+
+    /// The same merged and gated: `[b, t, h p]`.
+    pub(super) fn gated(&self, y: Tensor<4>, gate: Gated<3>) -> Tensor<3> {
+        let [_, h, _, p] = y.dims();
+        self.parts([1, 1, h, p]).heads(y, Some(gate))
+    }
+
+    fn parts(&self, dims: [usize; 4]) -> Normalize {
+        let [weight, bias] = [&self.weight, &self.bias].map(|x| Some(x.val().reshape(dims)));
+        Normalize { scaling: Scaling::layer(self.eps), weight, bias }
     }
 }

@@ -1,10 +1,10 @@
 //! A map through a narrow middle.
 
-use crate::nn::Linear;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::Init;
+use crate::nn::Linear;
 
 /// `W_up f(W_down x) + b`
 #[derive(Module, Debug)]

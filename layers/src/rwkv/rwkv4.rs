@@ -18,7 +18,6 @@
 //! | w, u | `[n]` |
 //! | s, m | `[b, 1, n]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
@@ -26,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::shift::{Depth, SHIFT, by_channel, lerp, no_token, place, shifted, zigzag};
 use super::wkv::{Averages, BLOCK, averages};
 use crate::error::require;
+use crate::nn::Linear;
 use crate::system::scan::{NEGATIVE, segment_sums};
 use crate::system::{Cost, Form, Gate, Mixer, Run, Spectrum, SpectrumKind, State, Views};
 use crate::{Error, Init, Result};

@@ -18,15 +18,14 @@
 //! | u | `[h, n]` |
 //! | H | `[b, h, n, p]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::shift::{Depth, SHIFT, by_channel, lerp, no_token, place, shifted, zigzag};
 use super::{HeadLayerNorm, LowRank};
 use crate::error::require;
-use crate::nn::{merge_heads, split_heads};
+use crate::nn::{Activation, Gated, Linear, silu, split_heads};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views};
 use crate::{Init, Result};
 
@@ -198,12 +197,12 @@ impl LinearMixer for Rwkv6 {
     }
 
     fn readout(&self, y: Tensor<4>, gate: Tensor<3>) -> Tensor<3> {
-        self.out_proj.forward(merge_heads(self.norm.forward(y)) * activation::silu(gate))
+        self.out_proj.forward(self.norm.gated(y, Gated::new(gate, Activation::Silu)))
     }
 
     fn system_views(&self, system: System, gate: Tensor<3>, _state: &State) -> Result<Views> {
         let mut views = Views::of_system(system)?;
-        views.gates.push(Gate { name: "g (output gate)".into(), values: activation::silu(gate) });
+        views.gates.push(Gate { name: "g (output gate)".into(), values: silu(gate) });
         Ok(views)
     }
 

@@ -22,7 +22,6 @@
 //! | r, k, k̃, κ, w, a, v, y | `[b, h, t, n]` (`n` = `head_dim`) |
 //! | H | `[b, h, n, n]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
@@ -30,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::shift::{Depth, SHIFT, by_channel, lerp, no_token, place, shifted};
 use super::{HeadLayerNorm, LowRank};
 use crate::error::require;
-use crate::nn::{merge_heads, split_heads};
+use crate::nn::{Linear, merge_heads, scaled_sigmoid, split_heads};
 use crate::system::{
     Cost, Form, Gate, LinearMixer, MEMORY, Mixer, Run, State, System, Transition, Views, engine,
 };
@@ -231,7 +230,7 @@ impl Rwkv7 {
                     let expected = format!("{:?}", own.dims());
                     return Err(Error::shape("value of the first layer", expected, &v_first.dims()));
                 }
-                let share = activation::sigmoid(first.forward(mix(&self.mix_v), |x| x));
+                let share = scaled_sigmoid(first.forward(mix(&self.mix_v), |x| x), 1.0);
                 own.clone() + (v_first - own.clone()) * heads(share)
             }
             (Some(_), None) => {
@@ -243,9 +242,9 @@ impl Rwkv7 {
                 return Err(Error::State(reason.into()));
             }
         };
-        let w = activation::sigmoid(self.decay.forward(mix(&self.mix_w), Tensor::tanh));
+        let w = scaled_sigmoid(self.decay.forward(mix(&self.mix_w), Tensor::tanh), 1.0);
         let log_d = heads(w.mul_scalar(-(-0.5f64).exp()));
-        let a = activation::sigmoid(self.rate.forward(mix(&self.mix_a), |x| x));
+        let a = scaled_sigmoid(self.rate.forward(mix(&self.mix_a), |x| x), 1.0);
         let gate = self.gate.forward(mix(&self.mix_g), activation::sigmoid);
         let kappa = normalize(heads(k.clone() * self.k_k.val().unsqueeze()));
         let k = heads(k * (a.clone().sub_scalar(1.0) * self.k_a.val().unsqueeze()).add_scalar(1.0));

@@ -17,14 +17,14 @@
 //! | Δ, a | `[b, h, t]` |
 //! | H | `[b, h, n, p]` |
 
-use crate::nn::Linear;
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
 use crate::nn::{
-    CausalConv, CausalConvConfig, RmsNorm, merge_heads, repeat_heads, rms_normalize, softplus, split_heads,
+    Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, Steps, gated,
+    merge_heads, repeat_heads, silu, split_heads,
 };
 use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition};
 use crate::{Error, Init, Result};
@@ -208,15 +208,16 @@ impl LinearMixer for Mamba2 {
                 state.put(CONV, tail);
                 y
             }
-            None => activation::silu(xbc),
+            None => silu(xbc),
         };
         let v = split_heads(xbc.clone().narrow(2, 0, inner), h);
         let group =
             |start| repeat_heads(split_heads(xbc.clone().narrow(2, start, shared), groups), h / groups);
         let (b, c) = (group(inner), group(inner + shared));
 
-        let dt = self.limit(softplus(dt + self.dt_bias.val().unsqueeze()));
-        let log_a = (dt.clone() * self.a_log.val().exp().neg().unsqueeze()).swap_dims(1, 2);
+        let steps = Steps { low: self.config.dt_limit_low, high: self.config.dt_limit_high };
+        let log_a = steps.decays(dt.clone(), self.dt_bias.val(), self.a_log.val()).swap_dims(1, 2);
+        let dt = steps.steps(dt, self.dt_bias.val());
         // Δ goes with B, not with x: the feed-through D acts on x itself.
         let k = b * dt.swap_dims(1, 2).unsqueeze_dim::<4>(3);
         let skip = self.d.val().reshape([1, h, 1, 1]);
@@ -224,13 +225,12 @@ impl LinearMixer for Mamba2 {
     }
 
     fn readout(&self, y: Tensor<4>, z: Tensor<3>) -> Tensor<3> {
-        let (y, gate) = (merge_heads(y), activation::silu(z));
-        let y = match (&self.norm, self.config.norm) {
-            (Some(norm), GatedNorm::BeforeGate) => self.normalize(norm, y) * gate,
-            (Some(norm), _) => self.normalize(norm, y * gate),
-            (None, _) => y * gate,
-        };
-        self.out_proj.forward(y)
+        let gate =
+            Gated { before: self.config.norm == GatedNorm::AfterGate, ..Gated::new(z, Activation::Silu) };
+        self.out_proj.forward(match &self.norm {
+            Some(norm) => self.normalize(norm, y, Some(gate)),
+            None => gated(merge_heads(y), gate.values, gate.activation),
+        })
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {
@@ -244,23 +244,22 @@ impl LinearMixer for Mamba2 {
 }
 
 impl Mamba2 {
-    fn limit(&self, dt: Tensor<3>) -> Tensor<3> {
-        let low = self.config.dt_limit_low;
-        let dt = if low > 0.0 { dt.clamp_min(low) } else { dt };
-        match self.config.dt_limit_high {
-            Some(high) => dt.clamp_max(high),
-            None => dt,
+    /// `y: [b, h, t, p] -> [b, t, h p]`
+    fn normalize(&self, norm: &RmsNorm, y: Tensor<4>, gate: Option<Gated<3>>) -> Tensor<3> {
+        if !self.config.grouped_norm || self.config.groups == 1 {
+            return norm.parts().merged(y, gate);
         }
-    }
-
-    fn normalize(&self, norm: &RmsNorm, y: Tensor<3>) -> Tensor<3> {
-        if !self.config.grouped_norm {
-            return norm.forward(y);
-        }
-        let [b, t, inner] = y.dims();
+        let [b, h, t, p] = y.dims();
         let groups = self.config.groups;
-        let y = rms_normalize(y.reshape([b, t, groups, inner / groups]), self.config.norm_eps);
-        y.reshape([b, t, inner]) * norm.weight.val().unsqueeze()
+        let width = h / groups * p;
+        let split = |x: Tensor<3>| x.reshape([b, t, groups, width]);
+        let gate = gate.map(|Gated { values, activation, before }| {
+            let values = split(values);
+            Gated { values, activation, before }
+        });
+        let weight = Some(norm.weight.val().reshape([1, 1, groups, width]));
+        let norm = Normalize { weight, ..Normalize::plain(Scaling::rms(self.config.norm_eps)) };
+        norm.run(split(merge_heads(y)), gate).reshape([b, t, h * p])
     }
 }
 
@@ -269,6 +268,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::nn::rms_normalize;
     use crate::testing::{Draw, gap};
 
     fn build(config: Mamba2Config, d_model: usize) -> Mamba2 {
@@ -297,9 +297,10 @@ mod tests {
         let y = Draw::new(1).tensor([2, 3, 32], -1.0, 1.0);
         let half = |start| rms_normalize(y.clone().narrow(2, start, 16), 1e-5);
         let expected = Tensor::cat(vec![half(0), half(16)], 2);
-        assert!(gap(layer.normalize(norm, y.clone()), expected) < 1e-6);
+        let heads = split_heads(y.clone(), 2);
+        assert!(gap(layer.normalize(norm, heads.clone(), None), expected) < 1e-6);
         let whole = build(Mamba2Config { groups: 2, grouped_norm: false, ..Default::default() }, 16);
-        assert!(gap(whole.normalize(norm, y.clone()), rms_normalize(y, 1e-5)) < 1e-6);
+        assert!(gap(whole.normalize(norm, heads, None), rms_normalize(y, 1e-5)) < 1e-6);
     }
 
     #[test]

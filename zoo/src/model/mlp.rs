@@ -3,8 +3,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use seqzoo_layers::nn::Activation;
-use seqzoo_layers::nn::Linear;
+use seqzoo_layers::nn::{Activation, Linear};
 use seqzoo_layers::rwkv::{ChannelMix, ChannelMixConfig};
 use seqzoo_layers::system::{Mask, State};
 use seqzoo_layers::{Error, Init};

@@ -11,8 +11,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, activation};
 use seqzoo_layers::Init;
-use seqzoo_layers::nn::Activation;
-use seqzoo_layers::nn::Linear;
+use seqzoo_layers::nn::{Activation, Linear};
 use serde::{Deserialize, Serialize};
 
 use super::mlp::DenseMlp;

@@ -54,7 +54,7 @@ fn device_applies(x: &Tensor<3>, kernel: usize) -> bool {
 pub(crate) fn run(x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>, silu: bool) -> Tensor<3> {
     let dtype = x.dtype();
     let options = Options { bias: bias.is_some(), silu };
-    let bias = bias.unwrap_or_else(|| Tensor::zeros([1], (&x.device().inner(), dtype))).cast(dtype);
+    let bias = bias.unwrap_or_else(|| Tensor::empty([1], (&x.device().inner(), dtype))).cast(dtype);
     let bias = bias.unsqueeze::<4>().into_dispatch();
     let (x, weight) = (x.unsqueeze_dim::<4>(1).into_dispatch(), weight.unsqueeze::<4>().into_dispatch());
     Tensor::<4>::from_dispatch(<Dispatch as Conv>::conv(x, weight, bias, options)).squeeze_dim(1)

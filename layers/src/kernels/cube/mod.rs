@@ -4,11 +4,17 @@
 mod buffer;
 mod conv;
 mod lstm;
+mod norm;
+mod pointwise;
+mod rotary;
 mod scan;
 mod softmax;
+mod sum;
 pub(super) mod tiled;
 
 pub(super) use buffer::fits;
 pub(super) use conv::convolves;
 pub(super) use lstm::gates;
+pub(super) use norm::normalises;
+pub(super) use pointwise::maps;
 pub(super) use softmax::attends;

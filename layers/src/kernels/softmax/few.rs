@@ -104,7 +104,8 @@ fn answer_query<E: Vector, const FUSED: bool>(
             for &weight in weights {
                 sum += weight;
             }
-            add_rows::<E, FUSED>(y, four, rows(v, first + j * BLOCK, last, y.len(), &mut space));
+            let [a, b, c, d] = rows(v, first + j * BLOCK, last, y.len(), &mut space);
+            add_rows::<E, FUSED>(y, four, a, b, c, d);
         }
     }
     *log_sum = E::of(top.to_f64() + sum.to_f64().max(f64::MIN_POSITIVE).log2());
@@ -138,10 +139,16 @@ fn rows<'a, E: Vector>(
     rows
 }
 
-/// `y += Σ weights[i] rows[i]`
+/// `y += Σ weights[i] rows[i]`. The rows are arguments of their own because those are known not to overlap with `y`.
 #[inline(always)]
-fn add_rows<E: Vector, const FUSED: bool>(y: &mut [E], weights: [E; BLOCK], rows: [&[E]; BLOCK]) {
-    let [a, b, c, d] = rows;
+fn add_rows<E: Vector, const FUSED: bool>(
+    y: &mut [E],
+    weights: [E; BLOCK],
+    a: &[E],
+    b: &[E],
+    c: &[E],
+    d: &[E],
+) {
     let (a, b, c, d) = (&a[..y.len()], &b[..y.len()], &c[..y.len()], &d[..y.len()]);
     for (i, y) in y.iter_mut().enumerate() {
         let (near, far) = (fused::<E, FUSED>(weights[0], a[i], *y), weights[2] * c[i]);

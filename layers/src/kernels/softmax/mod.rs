@@ -87,9 +87,9 @@ pub(crate) fn run(
     let device = q.device().inner();
     let (sunk, forgets, shifted) = (sink.is_some(), forget.is_some(), offsets.is_some());
     let options = Options { weighing, sink: sunk, forget: forgets, offsets: shifted };
-    let sink = sink.unwrap_or_else(|| Tensor::zeros([1], (&device, dtype))).cast(dtype);
+    let sink = sink.unwrap_or_else(|| Tensor::empty([1], (&device, dtype))).cast(dtype);
     let [forget, offsets] = [forget, offsets]
-        .map(|x| x.unwrap_or_else(|| Tensor::zeros([1, 1, 1, 1], (&device, dtype))).cast(dtype));
+        .map(|x| x.unwrap_or_else(|| Tensor::empty([1, 1, 1, 1], (&device, dtype))).cast(dtype));
     let [q, k, v, forget, offsets] = [q, k, v, forget, offsets].map(Tensor::into_dispatch);
     let sink = sink.into_dispatch();
     let y = <Dispatch as Softmax>::softmax(q, k, v, sink, forget, offsets, options);

@@ -122,7 +122,9 @@ impl Recurrence {
     pub(crate) fn run(self, block: Option<usize>) -> (Tensor<4>, Tensor<4>) {
         let Self { q, k, v, log_d, rank_one, memory } = self;
         let [b, h, t, n] = k.dims();
-        let log_d = log_d.unwrap_or_else(|| Tensor::zeros([1, 1, 1, 1], (&k.device().inner(), k.dtype())));
+        // From data, not of zeros, which a graphics device would be told to make.
+        let none = || Tensor::from_data([[[[0.0f32]]]], (&k.device().inner(), k.dtype()));
+        let log_d = log_d.unwrap_or_else(none);
         let width = log_d.dims()[3];
         let log_d = log_d.cast(k.dtype()).expand([b, h, t, width]);
         let [q, k, v, log_d, memory] = [q, k, v, log_d, memory].map(Tensor::into_dispatch);

@@ -1,0 +1,106 @@
+//! Functions of single numbers: activations, gates, steps and decays, each in one kernel where there is one.
+
+use burn::tensor::{Tensor, activation};
+
+use super::Activation;
+use super::formula::{Formula, Function};
+
+/// `x sigmoid(x)`
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Formula::new(Function::Silu).run([x], [], |[x], []| activation::silu(x))
+}
+
+/// `scale / (1 + e^{-x})`
+pub fn scaled_sigmoid<const D: usize>(x: Tensor<D>, scale: f64) -> Tensor<D> {
+    Formula { scale, ..Formula::new(Function::Sigmoid) }.run([x], [], |[x], []| {
+        let open = activation::sigmoid(x);
+        if scale == 1.0 { open } else { open.mul_scalar(scale) }
+    })
+}
+
+/// `x Φ(x)`, by the tanh approximation
+pub(super) fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Formula::new(Function::GeluTanh).run([x], [], |[x], []| {
+        let inner = (x.clone() + x.clone().powi_scalar(3).mul_scalar(0.044715))
+            .mul_scalar((2.0 / std::f64::consts::PI).sqrt());
+        x * (inner.tanh().add_scalar(1.0)).mul_scalar(0.5)
+    })
+}
+
+/// `log(1 + e^x)`, exact for large `|x|`.
+pub fn softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    scaled_log_sigmoid(x.neg(), -1.0)
+}
+
+/// `log sigmoid(x) = -softplus(-x)`
+pub fn log_sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    scaled_log_sigmoid(x, 1.0)
+}
+
+/// `scale log sigmoid(x)`
+pub fn scaled_log_sigmoid<const D: usize>(x: Tensor<D>, scale: f64) -> Tensor<D> {
+    Formula { scale, ..Formula::new(Function::LogSigmoid) }
+        .run([x], [], |[x], []| plain_softplus(x.neg()).mul_scalar(-scale))
+}
+
+fn plain_softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.clone().clamp_min(0.0) + (x.abs().neg().exp()).log1p()
+}
+
+/// `x activation(gate)`
+pub fn gated<const D: usize>(x: Tensor<D>, gate: Tensor<D>, activation: Activation) -> Tensor<D> {
+    let function = match activation {
+        Activation::Silu => Function::SiluGate,
+        Activation::Sigmoid => Function::SigmoidGate,
+        Activation::GeluTanh => Function::GeluGate,
+        other => return x * other.apply(gate),
+    };
+    Formula::new(function).run([x, gate], [], |[x, gate], []| x * activation.apply(gate))
+}
+
+/// `-x e^log`
+pub(crate) fn erase(x: Tensor<4>, log: Tensor<4>) -> Tensor<4> {
+    let log = log.expand(x.dims());
+    Formula::new(Function::Erase).run([x, log], [], |[x, log], []| x * log.exp().neg())
+}
+
+/// Steps and the decays made of them, of `x` and a bias per number of its last axis.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Steps {
+    /// Least step
+    pub(crate) low: f64,
+    /// Largest step, if there is a limit
+    pub(crate) high: Option<f64>,
+}
+
+impl Steps {
+    /// All positive numbers.
+    pub(crate) const ALL: Self = Self { low: 0.0, high: None };
+
+    fn formula(self, function: Function) -> Formula {
+        let free = Formula::new(function);
+        Formula { low: self.low, high: self.high.unwrap_or(free.high), ..free }
+    }
+
+    /// `clamp(softplus(x + bias))`, `x: [b, t, h]`, `bias: [h]`
+    pub(crate) fn steps(self, x: Tensor<3>, bias: Tensor<1>) -> Tensor<3> {
+        let formula = self.formula(Function::Step);
+        formula.run([x], [bias.unsqueeze()], |[x], [bias]| self.clamp(plain_softplus(x + bias)))
+    }
+
+    /// `-exp(log_rate) clamp(softplus(x + bias))`, `x: [b, t, h]`, `log_rate` and `bias`: `[h]`
+    pub(crate) fn decays(self, x: Tensor<3>, bias: Tensor<1>, log_rate: Tensor<1>) -> Tensor<3> {
+        let parameters = [bias.unsqueeze(), log_rate.unsqueeze()];
+        self.formula(Function::StepDecay).run([x], parameters, |[x], [bias, log_rate]| {
+            self.clamp(plain_softplus(x + bias)) * log_rate.exp().neg()
+        })
+    }
+
+    fn clamp(self, steps: Tensor<3>) -> Tensor<3> {
+        let steps = if self.low > 0.0 { steps.clamp_min(self.low) } else { steps };
+        match self.high {
+            Some(high) => steps.clamp_max(high),
+            None => steps,
+        }
+    }
+}
