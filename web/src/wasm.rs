@@ -173,6 +173,11 @@ impl Session {
         answer(self.model(handle, |model| model.recall(&pairs, ask)))
     }
 
+    /// `CopyAnswer`
+    pub fn copy(&self, handle: u32, text: &str) -> Answer {
+        answer(self.model(handle, |model| model.copy(text)))
+    }
+
     /// `{ handle, info }`
     pub fn trainer(&self, config: &str, seed: u32) -> Answer {
         let asked: Option<Value> = serde_json::from_str(config).ok();
