@@ -24,7 +24,7 @@ for (const webgpu of [true, false]) {
   const server = await serve(dist, '/some/folder/');
   const browser = await launch({ webgpu });
   try {
-    await pages({ report, browser, server, webgpu, parityFile: webgpu ? argument('--parity') : undefined });
+    await pages({ report, browser, server, webgpu });
   } finally {
     await browser.close();
     server.close();

@@ -11,6 +11,7 @@ const SHOTS = [
   ['halflife', '#/remember?view=halflife'],
   ['memory', '#/remember?view=memory'],
   ['compare', '#/compare?pairs=6'],
+  ['copy', '#/compare?task=copy'],
   ['learn', '#/learn?archs=linear_attention,lstm&steps=60&width=16&depth=1'],
   ['speed', '#/speed?longest=128'],
   ...['state', 'softmax', 'decay', 'delta', 'miras', 'lightning', 'moh'].map((t) => [`explain-${t}`, `#/explain?topic=${t}${t === 'lightning' ? '&step=13' : ''}`]),
