@@ -90,7 +90,7 @@ pub struct BenchPoint {
     pub first: f64,
     /// Each run after the warm-up.
     pub runs: Vec<f64>,
-    /// Bytes of the state after a run.
+    /// Bytes of the state after the first run.
     pub state_bytes: usize,
     /// Floating-point operations of a run, on paper.
     pub flops: f64,
@@ -159,13 +159,13 @@ async fn measure(
     let x = input(length, config.d_model, device);
     let mut started = Instant::now();
     let mut work = Work::new(layer, x, config.mode)?;
-    let (mut first, mut runs) = (0.0, Vec::with_capacity(config.repeats));
+    let (mut first, mut state_bytes, mut runs) = (0.0, 0, Vec::with_capacity(config.repeats));
     // The first run compiles kernels and takes memory, the second one still finds some of it cold.
     for run in 0..config.repeats + 2 {
         settle(work.run()?).await?;
         let seconds = started.elapsed().as_secs_f64();
         match run {
-            0 => first = seconds,
+            0 => (first, state_bytes) = (seconds, work.state.bytes()),
             1 => {}
             _ => runs.push(seconds),
         }
@@ -177,7 +177,7 @@ async fn measure(
         seconds: sorted[sorted.len() / 2],
         first,
         runs,
-        state_bytes: work.state.bytes(),
+        state_bytes,
         flops: cost.flops,
         bytes: cost.bytes,
         params: cost.params,

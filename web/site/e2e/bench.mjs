@@ -1,5 +1,5 @@
 // The Speed page, driven without a window, as a device of the scaling suite. `cargo xtask web bench` calls it:
-// `npm run bench -- --out FILE [--only cpu|gpu] [--archs A,B] [--tasks prefill,decode,train] [--longest N] [--rounds N]`
+// `npm run bench -- --out FILE [--only cpu|gpu] [--archs A,B] [--tasks prefill,decode,train] [--longest N] [--rounds N] [--note TEXT]`
 import { appendFile, readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism, cpus } from 'node:os';
 import { fileURLToPath } from 'node:url';
@@ -17,11 +17,12 @@ const defaults = {
   rounds: '2',
 };
 const option = (name) => [name, { type: 'string', ...(defaults[name] !== undefined && { default: defaults[name] }) }];
-const { values } = parseArgs({ options: Object.fromEntries(['out', ...Object.keys(defaults)].map(option)) });
+const { values } = parseArgs({ options: Object.fromEntries(['out', 'note', ...Object.keys(defaults)].map(option)) });
 if (values.out === undefined) throw new Error('name a file with --out');
 
 const here = fileURLToPath(new URL('.', import.meta.url));
 const asked = Object.keys(defaults).filter((name) => values[name] !== defaults[name]);
+const [only, more] = [true, false].map((own) => asked.filter((name) => (name === 'only') === own).map((name) => `--${name} ${values[name]}`));
 const backends = { cpu: ['cpu'], gpu: ['webgpu'], '': ['cpu', 'webgpu'] }[values.only];
 if (backends === undefined) throw new Error(`--only ${values.only}: cpu or gpu`);
 
@@ -36,7 +37,7 @@ try {
   const threads = availableParallelism();
   const first = {
     version,
-    command: ['cargo xtask web bench', ...asked.map((name) => `--${name} ${values[name]}`)].join(' '),
+    command: ['cargo xtask web bench', ...only, ...(more.length > 0 ? ['--', ...more] : [])].join(' '),
     started: new Date(),
     machine: {
       cpu: cpus()[0]?.model.trim() ?? process.arch,
@@ -48,6 +49,7 @@ try {
       `user agent: ${agent}`,
       ...(backends.includes('cpu') ? ['browser-cpu: WebAssembly with 128-bit vectors, one thread'] : []),
       ...(backends.includes('webgpu') ? [`browser-webgpu: ${await adapter(page)}`] : []),
+      ...(values.note === undefined ? [] : [values.note]),
       'first_seconds: in a module that may have measured other points before',
     ],
   };

@@ -237,8 +237,8 @@ export async function pages({ report, browser, server, webgpu }) {
 
   await report.check(name('learn: the loss falls, pause, look inside, reset'), async () => {
     const backend = webgpu ? 'webgpu' : 'cpu';
-    // In software, every step on WebGPU takes seconds.
-    const settings = webgpu ? 'archs=linear_attention,lstm&steps=8&width=16' : 'archs=attention,gated_deltanet&steps=120&width=32';
+    // In software, a step on WebGPU takes a second.
+    const settings = webgpu ? 'archs=linear_attention,lstm&steps=24&width=16' : 'archs=attention,gated_deltanet&steps=120&width=32';
     await open(`#/learn?${settings}&task=text&depth=1&lr=0.01&backend=${backend}`);
     await ready(page, backend);
     await page.getByRole('button', { name: 'Train', exact: true }).click();
@@ -249,7 +249,7 @@ export async function pages({ report, browser, server, webgpu }) {
     await page.waitForFunction(() => [...document.querySelectorAll('button')].some((b) => b.textContent === 'Train again'), undefined, { timeout: 2 * LONG });
     const after = await losses();
     expect((await page.locator('.error').count()) === 0, `an error: ${await page.locator('.error').allTextContents()}`);
-    for (const [i, { arch, loss }] of after.entries()) expect(loss < (webgpu ? 0.98 : 0.9) * (before[i].loss || before[0].loss), `${arch}: the loss went from ${before[i].loss} to ${loss}`);
+    for (const [i, { arch, loss }] of after.entries()) expect(loss < 0.9 * (before[i].loss || before[0].loss), `${arch}: the loss went from ${before[i].loss} to ${loss}`);
     await page.getByRole('button', { name: 'look inside' }).nth(1).click();
     await page.waitForSelector('.panel .heat', { timeout: LONG });
     await accessible(page);
@@ -290,9 +290,9 @@ export async function pages({ report, browser, server, webgpu }) {
     const archs = webgpu ? (process.env.PARITY_ARCHS_GPU ?? 'simple_gla') : process.env.PARITY_ARCHS;
     await open(`#/parity?on=${on}${archs === undefined ? '' : `&archs=${archs}`}`);
     await ready(page);
-    await page.waitForSelector('.verdicts details', { timeout: LONG });
+    await page.waitForFunction(() => document.querySelectorAll('.chooser input').length > 30 && document.querySelectorAll('.verdicts details').length > 0, undefined, { timeout: LONG });
     const [listed, known, words0] = await page.evaluate(() => [document.querySelectorAll('.verdicts details').length, document.querySelectorAll('.chooser input').length, document.querySelector('main').textContent]);
-    expect(listed === known && known > 30, `${listed} of ${known} architectures are listed`);
+    expect(listed === known, `${listed} of ${known} architectures are listed`);
     expect(/recorded on \d{4}-\d\d-\d\d in Chromium/.test(words0), 'the page does not say when and where it was recorded');
     if (archs === undefined) await page.getByRole('button', { name: /^all \d\d+$/ }).click();
     await page.getByRole('button', { name: 'Run the checks' }).click();

@@ -185,7 +185,7 @@ export interface BenchPoint {
   /** The very first run, with what it compiles, and for `decode` with its prompt. */
   first: number;
   runs: number[];
-  /** Bytes of the state after a run. */
+  /** Bytes of the state after the first run. */
   stateBytes: number;
   /** Floating-point operations of a run, and bytes it must move at least: both on paper. */
   flops: number;

@@ -143,7 +143,7 @@ function Recall({ all, vocab }: { all: Entrant[]; vocab: readonly string[] }) {
                   <th scope="row" title={e.note}>{e.name}</th>
                   <td class={right ? 'right-answer' : ''}><code>{best?.text}</code> {right ? '✓' : '✗'}</td>
                   <td>
-                    <span class="bar" style={{ width: `${120 * (sure ?? 0)}px`, background: colourOf(i) }} /> {sure === undefined ? 'not among its first five' : `${Math.round(100 * sure)} %`}
+                    <span class="bar share" style={{ '--share': sure ?? 0, background: colourOf(i) }} /> {sure === undefined ? 'not among its first five' : `${Math.round(100 * sure)} %`}
                   </td>
                   <td>{bytes(recall.stateBytes)}</td>
                   <td>{count(recall.readFlops)} FLOP</td>

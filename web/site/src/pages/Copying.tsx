@@ -13,7 +13,9 @@ import { Chart, colourOf, type Series } from '../views/Chart';
 /** The models learned from lines of 2 to 24 letters. */
 const LONGEST = 32;
 const LETTERS = ' abcdefghijklmnopqrstuvwxyz';
-const text = textParam('text', 'the cat sat on the mat');
+const PLANTED = 'my big sphinx of quartz';
+const REPEATS = 'the cat sat on the mat';
+const text = textParam('text', PLANTED);
 const seed = intParam('seed', 1);
 
 /** What the models have letters for. */
@@ -73,10 +75,14 @@ export function Copying() {
             text.set(kept);
           }} />
         </label>
-        <div class="row">
-          <button type="button" onClick={() => together(() => { seed.set(seed.peek() + 1); text.set(word(16, random(seed.peek()))); })}>Random letters</button>
-          <span class="quiet">Each model reads it once, then a mark, and goes on by itself.</span>
+        <div class="texts">
+          {[PLANTED, REPEATS].map((t) => <button key={t} type="button" class="chip" aria-pressed={planted === t} onClick={() => text.set(t)}>{t}</button>)}
+          <button type="button" class="chip" onClick={() => together(() => { seed.set(seed.peek() + 1); text.set(word(16, random(seed.peek()))); })}>Random letters</button>
         </div>
+        <p class="quiet">
+          Each model reads it once, then a mark, and goes on from its own letters. They find their place by the last few letters: where those
+          come twice, they may take the wrong turn.
+        </p>
       </div>
       {planted === '' ? <p class="absent">Type something to be said again.</p> : (
         <div class="scroll" tabIndex={0} role="region" aria-label="What they say">
@@ -109,7 +115,7 @@ function Said({ copyist, copy, colour }: { copyist: Copyist; copy: CopyAnswer; c
           {copy.said.map((s, i) => <span key={i} class={s === copy.wanted[i] ? '' : 'wrong'} title={`“${show(copy.wanted[i] ?? '')}” with ${Math.round(100 * (copy.sure[i] ?? 0))} %`}>{show(s)}</span>)}
         </span>
       </td>
-      <td class={right === copy.wanted.length ? 'right-answer' : ''}><span class="bar" style={{ width: `${(80 * right) / copy.wanted.length}px`, background: colour }} /> {right} of {copy.wanted.length}</td>
+      <td class={right === copy.wanted.length ? 'right-answer' : ''}><span class="bar share" style={{ '--share': right / copy.wanted.length, background: colour }} /> {right} of {copy.wanted.length}</td>
       <td>{bytes(copy.stateBytes)}</td>
     </tr>
   );
@@ -156,7 +162,7 @@ function Lengths({ all }: { all: Copyist[] }) {
   return (
     <section style={{ marginTop: '2rem' }} aria-label="How long a text fits">
       <h2>How long a text fits</h2>
-      <p>Attention looks each letter up where it stood, however long the text. A memory of fixed size holds so many letters and no more. All learned from 2 to 24 letters.</p>
+      <p>Attention looks up what followed the last letters, in a cache that grows with the text. A memory of fixed size holds so many letters and no more. All learned from 2 to 24 random letters.</p>
       <button type="button" class="primary" disabled={running.value} onClick={() => void run()}>{running.value ? 'Copying…' : 'Try all lengths'}</button>
       {series.value.length > 0 && (
         <div style={{ maxWidth: '760px' }}>
