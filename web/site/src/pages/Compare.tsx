@@ -204,7 +204,7 @@ function Curve({ all, vocab }: { all: Entrant[]; vocab: readonly string[] }) {
       <p>A cache of everything finds every pair, and pays for every pair with every token. A state of fixed size has to forget at some point.</p>
       <button type="button" class="primary" disabled={running.value} onClick={() => void run()}>{running.value ? 'Asking…' : 'Ask all'}</button>
       {series.value.length > 0 && (
-        <div style={{ maxWidth: '760px' }}>
+        <div style={{ maxWidth: '760px', marginTop: '1rem' }}>
           <Chart title="Recall" markers height={300} width={720} series={series.value} x={{ label: 'pairs', log: true, binary: true, min: 1, max: 32 }} y={{ label: 'right answers, %', min: 0, max: 100 }} />
         </div>
       )}

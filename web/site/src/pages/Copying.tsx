@@ -162,10 +162,10 @@ function Lengths({ all }: { all: Copyist[] }) {
   return (
     <section style={{ marginTop: '2rem' }} aria-label="How long a text fits">
       <h2>How long a text fits</h2>
-      <p>Attention looks up what followed the last letters, in a cache that grows with the text. A memory of fixed size holds so many letters and no more. All learned from 2 to 24 random letters.</p>
+      <p>Attention looks up what followed the last letters, in a cache that grows with the text. A memory of fixed size holds so many letters and no more. All learned from 2 to 24 random letters: farther back, attention is at a loss too.</p>
       <button type="button" class="primary" disabled={running.value} onClick={() => void run()}>{running.value ? 'Copying…' : 'Try all lengths'}</button>
       {series.value.length > 0 && (
-        <div style={{ maxWidth: '760px' }}>
+        <div style={{ maxWidth: '760px', marginTop: '1rem' }}>
           <Chart title="Copying" markers height={300} width={720} series={series.value} x={{ label: 'letters', min: 0, max: LONGEST }} y={{ label: 'right letters, %', min: 0, max: 100 }} />
         </div>
       )}
