@@ -25,10 +25,10 @@ mixer() {
   esac
 }
 
-# A model of one mixer: name, vocabulary, width, depth. A short convolution before the mixer lets every
+# A model of one mixer: name, vocabulary, width, depth, and how wide its MLP is (default: 8/3 of the width). A short convolution before the mixer lets every
 # architecture tell a token's neighbours apart.
 config() {
-  hidden=$(( ($3 * 8 / 3 + 7) / 8 * 8 ))
+  hidden=${5:-$(( ($3 * 8 / 3 + 7) / 8 * 8 ))}
   cat <<JSON
 { "vocab": $2, "d_model": $3, "depth": $4, "embed_scale": $(awk "BEGIN { print sqrt($3) }"), "tied": true,
   "pattern": [{ "mixer": $(mixer "$1"),
@@ -55,8 +55,18 @@ text() {
     --batch 16 --lr "$2" --steps "$3" --eval-every 200 --save-every 0 --out "$dir"
 }
 
+# Random letters, a mark, and the letters again.
+copying() {
+  dir=$RUNS/copy-$1
+  [ -e "$dir/checkpoint/train.json" ] && return
+  config "$1" 256 32 1 32 > "$RUNS/copy-$1.json"
+  "$SEQZOO" train --config "$RUNS/copy-$1.json" --text "$RUNS/copying.txt" --time 64 \
+    --batch 16 --lr "$2" --steps "$3" --eval-every 200 --save-every 0 --out "$dir"
+}
+
 recall_models='attention linear_attention gated_deltanet mamba2 rglru moh titans'
-text_models='attention linear_attention gated_deltanet mamba2 rglru'
+text_models='attention linear_attention gated_deltanet mamba2 rglru moh yaad'
+copying_models='attention gated_deltanet linear_attention'
 for arch in $recall_models; do
   case $arch in
     # What decays learns to hold on only after a long plateau.
@@ -65,5 +75,8 @@ for arch in $recall_models; do
   esac
 done
 for arch in $text_models; do text "$arch" 0.01 800; done
-"$SHIP" web/site/public/models "$RUNS" $(for arch in $recall_models; do echo "mqar-$arch"; done) \
-  $(for arch in $text_models; do echo "text-$arch"; done)
+"$SHIP" copying "$RUNS/copying.txt"
+for arch in $copying_models; do copying "$arch" 0.01 2000; done
+names() { for arch in $2; do echo "$1-$arch"; done; }
+"$SHIP" web/site/public/models "$RUNS" $(names mqar "$recall_models") $(names text "$text_models") \
+  $(names copy "$copying_models")

@@ -306,3 +306,26 @@ fn peers_are_listed_and_missing_ones_skipped_with_a_reason() {
     assert!(points.iter().all(|r| r.point.subject == "machine" || (r.point.time, r.point.batch) == (8, 1)));
     fails(&["peers", "--peer", "burn", "--out", &path(dir.path(), "x.md")], 1, &["x.md", "peers.jsonl"]);
 }
+
+/// `web/site/test/records.test.ts` writes the same file, line by line.
+#[test]
+fn what_a_browser_measured_is_reported_beside_native_results() {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/browser.jsonl");
+    let browser = Results::load(&kept).unwrap();
+    let done = browser.records.iter().filter_map(|record| record.outcome.done());
+    assert!(done.clone().all(|m| m.seconds.len() == 3 && m.counted.flops > 0.0));
+    assert_eq!((done.count(), browser.records.len()), (18, 19));
+    assert_eq!(browser.header.sizes, seqzoo_bench::point::Sizes::default());
+
+    let dir = tempfile::tempdir().unwrap();
+    let (native, page) = (path(dir.path(), "native.jsonl"), path(dir.path(), "bench.html"));
+    let text = fs::read_to_string(&kept).unwrap();
+    fs::write(&native, text.replace("browser-cpu", "flex")).unwrap();
+    let files = [kept.to_str().unwrap(), native.as_str()];
+    let table = succeeds(&[&["report", "--markdown"], files.as_slice()].concat());
+    for device in ["browser-cpu", "browser-webgpu", "flex"] {
+        assert!(table.contains(&format!("({device})")), "no {device} in {table}");
+    }
+    succeeds(&[&["report", "--out", &page], files.as_slice()].concat());
+    assert!(fs::read_to_string(&page).unwrap().contains("(browser-webgpu)"));
+}

@@ -1,4 +1,4 @@
-import type { ArchInfo, Backend, BenchPoint, EngineInfo, Explanation, ExplainKind, ModelInfo, ParityRow } from './types';
+import type { ArchInfo, Backend, BenchPoint, CopyAnswer, EngineInfo, Explanation, ExplainKind, ModelInfo, ParityRow } from './types';
 import type { RecallAnswer, StateSlot, StepRow, Trace } from './types';
 
 export * from './types';
@@ -27,6 +27,7 @@ export interface Session {
   ): Explanation;
   generate(handle: number, prompt: string, tokens: number, seed: number, temperature: number): string;
   recall(handle: number, pairs: [string, string][], ask: string): RecallAnswer;
+  copy(handle: number, text: string): CopyAnswer;
   trainer(config: string, seed: number): Opened;
   trainSteps(handle: number, steps: number): Promise<StepRow[]>;
   trainerRead(handle: number, text: string): Promise<Trace>;
@@ -35,5 +36,5 @@ export interface Session {
   parity(names: string[], onRow: (row: ParityRow) => void): Promise<void>;
 }
 
-/** Loads the module and opens a backend. In Node.js, pass the bytes of `seqzoo_web_bg.wasm`. */
+/** Loads the module and opens a backend. `wasm`: where it is, if not beside this file. */
 export function open(backend?: Backend, wasm?: BufferSource | URL | string): Promise<Session>;

@@ -17,6 +17,7 @@
 //! ```
 
 mod bench;
+mod copying;
 mod explain;
 mod info;
 mod model;
@@ -31,6 +32,7 @@ mod words;
 pub mod wasm;
 
 pub use bench::{BenchConfig, BenchPoint, Mode, bench};
+pub use copying::{CopyAnswer, MARK};
 pub use explain::{Explanation, Kind, Term, TermValue};
 pub use info::{ArchInfo, ModelInfo, architectures, describe};
 pub use model::{MAX_TOKENS, Model};

@@ -172,9 +172,14 @@ impl Model {
         self.vocabulary.get(id).cloned().unwrap_or_else(|| format!("#{id}"))
     }
 
+    /// Of every next token, from logits `[1, vocab]`.
+    pub(crate) fn probabilities(&self, logits: Tensor<2>) -> Result<Vec<f64>> {
+        Ok(Value::from(activation::softmax(logits, 1)).to_f64()?)
+    }
+
     /// The most likely next tokens, from logits `[1, vocab]`.
     pub(crate) fn likeliest(&self, logits: Tensor<2>) -> Result<Vec<Prediction>> {
-        let probabilities = Value::from(activation::softmax(logits, 1)).to_f64()?;
+        let probabilities = self.probabilities(logits)?;
         let mut order: Vec<usize> = (0..probabilities.len()).collect();
         order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]).then(a.cmp(&b)));
         let shown = order.into_iter().take(SHOWN);

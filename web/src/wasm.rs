@@ -18,9 +18,24 @@ extern "C" {
     fn console_error(message: &str);
 }
 
+#[allow(unsafe_code, reason = "a function that only the linker can make")]
+mod constructors {
+    unsafe extern "C" {
+        fn __wasm_call_ctors();
+    }
+
+    /// Runs what `inventory` collected before `main` would run. Where no code of the module does this, the linker
+    /// makes every exported function do it, each time it is called: a launch on WebGPU took milliseconds more.
+    pub(super) fn run() {
+        // SAFETY: the linker makes this function; it is called once, before anything else.
+        unsafe { __wasm_call_ctors() }
+    }
+}
+
 /// Puts the message of a panic where it can be read: a module that panicked must be loaded anew.
 #[wasm_bindgen(start)]
 pub fn start() {
+    constructors::run();
     std::panic::set_hook(Box::new(|info| console_error(&format!("seqzoo: internal error: {info}"))));
 }
 
@@ -156,6 +171,11 @@ impl Session {
     pub fn recall(&self, handle: u32, pairs: JsValue, ask: &str) -> Answer {
         let pairs: Vec<(String, String)> = serde_wasm_bindgen::from_value(pairs)?;
         answer(self.model(handle, |model| model.recall(&pairs, ask)))
+    }
+
+    /// `CopyAnswer`
+    pub fn copy(&self, handle: u32, text: &str) -> Answer {
+        answer(self.model(handle, |model| model.copy(text)))
     }
 
     /// `{ handle, info }`

@@ -66,14 +66,26 @@ enum Task {
     Doctor,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Subcommand)]
 enum Web {
     /// Builds web/site/dist, a folder for any static host, and the npm package web/pkg; prints the sizes
     Build,
     /// Builds, serves the site, and prints its address
     Serve,
-    /// Builds, checks the sizes, and runs the site in a browser, with WebGPU and without
+    /// Builds, checks the sizes, and runs the site in a browser: all of it without WebGPU, a part with it
     Test,
+    /// Builds, measures on the page Speed in Chromium, and writes results for `seqzoo-bench report`
+    Bench {
+        /// Where to; must not exist
+        #[arg(long, value_name = "FILE", default_value = "browser.jsonl")]
+        out: PathBuf,
+        /// Without WebGPU, or with nothing else
+        #[arg(long, value_name = "DEVICE")]
+        only: Option<web::Only>,
+        /// What web/site/e2e/bench.mjs takes: --archs, --tasks, --longest, --rounds
+        #[arg(last = true)]
+        more: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -84,7 +96,7 @@ fn main() -> ExitCode {
             if no_web {
                 report.skip("browser demo", "left out by --no-web");
             } else {
-                report.step("browser demo", || web::test(web::Walk::Cpu));
+                report.step("browser demo", web::test);
             }
             report.print_with_counts();
         }
@@ -98,7 +110,10 @@ fn main() -> ExitCode {
         }
         Task::Web { command: Web::Build } => report.quiet("web build", web::build),
         Task::Web { command: Web::Serve } => report.quiet("web serve", web::serve),
-        Task::Web { command: Web::Test } => report.quiet("web test", || web::test(web::Walk::Everywhere)),
+        Task::Web { command: Web::Test } => report.quiet("web test", web::test),
+        Task::Web { command: Web::Bench { out, only, more } } => {
+            report.quiet("web bench", || web::bench(&out, only, &more));
+        }
         Task::Doctor => steps::doctor(),
     }
     if report.all_passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -7,6 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use clap::ValueEnum;
+
 use crate::apt;
 use crate::report::Step;
 use crate::shell::{self, cargo, output, root, run};
@@ -16,9 +18,6 @@ const LOCK: &str = include_str!("../../Cargo.lock");
 
 /// What Debian's own Rust for the web consists of, for machines where rustup has no wasm target.
 const DEBIAN: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "lld-22"];
-
-/// The architectures whose parity is checked on WebGPU: all of them take hours in software.
-const PARITY: &str = "PARITY_ARCHS_GPU";
 
 /// Builds the module and the site into `web/site/dist`, a folder for any static host.
 pub(crate) fn build() -> Step {
@@ -38,33 +37,50 @@ pub(crate) fn serve() -> Step {
     Ok(None)
 }
 
-/// Where the pages are walked through.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Walk {
-    /// Without WebGPU.
-    Cpu,
-    /// Without and with it, in software: the latter takes long.
-    Everywhere,
-}
-
 /// Builds, checks the sizes, and runs the site's unit and browser tests.
-pub(crate) fn test(walk: Walk) -> Step {
-    if !Path::new("/usr/bin/chromium").is_file() && std::env::var_os("CHROMIUM").is_none() {
-        apt::install(&["chromium"], "or name a Chromium in the variable CHROMIUM")?;
-    }
+pub(crate) fn test() -> Step {
+    chromium()?;
     build()?;
     let site = web().join("site");
     run(npm(&["test"]).current_dir(&site))?;
-    let mut pages = npm(&["run", "e2e", "--", "--no-screenshots"]);
-    match walk {
-        Walk::Cpu => pages.args(["--only", "cpu"]),
-        Walk::Everywhere => {
-            let parity = std::env::var(PARITY).unwrap_or_else(|_| "simple_gla".into());
-            pages.env(PARITY, parity)
-        }
-    };
-    run(pages.current_dir(&site))?;
+    run(npm(&["run", "package"]).current_dir(&site))?;
+    run(npm(&["run", "e2e", "--", "--no-screenshots", "--short-gpu"]).current_dir(&site))?;
     Ok(None)
+}
+
+/// Where the page is measured.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Only {
+    /// Without WebGPU.
+    Cpu,
+    /// On WebGPU.
+    Gpu,
+}
+
+/// Builds, and measures what the page Speed shows as lines of the scaling suite.
+pub(crate) fn bench(out: &Path, only: Option<Only>, more: &[String]) -> Step {
+    let out = std::path::absolute(out).map_err(|e| format!("{}: {e}", out.display()))?;
+    if out.exists() {
+        return Err(format!("{} is there already: name another file with `--out`", out.display()));
+    }
+    chromium()?;
+    build()?;
+    let mut command = npm(&["run", "bench", "--", "--out"]);
+    command.arg(&out);
+    if let Some(only) = only {
+        command.args(["--only", if matches!(only, Only::Cpu) { "cpu" } else { "gpu" }]);
+    }
+    run(command.args(more).current_dir(web().join("site")))?;
+    println!("results: {}; `seqzoo-bench report` draws them", out.display());
+    Ok(None)
+}
+
+/// Makes sure that there is a Chromium.
+fn chromium() -> Result<(), String> {
+    if !Path::new("/usr/bin/chromium").is_file() && std::env::var_os("CHROMIUM").is_none() {
+        apt::install(&["chromium"], "or name a Chromium in the variable CHROMIUM")?;
+    }
+    Ok(())
 }
 
 fn web() -> PathBuf {

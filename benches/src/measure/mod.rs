@@ -12,9 +12,9 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use seqzoo::compare::{ModelSizes, mixer};
+use seqzoo::compare::{ModelSizes, decode_cost, mixer, train_cost};
 use seqzoo::registry::AnyMixer;
-use seqzoo_layers::system::{Cost, Form, Mixer};
+use seqzoo_layers::system::{Cost, Mixer};
 use seqzoo_layers::{Init, device};
 
 use crate::models::MODEL;
@@ -138,28 +138,14 @@ pub fn build(name: &str, sizes: Sizes, init: &mut Init) -> Result<AnyMixer> {
     Ok(mixer(name, &given)?.at_layer(0, 1).init(sizes.d_model, init)?)
 }
 
-/// What one repetition costs on paper. Training is counted as three forward passes.
+/// What one repetition costs on paper.
 pub fn paper_cost(layer: &dyn Mixer, point: &Point) -> Cost {
     let Point { batch, time, form, .. } = *point;
     match point.task {
-        Task::Train => {
-            let cost = layer.cost(batch, time, form);
-            Cost { flops: 3.0 * cost.flops, bytes: 3.0 * cost.bytes, ..cost }
-        }
-        Task::Decode => {
-            let of = |time| layer.cost(batch, time, Form::Recurrent);
-            step_cost(of(1), of(time.max(1)), time, 2 * batch * layer.d_model())
-        }
+        Task::Train => train_cost(layer, batch, time, form),
+        Task::Decode => decode_cost(layer, batch, time),
         _ => layer.cost(batch, time, form),
     }
-}
-
-/// What one more token costs, by the costs of the first one and of a whole prompt of `time` tokens.
-fn step_cost(first: Cost, prompt: Cost, time: usize, numbers: usize) -> Cost {
-    // A cache is read; a memory is read and written.
-    let state = prompt.state_bytes * if prompt.state_bytes > first.state_bytes { 1 } else { 2 };
-    let weights = 4 * (prompt.params + numbers);
-    Cost { flops: prompt.flops / time.max(1) as f64, bytes: (weights + state) as f64, ..prompt }
 }
 
 /// The cost of the architecture that a peer stands beside, where it is in the registry.
@@ -187,6 +173,8 @@ fn sync(device: &Device) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use seqzoo_layers::system::Form;
+
     use super::*;
 
     #[test]

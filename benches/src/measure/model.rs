@@ -4,11 +4,12 @@ use std::hint::black_box;
 use std::rc::Rc;
 
 use burn::tensor::{Int, Tensor};
+use seqzoo::compare::step_cost;
 use seqzoo::hf::Architecture;
 use seqzoo::model::ModelState;
 use seqzoo_layers::system::Form;
 
-use super::{Work, decoding, open, pieces, step_cost, sync};
+use super::{Work, decoding, open, pieces, sync};
 use crate::point::{Point, Task};
 use crate::{Error, Result, models};
 

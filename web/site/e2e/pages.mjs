@@ -1,5 +1,5 @@
 // What a visitor does, page by page.
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { accessible, expect, watch } from './harness.mjs';
 
 const LONG = 150_000;
@@ -58,7 +58,7 @@ async function distance(file) {
   return { worst, compared, where };
 }
 
-export async function pages({ report, browser, server, webgpu, parityFile }) {
+export async function pages({ report, browser, server, webgpu }) {
   const { context } = browser;
   const name = (text) => `${webgpu ? 'gpu' : 'cpu'}: ${text}`;
   const page = await context.newPage();
@@ -216,12 +216,29 @@ export async function pages({ report, browser, server, webgpu, parityFile }) {
     return `${right} of ${rows} models know one of 4 pairs`;
   });
 
+  await report.check(name('compare: copy a text typed by hand'), async () => {
+    await open('#/compare?task=copy');
+    await ready(page);
+    await page.fill('.planted', 'Hello, World');
+    expect((await page.inputValue('.planted')) === 'hello world', 'what the models have no letters for is not left out');
+    const wanted = 'hello␣world';
+    await page.waitForFunction((n) => [...document.querySelectorAll('.said')].filter((s) => s.textContent.length === n).length >= 3, wanted.length, { timeout: LONG });
+    const said = await page.locator('.said').allTextContents();
+    expect(said.includes(wanted), `no model says ${wanted}: ${said}`);
+    const marked = await page.$$eval('.said', (all) => all.map((s) => [...s.children].map((c) => (c.classList.contains('wrong') ? '✗' : c.textContent)).join('')));
+    expect(marked.every((m, i) => m === [...said[i]].map((c, j) => (c === wanted[j] ? c : '✗')).join('')), `wrong letters are marked as ${marked}`);
+    await page.getByRole('button', { name: 'Random letters' }).click();
+    await page.waitForFunction(() => [...document.querySelectorAll('.said')].filter((s) => s.textContent.length === 16).length >= 3, undefined, { timeout: LONG });
+    await accessible(page);
+    return said.join(', ');
+  });
+
   const losses = () => page.evaluate(() => [...document.querySelectorAll('.data tbody tr')].map((r) => ({ arch: r.dataset.arch, loss: Number(r.querySelector('[data-what=loss]')?.textContent) })));
 
   await report.check(name('learn: the loss falls, pause, look inside, reset'), async () => {
     const backend = webgpu ? 'webgpu' : 'cpu';
-    // In software, every step on WebGPU takes seconds.
-    const settings = webgpu ? 'archs=linear_attention,lstm&steps=8&width=16' : 'archs=attention,gated_deltanet&steps=120&width=32';
+    // In software, a step on WebGPU takes a second.
+    const settings = webgpu ? 'archs=linear_attention,attention&steps=24&width=16' : 'archs=attention,gated_deltanet&steps=120&width=32';
     await open(`#/learn?${settings}&task=text&depth=1&lr=0.01&backend=${backend}`);
     await ready(page, backend);
     await page.getByRole('button', { name: 'Train', exact: true }).click();
@@ -232,7 +249,7 @@ export async function pages({ report, browser, server, webgpu, parityFile }) {
     await page.waitForFunction(() => [...document.querySelectorAll('button')].some((b) => b.textContent === 'Train again'), undefined, { timeout: 2 * LONG });
     const after = await losses();
     expect((await page.locator('.error').count()) === 0, `an error: ${await page.locator('.error').allTextContents()}`);
-    for (const [i, { arch, loss }] of after.entries()) expect(loss < (webgpu ? 0.98 : 0.9) * (before[i].loss || before[0].loss), `${arch}: the loss went from ${before[i].loss} to ${loss}`);
+    for (const [i, { arch, loss }] of after.entries()) expect(loss < 0.9 * (before[i].loss || before[0].loss), `${arch}: the loss went from ${before[i].loss} to ${loss}`);
     await page.getByRole('button', { name: 'look inside' }).nth(1).click();
     await page.waitForSelector('.panel .heat', { timeout: LONG });
     await accessible(page);
@@ -267,25 +284,25 @@ export async function pages({ report, browser, server, webgpu, parityFile }) {
   });
 
   await report.check(name('parity: the matrix in the browser'), async () => {
-    const on = webgpu ? 'both' : 'cpu';
-    const archs = (webgpu ? process.env.PARITY_ARCHS_GPU : undefined) ?? process.env.PARITY_ARCHS;
+    const on = webgpu ? 'webgpu' : 'cpu';
+    // On the CPU the whole matrix takes a minute or two; WebGPU in software takes minutes for one architecture, and
+    // `npm run parity` records them all.
+    const archs = webgpu ? (process.env.PARITY_ARCHS_GPU ?? 'simple_gla') : process.env.PARITY_ARCHS;
     await open(`#/parity?on=${on}${archs === undefined ? '' : `&archs=${archs}`}`);
     await ready(page);
-    // On the CPU the whole matrix takes a minute or two.
-    if (archs === undefined && !webgpu) await page.getByRole('button', { name: /^all \d\d+$/ }).click();
+    await page.waitForFunction(() => document.querySelectorAll('.chooser input').length > 30 && document.querySelectorAll('.verdicts details').length > 0, undefined, { timeout: LONG });
+    const [listed, known, words0] = await page.evaluate(() => [document.querySelectorAll('.verdicts details').length, document.querySelectorAll('.chooser input').length, document.querySelector('main').textContent]);
+    expect(listed === known, `${listed} of ${known} architectures are listed`);
+    expect(/recorded on \d{4}-\d\d-\d\d in Chromium/.test(words0), 'the page does not say when and where it was recorded');
+    if (archs === undefined) await page.getByRole('button', { name: /^all \d\d+$/ }).click();
     await page.getByRole('button', { name: 'Run the checks' }).click();
     await page.waitForFunction(() => /^(done|stopped.*)$/.test(document.querySelector('main .quiet[role=status]')?.textContent ?? ''), undefined, { timeout: 6 * LONG });
     const words = await page.locator('main .quiet[role=status]').textContent();
     expect(words === 'done', words);
     const totals = await page.$$eval('[data-backend]', (all) => all.map((n) => ({ ...n.dataset })));
-    expect(totals.length === (webgpu ? 2 : 1), `ran on ${totals.length} backends`);
+    expect(totals.length === 1 && totals[0].backend === on, `ran on ${totals.map((t) => t.backend)}`);
     expect(totals.every((t) => t.bad === '0' && Number(t.total) > 10), JSON.stringify(totals));
     await accessible(page);
-    if (parityFile !== undefined) {
-      const rows = await page.evaluate(() => window.seqzoo.parityRows());
-      const version = context.browser()?.version() ?? '';
-      await writeFile(parityFile, JSON.stringify({ recorded: new Date().toISOString().slice(0, 10), browser: `Chromium ${version}, WebGPU on SwiftShader`, rows }));
-    }
     return totals.map((t) => `${t.backend} ${t.total} rows`).join(', ');
   });
 
@@ -317,7 +334,7 @@ export async function pages({ report, browser, server, webgpu, parityFile }) {
   }
 
   await report.check(name('accessibility, light and dark'), async () => {
-    for (const hash of ['#/remember', '#/remember?view=reads&theme=dark', '#/remember?view=gates', '#/remember?view=memory&theme=dark', '#/compare', '#/learn?theme=dark', '#/speed', '#/explain?theme=dark', '#/parity?theme=dark']) {
+    for (const hash of ['#/remember', '#/remember?view=reads&theme=dark', '#/remember?view=gates', '#/remember?view=memory&theme=dark', '#/compare', '#/compare?task=copy&theme=dark', '#/learn?theme=dark', '#/speed', '#/explain?theme=dark', '#/parity?theme=dark']) {
       await open(hash);
       await ready(page);
       await page.waitForTimeout(500);
@@ -331,7 +348,7 @@ export async function pages({ report, browser, server, webgpu, parityFile }) {
 
   await report.check(name('phone width: nothing sticks out'), async () => {
     await page.setViewportSize({ width: 360, height: 740 });
-    for (const hash of ['#/remember', '#/remember?view=reads', '#/remember?view=memory', '#/compare', '#/learn', '#/speed', '#/explain', '#/explain?topic=lightning', '#/parity']) {
+    for (const hash of ['#/remember', '#/remember?view=reads', '#/remember?view=memory', '#/compare', '#/compare?task=copy', '#/learn', '#/speed', '#/explain', '#/explain?topic=lightning', '#/parity']) {
       await open(hash);
       await ready(page);
       await page.waitForTimeout(400);

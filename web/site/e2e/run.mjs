@@ -17,6 +17,9 @@ const argument = (name) => {
 const report = new Report();
 report.filter = argument('--grep') ?? '';
 const only = argument('--only');
+/** Computed on the CPU on either half of the run, so that once is enough. */
+const short = ['scrubbing', 'explain', 'accessibility', 'phone width'].map((words) => `gpu: ${words}`);
+if (process.argv.includes('--short-gpu')) report.leftOut = short;
 
 for (const webgpu of [true, false]) {
   if (only !== undefined && (only === 'gpu') !== webgpu) continue;
@@ -24,7 +27,7 @@ for (const webgpu of [true, false]) {
   const server = await serve(dist, '/some/folder/');
   const browser = await launch({ webgpu });
   try {
-    await pages({ report, browser, server, webgpu, parityFile: webgpu ? argument('--parity') : undefined });
+    await pages({ report, browser, server, webgpu });
   } finally {
     await browser.close();
     server.close();

@@ -11,6 +11,7 @@ const SHOTS = [
   ['halflife', '#/remember?view=halflife'],
   ['memory', '#/remember?view=memory'],
   ['compare', '#/compare?pairs=6'],
+  ['copy', '#/compare?task=copy'],
   ['learn', '#/learn?archs=linear_attention,lstm&steps=60&width=16&depth=1'],
   ['speed', '#/speed?longest=128'],
   ...['state', 'softmax', 'decay', 'delta', 'miras', 'lightning', 'moh'].map((t) => [`explain-${t}`, `#/explain?topic=${t}${t === 'lightning' ? '&step=13' : ''}`]),
@@ -42,6 +43,11 @@ export async function screenshots({ server, folder, only, look: wanted }) {
         await page.waitForFunction(() => [...document.querySelectorAll('button')].some((b) => b.textContent === 'Measure' && !b.disabled), undefined, { timeout: 300_000 });
       }
       await page.waitForFunction(() => document.querySelectorAll('.skeleton').length === 0, undefined, { timeout: 60_000 }).catch(() => undefined);
+      await page.waitForFunction(() => !document.querySelector('.data tbody')?.textContent.includes('…'), undefined, { timeout: 60_000 });
+      if (name === 'copy') {
+        await page.getByRole('button', { name: 'Try all lengths' }).click();
+        await page.waitForFunction(() => [...document.querySelectorAll('button')].some((b) => b.textContent === 'Try all lengths') && document.querySelector('.chart circle') !== null, undefined, { timeout: 120_000 });
+      }
       if (name === 'reads') {
         await page.locator('.heat').first().focus();
         for (let i = 0; i < 4; i += 1) await page.keyboard.press('ArrowLeft');

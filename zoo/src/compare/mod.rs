@@ -4,6 +4,7 @@
 //! [`run`] takes the measurements in an order that makes a partial report useful: recall and maps of all
 //! architectures first, then text and speed. After each one an [`Observer`] gets all results so far.
 
+mod cost;
 mod machine;
 mod maps;
 mod plan;
@@ -22,6 +23,7 @@ use crate::data::{TextData, Tokenizer};
 use crate::registry::{architecture, nearest};
 use crate::{Error, Result};
 
+pub use cost::{decode_cost, step_cost, train_cost};
 pub use machine::{Machine, now};
 pub use plan::{Options, Plan, REPRESENTATIVES};
 pub use results::*;

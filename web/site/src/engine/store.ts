@@ -26,9 +26,11 @@ export const wantedBackend = choiceParam<Backend>('backend', ['cpu', 'webgpu'], 
 export interface ShippedModel {
   file: string;
   arch: string;
-  task: 'mqar' | 'text';
+  task: 'mqar' | 'text' | 'copy';
   bytes: number;
+  /** Share of right answers, or of right letters. */
   recall?: number;
+  copied?: number;
   note?: string;
 }
 

@@ -164,23 +164,33 @@ export type BenchMode = 'prefill' | 'decode' | 'train';
 
 /** What `bench` takes as JSON. */
 export interface BenchConfig {
+  /** A name stands for the sizes of the scaling suite (`seqzoo-bench`), a configuration as JSON for itself. */
   archs: string[];
   lengths: number[];
   mode: BenchMode;
   backend?: Backend;
-  /** Default 64. */
+  /** Default 128. */
   dModel?: number;
-  /** Timed runs of each point after one warm-up; default 3. The median is reported. */
+  /** Numbers of state, where the architecture lets one choose; default 4096. */
+  state?: number;
+  /** Timed runs of each point after a cold and a warm one; default 3. The median is reported. */
   repeats?: number;
 }
 
 export interface BenchPoint {
   arch: string;
   length: number;
-  /** Of the whole call for `prefill` and `train`, of one token after `length` for `decode`. */
+  /** Of the whole call for `prefill` and `train`, of one token after `length` for `decode`; the median of `runs`. */
   seconds: number;
-  /** Bytes of the state after `length` tokens. */
+  /** The very first run, with what it compiles, and for `decode` with its prompt. */
+  first: number;
+  runs: number[];
+  /** Bytes of the state after the first run. */
   stateBytes: number;
+  /** Floating-point operations of a run, and bytes it must move at least: both on paper. */
+  flops: number;
+  bytes: number;
+  params: number;
   /** Set instead of a time where the point could not be measured. */
   error?: string;
 }
@@ -207,6 +217,17 @@ export interface RecallAnswer {
   readFlops: number;
   /** The words that were read, question last. */
   tokens: string[];
+}
+
+export interface CopyAnswer {
+  /** What the model says, as many tokens as the text has; each is what it goes on from. */
+  said: string[];
+  /** The text in tokens. */
+  wanted: string[];
+  /** Probability of the right token at each place. */
+  sure: number[];
+  /** Bytes of all layers' states once the text is read. */
+  stateBytes: number;
 }
 
 /** Every call runs in the worker. Model handles are numbers. Errors are `Error`s with the library's message. */
@@ -247,6 +268,8 @@ export interface Engine {
   generate(handle: number, prompt: string, tokens: number, seed: number, temperature: number): Promise<string>;
   /** For models trained on recall: keys and values are words of `info.vocab` (`k1`…, `v1`…). */
   recall(handle: number, pairs: [string, string][], ask: string): Promise<RecallAnswer>;
+  /** Reads a text and `=`, then goes on for as long as the text is. For models trained on lines like `abc=abc`. */
+  copy(handle: number, text: string): Promise<CopyAnswer>;
   /** A `TrainerConfig` as JSON. The handle also serves `trainerRead`, `trainerWeights` and `close`. */
   trainer(configJson: string, seed: number): Promise<{ handle: number; info: ModelInfo }>;
   trainSteps(handle: number, steps: number): Promise<StepRow[]>;

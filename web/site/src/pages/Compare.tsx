@@ -1,4 +1,4 @@
-// Plant pairs, ask for one, see who still knows it and what knowing costs.
+// Plant something, ask for it, see who still knows it and what knowing costs. Here pairs; copying has its own file.
 import { useSignal, useSignalEffect } from '@preact/signals';
 import { useEffect, useMemo } from 'preact/hooks';
 import { call, generation, model, own, said, shipped, specKey, status, type ModelSpec } from '../engine/store';
@@ -7,13 +7,17 @@ import type { RecallAnswer } from '../engine/types';
 import { bytes, count } from '../lib/format';
 import { archName } from '../lib/names';
 import { pairsOf } from '../lib/random';
-import { format, go, intParam, target, textParam, together } from '../lib/url';
+import { choiceParam, format, go, intParam, target, textParam, together } from '../lib/url';
 import { Chart, colourOf, type Series } from '../views/Chart';
+import { Copying } from './Copying';
 
 const MAX_PAIRS = 32;
 const pairCount = intParam('pairs', 8, 1, MAX_PAIRS);
 const seed = intParam('seed', 1);
 const ask = textParam('ask', '');
+const TASKS = ['recall', 'copy'] as const;
+const TASK_WORDS: Record<(typeof TASKS)[number], string> = { recall: 'Recall pairs', copy: 'Copy a text' };
+const task = choiceParam('task', TASKS, 'recall');
 
 interface Entrant {
   spec: ModelSpec;
@@ -37,9 +41,16 @@ export function Compare() {
     <>
       <header class="lead">
         <h1>Who still knows?</h1>
-        <p>Each model reads the same pairs of a key and a value, once. Then it is asked for the value of one key.</p>
+        <p>
+          {task.value === 'recall'
+            ? 'Each model reads the same pairs of a key and a value, once. Then it is asked for the value of one key.'
+            : 'Each model reads the same text, once. Then it has to say it again, letter by letter.'}
+        </p>
       </header>
-      {shipped.value !== undefined && all.length === 0 ? (
+      <div class="views" role="group" aria-label="Task" style={{ marginBottom: '1rem' }}>
+        {TASKS.map((t) => <button key={t} type="button" class="tab" aria-pressed={task.value === t} onClick={() => task.set(t)}>{TASK_WORDS[t]}</button>)}
+      </div>
+      {task.value === 'copy' ? <Copying /> : shipped.value !== undefined && all.length === 0 ? (
         <p class="absent">
           No recall model comes with this build. <a href={format(target('learn'))} onClick={(e) => { e.preventDefault(); go('learn'); }}>Train one</a>, then bring it here.
         </p>
@@ -132,7 +143,7 @@ function Recall({ all, vocab }: { all: Entrant[]; vocab: readonly string[] }) {
                   <th scope="row" title={e.note}>{e.name}</th>
                   <td class={right ? 'right-answer' : ''}><code>{best?.text}</code> {right ? '✓' : '✗'}</td>
                   <td>
-                    <span class="bar" style={{ width: `${120 * (sure ?? 0)}px`, background: colourOf(i) }} /> {sure === undefined ? 'not among its first five' : `${Math.round(100 * sure)} %`}
+                    <span class="bar share" style={{ '--share': sure ?? 0, background: colourOf(i) }} /> {sure === undefined ? 'not among its first five' : `${Math.round(100 * sure)} %`}
                   </td>
                   <td>{bytes(recall.stateBytes)}</td>
                   <td>{count(recall.readFlops)} FLOP</td>
@@ -193,7 +204,7 @@ function Curve({ all, vocab }: { all: Entrant[]; vocab: readonly string[] }) {
       <p>A cache of everything finds every pair, and pays for every pair with every token. A state of fixed size has to forget at some point.</p>
       <button type="button" class="primary" disabled={running.value} onClick={() => void run()}>{running.value ? 'Asking…' : 'Ask all'}</button>
       {series.value.length > 0 && (
-        <div style={{ maxWidth: '760px' }}>
+        <div style={{ maxWidth: '760px', marginTop: '1rem' }}>
           <Chart title="Recall" markers height={300} width={720} series={series.value} x={{ label: 'pairs', log: true, binary: true, min: 1, max: 32 }} y={{ label: 'right answers, %', min: 0, max: 100 }} />
         </div>
       )}

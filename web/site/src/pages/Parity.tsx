@@ -19,9 +19,11 @@ const rows = signal<readonly Row[]>([]);
 /** What the last run found. */
 export const parityRows = () => rows.peek();
 
+/** What `npm run parity` keeps. */
 interface RecordedRun {
-  recorded: string;
-  browser: string;
+  /** One for each backend that was recorded. */
+  runs: { backend: Backend; recorded: string; browser: string; system: string; on: string }[];
+  /** `error: null` stands for infinity. */
   rows: Row[];
 }
 const recorded = signal<RecordedRun | null | undefined>(undefined);
@@ -95,9 +97,14 @@ export function Parity() {
         <p class="absent">Nothing was checked here yet. WebGPU compiles its programs first, which takes a while.</p>
       ) : (
         <>
-          {!live && recorded.value && <p class="quiet">Recorded on {recorded.value.recorded} in {recorded.value.browser}. Run the checks to replace it by your own.</p>}
-          <Totals all={shown} />
-          <Table all={shown} />
+          {!live && (
+            <div class="quiet" style={{ margin: '0.8rem 0 0' }}>
+              {recorded.value?.runs.map((r) => <p key={r.backend} style={{ margin: 0 }}>{BACKENDS[r.backend]}: recorded on {r.recorded} in {r.browser} ({r.system}), {r.on}.</p>)}
+              <p style={{ margin: 0 }}>Run the checks to replace it by your own.</p>
+            </div>
+          )}
+          <Totals all={shown} known={live ? [] : architectures.value.map((a) => a.name)} />
+          <Table all={shown} known={live ? [] : architectures.value.map((a) => a.name)} />
         </>
       )}
       <section class="settings" aria-label="Which models">
@@ -112,18 +119,21 @@ export function Parity() {
 const share = (row: ParityRow) => (Number.isFinite(row.error) ? row.error / Math.max(row.limit, Number.MIN_VALUE) : Infinity);
 
 const BACKENDS: Record<Backend, string> = { cpu: 'CPU', webgpu: 'WebGPU' };
+const BOTH = ['cpu', 'webgpu'] as const;
 
-function Totals({ all }: { all: readonly Row[] }) {
+function Totals({ all, known }: { all: readonly Row[]; known: readonly string[] }) {
   return (
-    <div class="row" role="status" style={{ margin: '0.8rem 0' }}>
-      {(['cpu', 'webgpu'] as const).map((backend) => {
+    <div role="status" style={{ margin: '0.8rem 0' }}>
+      {BOTH.map((backend) => {
         const mine = all.filter((r) => r.backend === backend && !skipped(r));
-        if (mine.length === 0) return null;
+        if (mine.length === 0) return known.length === 0 ? null : <p key={backend}><strong>{BACKENDS[backend]}</strong>: not run</p>;
         const bad = mine.filter((r) => !r.ok).length;
         const worst = mine.reduce((a, b) => (share(b) > share(a) ? b : a));
+        const missing = known.filter((name) => !mine.some((r) => r.arch === name)).length;
         return (
           <p key={backend} data-backend={backend} data-bad={bad} data-total={mine.length}>
-            <strong>{BACKENDS[backend]}</strong>: <span class={bad === 0 ? 'verdict-ok' : 'verdict-bad'}>{mine.length - bad} of {mine.length} agree</span>; nearest to its limit: {worst.subject}, {worst.check}, {number(worst.error, 2)} of {number(worst.limit, 2)}
+            <strong>{BACKENDS[backend]}</strong>: <span class={bad === 0 ? 'verdict-ok' : 'verdict-bad'}>{mine.length - bad} of {mine.length} agree</span>
+            {missing > 0 && <>; {missing} of {known.length} architectures not run</>}; nearest to its limit: {worst.subject}, {worst.check}, {number(worst.error ?? Infinity, 2)} of {number(worst.limit, 2)}
           </p>
         );
       })}
@@ -131,27 +141,39 @@ function Totals({ all }: { all: readonly Row[] }) {
   );
 }
 
-function Table({ all }: { all: readonly Row[] }) {
-  const shown = all.filter((r) => failing.value === 'all' || !r.ok);
-  const groups = [...new Set(shown.map((r) => `${r.backend} ${r.arch}`))];
+/** How an architecture did on a backend, in a few words. */
+function Verdict({ backend, rows, asked }: { backend: Backend; rows: readonly Row[]; asked: boolean }) {
+  const bad = rows.filter((r) => !r.ok).length;
+  if (rows.length === 0) return asked ? <span class="verdict">{BACKENDS[backend]}: not run</span> : null;
   return (
-    <div class="stack">
-      {groups.map((group) => {
-        const mine = shown.filter((r) => `${r.backend} ${r.arch}` === group);
-        const first = mine[0]!;
-        const bad = mine.filter((r) => !r.ok).length;
+    <span class="verdict">
+      {BACKENDS[backend]}: <span class={bad === 0 ? 'verdict-ok' : 'verdict-bad'}>{bad === 0 ? `all ${rows.filter((r) => !skipped(r)).length} agree` : `${bad} of ${rows.length} fail`}</span>
+    </span>
+  );
+}
+
+/** `known`: architectures that are listed even where nothing was run. */
+function Table({ all, known }: { all: readonly Row[]; known: readonly string[] }) {
+  const names = [...new Set([...known, ...all.map((r) => r.arch)])];
+  const failed = (name: string) => all.some((r) => r.arch === name && !r.ok);
+  const listed = names.filter((name) => failing.value === 'all' || failed(name));
+  if (listed.length === 0) return <p class="absent">Nothing fails.</p>;
+  return (
+    <div class="verdicts">
+      {listed.map((name) => {
+        const mine = all.filter((r) => r.arch === name && (failing.value === 'all' || !r.ok));
         return (
-          <details key={group} open={bad > 0}>
+          <details key={name} open={failed(name)}>
             <summary>
-              {archName(first.arch)} on {BACKENDS[first.backend]}: <span class={bad === 0 ? 'verdict-ok' : 'verdict-bad'}>{bad === 0 ? `all ${mine.filter((r) => !skipped(r)).length} agree` : `${bad} of ${mine.length} fail`}</span>
+              <strong>{archName(name)}</strong> {BOTH.map((b) => <Verdict key={b} backend={b} rows={all.filter((r) => r.arch === name && r.backend === b)} asked={known.length > 0} />)}
             </summary>
-            <div class="scroll" tabIndex={0} role="region" aria-label={`${archName(first.arch)} on ${BACKENDS[first.backend]}`}>
+            <div class="scroll" tabIndex={0} role="region" aria-label={archName(name)}>
               <table>
-                <thead><tr><th scope="col">check</th><th scope="col">of</th><th scope="col">relative error</th><th scope="col">limit</th><th scope="col">verdict</th><th scope="col">where</th></tr></thead>
+                <thead><tr><th scope="col">check</th><th scope="col">of</th><th scope="col">on</th><th scope="col">relative error</th><th scope="col">limit</th><th scope="col">verdict</th><th scope="col">where</th></tr></thead>
                 <tbody>
                   {mine.map((r, i) => (
                     <tr key={i}>
-                      <th scope="row">{r.check}</th><td>{r.subject}</td><td>{skipped(r) ? '' : number(r.error ?? Infinity, 2)}</td><td>{skipped(r) ? '' : number(r.limit, 2)}</td>
+                      <th scope="row">{r.check}</th><td>{r.subject}</td><td>{BACKENDS[r.backend]}</td><td>{skipped(r) ? '' : number(r.error ?? Infinity, 2)}</td><td>{skipped(r) ? '' : number(r.limit, 2)}</td>
                       <td class={r.ok ? 'verdict-ok' : 'verdict-bad'}>{skipped(r) ? 'does not apply' : r.ok ? 'agrees' : 'fails'}</td><td class="quiet">{r.note}</td>
                     </tr>
                   ))}

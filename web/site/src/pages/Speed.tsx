@@ -19,10 +19,15 @@ const MODE_WORDS: Record<BenchMode, string> = {
 const archs = listParam('archs', ['attention', 'linear_attention', 'mamba2', 'lstm']);
 const mode = choiceParam('mode', MODES, 'prefill');
 const longest = intParam('longest', 1024, 64, 16384);
+const where = choiceParam('on', ['both', 'cpu', 'webgpu'] as const, 'both');
+const repeats = intParam('repeats', 3, 1, 100);
 
 type Row = BenchPoint & { backend: Backend; mode: BenchMode };
 const rows = signal<readonly Row[]>([]);
 const adapter = signal<Partial<Record<Backend, string>>>({});
+
+/** What the last measurement found, and on what. */
+export const speedRows = () => ({ rows: rows.peek(), adapter: adapter.peek() });
 
 export function Speed() {
   const running = useSignal('');
@@ -34,14 +39,15 @@ export function Speed() {
     rows.value = rows.peek().filter((r) => r.mode !== mode.peek());
     const lengths = [];
     for (let n = 32; n <= longest.peek(); n *= 2) lengths.push(n);
+    const backends = (['cpu', 'webgpu'] as const).filter((b) => where.peek() === 'both' || where.peek() === b);
     try {
-      for (const backend of 'gpu' in navigator ? (['cpu', 'webgpu'] as const) : (['cpu'] as const)) {
+      for (const backend of backends.filter((b) => b === 'cpu' || 'gpu' in navigator)) {
         if (!(await use(backend))) continue;
         for (const length of lengths) {
           for (const arch of archs.peek()) {
             if (job.peek() !== mine) return;
             running.value = `${archName(arch)}, ${length} tokens, ${backend === 'cpu' ? 'CPU' : 'WebGPU'}`;
-            const config = JSON.stringify({ archs: [arch], lengths: [length], mode: mode.peek(), backend });
+            const config = JSON.stringify({ archs: [arch], lengths: [length], mode: mode.peek(), repeats: repeats.peek(), backend });
             await call('bench', [config], {
               progress: (point: BenchPoint) => (rows.value = [...rows.peek(), { ...point, backend, mode: mode.peek() }]),
             });
@@ -60,7 +66,10 @@ export function Speed() {
     <>
       <header class="lead">
         <h1>What length costs, on your device</h1>
-        <p>Nothing here was measured elsewhere. The numbers are this library, in this browser, now: compare their slopes before their heights.</p>
+        <p>
+          Nothing here was measured elsewhere. The numbers are this library, in this browser, now: one layer of each, of equal width and,
+          where it has one, equal state. Compare their slopes before their heights.
+        </p>
       </header>
       <div class="stack">
         <div class="row">
@@ -74,6 +83,14 @@ export function Speed() {
             up to{' '}
             <select value={longest.value} onChange={(event) => longest.set(Number(event.currentTarget.value))}>
               {[128, 256, 512, 1024, 2048, 4096, 8192].map((n) => <option key={n} value={n}>{n.toLocaleString('en')} tokens</option>)}
+            </select>
+          </label>
+          <label>
+            on{' '}
+            <select value={where.value} onChange={(event) => where.set(event.currentTarget.value as 'cpu')}>
+              <option value="both">CPU and WebGPU</option>
+              <option value="cpu">CPU</option>
+              <option value="webgpu">WebGPU</option>
             </select>
           </label>
           <button type="button" class="primary" disabled={busy || status.value.phase !== 'ready'} onClick={() => void withBackends(run)}>Measure</button>

@@ -12,7 +12,7 @@ export function Chooser({ all, chosen, max, set }: { all: readonly ArchInfo[]; c
           <legend>{family}</legend>
           {all.filter((a) => a.family === family).map((a) => (
             <label key={a.name} class={chosen.includes(a.name) ? 'chip on' : 'chip'} title={`${a.summary}. ${a.paper}`}>
-              <input type="checkbox" checked={chosen.includes(a.name)} disabled={!chosen.includes(a.name) && chosen.length >= max} onChange={() => toggle(a.name)} />
+              <input type="checkbox" value={a.name} checked={chosen.includes(a.name)} disabled={!chosen.includes(a.name) && chosen.length >= max} onChange={() => toggle(a.name)} />
               {archName(a.name)}
             </label>
           ))}
