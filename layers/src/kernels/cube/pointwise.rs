@@ -178,7 +178,7 @@ mod formulas {
     }
 
     /// `√(8/π) = 2 √(2/π)`, and that times 0.044715: `gelu(x) = x sigmoid(x (rate + cubic x²))`.
-    const RATE: f32 = 1.595_769_1;
+    const RATE: f32 = 1.595_769;
     const CUBIC: f32 = 0.071_354_82;
 
     #[cube]
