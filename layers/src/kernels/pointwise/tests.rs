@@ -92,7 +92,8 @@ fn everything(five: &Five, formula: Formula, run: impl FnOnce(Five) -> Tensor<4>
     let (tensors, parameters) = formula.function.arity();
     let mut five = five.clone().map(|x| x.autodiff().require_grad());
     if formula.function == Function::GateDecay {
-        five[1] = five[1].clone().detach();
+        // `detach` would leave a leaf that wants a gradient.
+        five[1] = Tensor::from_inner(five[1].clone().inner());
     }
     let y = run(five.clone());
     let cotangent = Draw::new(91).tensor::<4>(y.dims(), -1.0, 1.0).cast(y.dtype());
