@@ -50,6 +50,7 @@ try {
       ...(backends.includes('cpu') ? ['browser-cpu: WebAssembly with 128-bit vectors, one thread'] : []),
       ...(backends.includes('webgpu') ? [`browser-webgpu: ${await adapter(page)}`] : []),
       ...(values.note === undefined ? [] : [values.note]),
+      'seconds: by the clock of a page, which goes in steps (Chromium: of 0.1 ms)',
       'first_seconds: in a module that may have measured other points before',
     ],
   };

@@ -238,7 +238,7 @@ export async function pages({ report, browser, server, webgpu }) {
   await report.check(name('learn: the loss falls, pause, look inside, reset'), async () => {
     const backend = webgpu ? 'webgpu' : 'cpu';
     // In software, a step on WebGPU takes a second.
-    const settings = webgpu ? 'archs=linear_attention,attention&steps=24&width=16' : 'archs=attention,gated_deltanet&steps=120&width=32';
+    const settings = webgpu ? 'archs=linear_attention,lstm&steps=24&width=16' : 'archs=attention,gated_deltanet&steps=120&width=32';
     await open(`#/learn?${settings}&task=text&depth=1&lr=0.01&backend=${backend}`);
     await ready(page, backend);
     await page.getByRole('button', { name: 'Train', exact: true }).click();
