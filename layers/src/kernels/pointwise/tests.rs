@@ -90,10 +90,10 @@ fn fused(five: Five, formula: Formula) -> Tensor<4> {
 /// Outputs and the gradients of all inputs that have some.
 fn everything(five: &Five, formula: Formula, run: impl FnOnce(Five) -> Tensor<4>) -> Vec<Vec<f64>> {
     let (tensors, parameters) = formula.function.arity();
+    let resets = five[1].clone().autodiff();
     let mut five = five.clone().map(|x| x.autodiff().require_grad());
     if formula.function == Function::GateDecay {
-        // `detach` would leave a leaf that wants a gradient.
-        five[1] = Tensor::from_inner(five[1].clone().inner());
+        five[1] = resets;
     }
     let y = run(five.clone());
     let cotangent = Draw::new(91).tensor::<4>(y.dims(), -1.0, 1.0).cast(y.dtype());
