@@ -165,10 +165,8 @@ mod forward {
                     sum = open(sum);
                 }
                 sums[gate * CELLS + x] = sum;
-                if comptime!(kept) {
-                    if here {
-                        kept_gates[(b * time + t) * comptime!(4 * n) + column] = sum;
-                    }
+                if comptime!(kept) && here {
+                    kept_gates[(b * time + t) * comptime!(4 * n) + column] = sum;
                 }
                 sync_cube();
                 if gate == 0 && here {
