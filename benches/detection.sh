@@ -3,7 +3,7 @@
 # that was planted (`run --plant`). On an idle machine, about five minutes: detection.sh [TRIALS]
 set -euo pipefail
 trials=${1:-20}
-bench=(cargo run --quiet --release -p seqzoo-bench --)
+read -ra bench <<<"${SEQZOO_BENCH:-cargo run --quiet --release -p seqzoo-bench --}"
 choice=(--preset quick --arch lstm,gla --tasks prefill --lengths 512 --batches 1)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
