@@ -232,6 +232,14 @@ pub(super) fn vectorised<W: Work>(work: W) {
     work.run::<{ cfg!(target_arch = "aarch64") }>();
 }
 
+/// `1 / (1 + e^{-z})`, by the exponential of what is not positive.
+#[inline(always)]
+pub(super) fn sigmoid<E: Vector, const FUSED: bool>(z: E) -> E {
+    let (zero, one) = (E::default(), E::of(1.0));
+    let power = (if z > zero { -z } else { z }).exponential::<FUSED>();
+    (if z > zero { one } else { power }) / (one + power)
+}
+
 /// Lanes of sums.
 const LANES: usize = 16;
 

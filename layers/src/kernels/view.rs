@@ -146,6 +146,7 @@ impl<'a, E: Real> Head<'a, E> {
     }
 
     /// Copies numbers of row `i` from column `first` on, as many as fit.
+    #[inline]
     pub(super) fn copy(&self, i: usize, first: usize, to: &mut [E]) {
         if let Some(row) = self.slice(i, first, to.len()) {
             return to.copy_from_slice(row);

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::vector::{Vector, fused, vectors};
+use crate::kernels::vector::{Vector, fused, sigmoid, vectors};
 use crate::kernels::view::View;
 
 /// Tokens of a job.
@@ -91,7 +91,7 @@ fn convolve_rows<E: Vector, const FUSED: bool>(
         before_silu::<E, FUSED>(inputs, row, first + i, &mut sums, &mut space);
         if inputs.silu {
             for z in &mut sums {
-                *z *= sigmoid::<FUSED>(*z);
+                *z *= sigmoid::<f64, FUSED>(*z);
             }
         }
         for (i, y) in y.iter_mut().enumerate() {
@@ -131,13 +131,6 @@ fn add_products<E: Vector, const FUSED: bool>(to: &mut [E], x: &[E], y: &[E]) {
     for (i, to) in to.iter_mut().enumerate() {
         *to = fused::<E, FUSED>(x[i], y[i], *to);
     }
-}
-
-/// `1 / (1 + e^{-z})`, by the exponential of what is not positive.
-#[inline(always)]
-fn sigmoid<const FUSED: bool>(z: f64) -> f64 {
-    let power = (-z.abs()).exponential::<FUSED>();
-    (if z > 0.0 { 1.0 } else { power }) / (1.0 + power)
 }
 
 /// Gradients, contiguous.
@@ -246,7 +239,7 @@ fn convolve_rows_back<E: Vector, const FUSED: bool>(
 fn differentiate<E: Vector, const FUSED: bool>(dz: &mut [E], z: &[f64]) {
     let z = &z[..dz.len()];
     for (i, dz) in dz.iter_mut().enumerate() {
-        let open = sigmoid::<FUSED>(z[i]);
+        let open = sigmoid::<f64, FUSED>(z[i]);
         *dz *= E::of(open * (z[i] * (1.0 - open) + 1.0));
     }
 }

@@ -10,6 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::buffer::{dims, empty};
+use super::functions::sigmoid;
 use crate::kernels::conv::{Options, Passes, Read};
 
 /// Widest convolution: a unit keeps as many inputs at hand.
@@ -104,8 +105,6 @@ impl Passes for CubeBackend {
     }
 }
 
-pub(super) use forward::open;
-
 mod forward {
     use super::*;
 
@@ -152,7 +151,7 @@ mod forward {
                     z += filter[j] * window[j];
                 }
                 if silu {
-                    z *= open(z);
+                    z *= sigmoid(z);
                 }
                 y[to] = z;
                 to += channels;
@@ -164,18 +163,9 @@ mod forward {
             }
         }
     }
-
-    /// The sigmoid, of which only powers of non-positive numbers are taken.
-    #[cube]
-    pub(in super::super) fn open(z: f32) -> f32 {
-        let small = f32::exp(-f32::abs(z));
-        let share = f32::new(1.0) / (f32::new(1.0) + small);
-        select(z >= f32::new(0.0), share, small * share)
-    }
 }
 
 mod backward {
-    use super::forward::open;
     use super::*;
 
     #[cube(launch)]
@@ -236,7 +226,7 @@ mod backward {
                         for j in 0..taps {
                             z += filter[j] * window[j];
                         }
-                        let open = open(z);
+                        let open = sigmoid(z);
                         dz *= open * (z * (f32::new(1.0) - open) + f32::new(1.0));
                     }
                 }

@@ -11,7 +11,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::buffer::{dims, empty};
-use super::conv::open;
+use super::functions::{bounded, sigmoid};
 use crate::kernels::lstm::{Options, Passes, Read, turned};
 
 /// Most units of a cell: states and gates have to fit shared memory.
@@ -95,14 +95,6 @@ impl Passes for CubeBackend {
     }
 }
 
-/// `tanh`, of which only powers of non-positive numbers are taken: some drivers' own overflows.
-#[cube]
-fn bounded(x: f32) -> f32 {
-    let power = f32::exp(f32::abs(x) * f32::new(-2.0));
-    let size = (f32::new(1.0) - power) / (f32::new(1.0) + power);
-    select(x < f32::new(0.0), -size, size)
-}
-
 mod forward {
     use super::*;
 
@@ -162,7 +154,7 @@ mod forward {
                 if gate == 2 {
                     sum = bounded(sum);
                 } else {
-                    sum = open(sum);
+                    sum = sigmoid(sum);
                 }
                 sums[gate * CELLS + x] = sum;
                 if comptime!(kept) && here {

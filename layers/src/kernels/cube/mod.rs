@@ -3,6 +3,7 @@
 
 mod buffer;
 mod conv;
+mod functions;
 mod lstm;
 mod norm;
 mod pointwise;

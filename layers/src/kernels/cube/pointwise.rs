@@ -11,6 +11,7 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use super::buffer::{dims, empty};
+use super::functions::sigmoid;
 use super::sum::{COLUMNS, add_up};
 use crate::kernels::pointwise::{Passes, Read};
 use crate::nn::{Formula, Function, LOG_ZERO, MOST_SLOPE};
@@ -136,14 +137,6 @@ mod formulas {
         (at / n % x.shape(2) % p.shape(2)) * p.stride(2) + (at % n) * p.stride(3)
     }
 
-    /// `1 / (1 + e^{-z})`, by the exponential of what is not positive.
-    #[cube]
-    pub(super) fn sigmoid(z: f32) -> f32 {
-        let small = f32::exp(-f32::abs(z));
-        let share = f32::new(1.0) / (f32::new(1.0) + small);
-        select(z >= f32::new(0.0), share, small * share)
-    }
-
     /// `log(1 + e^z)`: the logarithm of `1 + y`, `y ≤ 1`, is `2 artanh(y / (2 + y))`, by its series.
     #[cube]
     pub(super) fn softplus(z: f32) -> f32 {
@@ -213,7 +206,7 @@ mod formulas {
 }
 
 mod forward {
-    use super::formulas::{column, gelu, minus_expm1, place, sigmoid, softplus, step};
+    use super::formulas::{column, gelu, minus_expm1, place, softplus, step};
     use super::*;
 
     #[cube(launch)]
@@ -284,7 +277,7 @@ mod forward {
 
 mod backward {
     use super::formulas::{
-        column, gelu, gelu_slope, minus_expm1, place, sigmoid, silu_slope, softplus, step, step_slope,
+        column, gelu, gelu_slope, minus_expm1, place, silu_slope, softplus, step, step_slope,
     };
     use super::*;
 

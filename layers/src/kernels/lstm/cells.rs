@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::kernels::rows::{Panels, TALL, add, add_product};
-use crate::kernels::vector::{Vector, fused, vectors};
+use crate::kernels::vector::{Vector, fused, sigmoid, vectors};
 use crate::kernels::view::View;
 
 /// What both passes read.
@@ -70,14 +70,6 @@ impl<'a, E: Vector> Inputs<'a, E> {
         let share = b.div_ceil(rayon::current_num_threads());
         if share > TALL { share.next_multiple_of(TALL) } else { share }
     }
-}
-
-/// `1 / (1 + e^{-x})`, by the exponential of what is not positive.
-#[inline(always)]
-fn sigmoid<E: Vector, const FUSED: bool>(x: E) -> E {
-    let (zero, one) = (E::default(), E::of(1.0));
-    let power = (if x > zero { -x } else { x }).exponential::<FUSED>();
-    (if x > zero { one } else { power }) / (one + power)
 }
 
 /// Some rows of the batch: where a job writes its results.

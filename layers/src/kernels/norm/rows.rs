@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Gating, Opening, Shape};
-use crate::kernels::vector::{Vector, fused, vectors};
+use crate::kernels::vector::{Vector, fused, sigmoid, vectors};
 use crate::kernels::view::View;
 use crate::nn::Scaling;
 
@@ -90,17 +90,13 @@ fn collect<E: Vector>(from: View<'_, E>) -> Vec<E> {
 #[inline(always)]
 fn load<E: Vector>(from: &View<'_, E>, row: usize, joint: bool, to: &mut [E]) {
     let [.., m, n] = from.dims;
-    let copy = |head: usize, i: usize, to: &mut [E]| {
-        let head = from.head(head);
-        match head.slice(i, 0, to.len()) {
-            Some(row) => to.copy_from_slice(row),
-            None => head.copy(i, 0, to),
-        }
-    };
     if joint {
-        to.chunks_exact_mut(n).enumerate().for_each(|(i, to)| copy(row, i, to));
+        let head = from.head(row);
+        for (i, to) in to.chunks_exact_mut(n).enumerate() {
+            head.copy(i, 0, to);
+        }
     } else {
-        copy(row / m, row % m, to);
+        from.head(row / m).copy(row % m, 0, to);
     }
 }
 
@@ -121,7 +117,7 @@ vectors! {
 #[inline(always)]
 fn normalise_rows<E: Vector, const FUSED: bool>(rows: &Rows<'_, E>, first: usize, y: &mut [E]) {
     let (scaling, width) = (rows.scaling, rows.shape.width);
-    let mut gate = vec![E::default(); width];
+    let mut gate = vec![E::default(); if rows.gate.is_some() { width } else { 0 }];
     for (i, y) in y.chunks_exact_mut(width).enumerate() {
         let row = first + i;
         load(&rows.x, row, scaling.joint, y);
@@ -195,14 +191,6 @@ fn slope<E: Vector, const FUSED: bool>(g: E, opening: Opening) -> [E; 2] {
             [open, open * (one - open)]
         }
     }
-}
-
-/// `1 / (1 + e^{-z})`, by the exponential of what is not positive.
-#[inline(always)]
-fn sigmoid<E: Vector, const FUSED: bool>(z: E) -> E {
-    let (zero, one) = (E::default(), E::of(1.0));
-    let power = (if z > zero { -z } else { z }).exponential::<FUSED>();
-    (if z > zero { one } else { power }) / (one + power)
 }
 
 /// `Σ x`

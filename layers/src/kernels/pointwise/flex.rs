@@ -63,20 +63,11 @@ impl<E: Vector> Given<'_, E> {
     fn load(&self, row: usize, to: &mut [Vec<E>; 5]) {
         let ([.., m, n], (tensors, parameters)) = (self.dims(), self.formula.function.arity());
         for (from, to) in self.tensors[..tensors].iter().zip(&mut to[..]) {
-            load(from, row / m, row % m, to);
+            from.head(row / m).copy(row % m, 0, to);
         }
         for (from, to) in self.parameters[..parameters].iter().zip(&mut to[3..]) {
             to.copy_from_slice(&from[self.start(row)..][..n]);
         }
-    }
-}
-
-#[inline(always)]
-fn load<E: Vector>(from: &View<'_, E>, head: usize, i: usize, to: &mut [E]) {
-    let head = from.head(head);
-    match head.slice(i, 0, to.len()) {
-        Some(row) => to.copy_from_slice(row),
-        None => head.copy(i, 0, to),
     }
 }
 
@@ -88,7 +79,7 @@ impl Read<Flex> {
             let from = view::<E>(p);
             let [.., m, n] = from.dims;
             let mut all = vec![E::default(); if there { m * n } else { 0 }];
-            all.chunks_exact_mut(n).enumerate().for_each(|(i, to)| load(&from, 0, i, to));
+            all.chunks_exact_mut(n).enumerate().for_each(|(i, to)| from.head(0).copy(i, 0, to));
             all
         };
         let dims = if parameters > 0 { view::<E>(p).dims } else { [1, 1, 1, view::<E>(x).dims[3]] };
@@ -247,7 +238,7 @@ fn map_back_by<E: Vector, const FUSED: bool, const F: u8>(
     for i in 0..count {
         let row = first + i;
         given.load(row, &mut rows);
-        load(&dy, row / m, row % m, &mut given_dy);
+        dy.head(row / m).copy(row % m, 0, &mut given_dy);
         let [x, y, z, p, q] = rows.each_ref().map(|row| &row[..width]);
         for c in 0..width {
             let found = slopes::<E, FUSED, F>([x[c], y[c], z[c], p[c], q[c]], numbers);

@@ -1,6 +1,6 @@
 //! The functions and their derivatives, number by number.
 
-use crate::kernels::vector::{Vector, fused};
+use crate::kernels::vector::{Vector, fused, sigmoid};
 use crate::nn::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 
 /// Of one place: `x`, `y`, `z`, `p`, `q`.
@@ -153,14 +153,6 @@ fn gelu<E: Vector, const FUSED: bool>(x: E) -> [E; 2] {
     let open = sigmoid::<E, FUSED>(x * fused::<E, FUSED>(cubic, square, rate));
     let inner = fused::<E, FUSED>(E::of(3.0) * cubic, square, rate);
     [x * open, open * fused::<E, FUSED>(x * inner, one - open, one)]
-}
-
-/// `1 / (1 + e^{-z})`, by the exponential of what is not positive.
-#[inline(always)]
-fn sigmoid<E: Vector, const FUSED: bool>(z: E) -> E {
-    let (zero, one) = (E::default(), E::of(1.0));
-    let power = minus_size(z).exponential::<FUSED>();
-    (if z > zero { one } else { power }) / (one + power)
 }
 
 /// `log(1 + e^z)`

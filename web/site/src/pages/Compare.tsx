@@ -1,5 +1,5 @@
 // Plant something, ask for it, see who still knows it and what knowing costs. Here pairs; copying has its own file.
-import { useSignal, useSignalEffect } from '@preact/signals';
+import { useSignal } from '@preact/signals';
 import { useEffect, useMemo } from 'preact/hooks';
 import { call, generation, model, own, said, shipped, specKey, status, type ModelSpec } from '../engine/store';
 import { Gone, Stale } from '../engine/client';
@@ -8,7 +8,8 @@ import { bytes, count } from '../lib/format';
 import { archName } from '../lib/names';
 import { pairsOf } from '../lib/random';
 import { choiceParam, format, go, intParam, target, textParam, together } from '../lib/url';
-import { Chart, colourOf, type Series } from '../views/Chart';
+import { colourOf } from '../views/Chart';
+import { Curve } from '../views/Curve';
 import { Copying } from './Copying';
 
 const MAX_PAIRS = 32;
@@ -153,61 +154,33 @@ function Recall({ all, vocab }: { all: Entrant[]; vocab: readonly string[] }) {
           </tbody>
         </table>
       </div>
-      <Curve all={all} vocab={vocab} />
+      <Pairs all={all} vocab={vocab} />
     </>
   );
 }
 
-const STEPS = [1, 2, 4, 8, 12, 16, 24, 32];
+const SIZES = [1, 2, 4, 8, 12, 16, 24, 32];
 const ASKED = 8;
 
 /** Every model asked for several keys at growing numbers of pairs. */
-function Curve({ all, vocab }: { all: Entrant[]; vocab: readonly string[] }) {
-  const series = useSignal<Series[]>([]);
-  const running = useSignal(false);
-  const token = useMemo(() => ({ stop: false }), []);
-  useEffect(() => () => void (token.stop = true), []);
-  useSignalEffect(() => {
-    void generation.value;
-    running.value = false;
-  });
-  const run = async () => {
-    running.value = true;
-    series.value = [];
-    const found: Series[] = all.map((e, i) => ({ name: e.name, style: i, points: [] }));
-    try {
-      for (const n of STEPS) {
-        const pairs = pairsOf(vocab, n, seed.peek());
-        if (pairs.length < n) break;
-        const some = pairs.filter((_, i) => i % Math.ceil(n / ASKED) === 0);
-        for (const [i, e] of all.entries()) {
-          const { handle } = await model(e.spec);
-          let right = 0;
-          for (const [k, v] of some) {
-            if (token.stop || !running.peek()) return;
-            const { answer } = await call('recall', [handle, pairs, k]);
-            if (answer[0]?.text === v) right += 1;
-          }
-          found[i] = { ...found[i]!, points: [...found[i]!.points, [n, (100 * right) / some.length]] };
-          series.value = found.slice();
-        }
-      }
-    } catch (error) {
-      if (!(error instanceof Gone)) throw error;
-    } finally {
-      running.value = false;
-    }
-  };
+function Pairs({ all, vocab }: { all: Entrant[]; vocab: readonly string[] }) {
   return (
-    <section style={{ marginTop: '2rem' }} aria-label="How many pairs fit">
-      <h2>How many pairs fit</h2>
-      <p>A cache of everything finds every pair, and pays for every pair with every token. A state of fixed size has to forget at some point.</p>
-      <button type="button" class="primary" disabled={running.value} onClick={() => void run()}>{running.value ? 'Asking…' : 'Ask all'}</button>
-      {series.value.length > 0 && (
-        <div style={{ maxWidth: '760px', marginTop: '1rem' }}>
-          <Chart title="Recall" markers height={300} width={720} series={series.value} x={{ label: 'pairs', log: true, binary: true, min: 1, max: 32 }} y={{ label: 'right answers, %', min: 0, max: 100 }} />
-        </div>
-      )}
-    </section>
+    <Curve
+      heading="How many pairs fit"
+      about="A cache of everything finds every pair, and pays for every pair with every token. A state of fixed size has to forget at some point."
+      words={['Ask all', 'Asking…']}
+      all={all}
+      sizes={SIZES}
+      questions={() => (n) => {
+        const pairs = pairsOf(vocab, n, seed.peek());
+        const some = pairs.filter((_, i) => i % Math.ceil(n / ASKED) === 0);
+        return pairs.length < n ? undefined : some.map(([key, value]) => ({ pairs, key, value }));
+      }}
+      right={async (handle, { pairs, key, value }) => {
+        const { answer } = await call('recall', [handle, pairs, key]);
+        return answer[0]?.text === value ? 1 : 0;
+      }}
+      chart={{ title: 'Recall', x: { label: 'pairs', log: true, binary: true, min: 1, max: 32 }, y: { label: 'right answers, %', min: 0, max: 100 } }}
+    />
   );
 }

@@ -1,6 +1,6 @@
 // Plant a text, have it said again: who loses the thread, and after how many letters.
-import { useSignal, useSignalEffect } from '@preact/signals';
-import { useEffect, useMemo } from 'preact/hooks';
+import { useSignal } from '@preact/signals';
+import { useEffect } from 'preact/hooks';
 import { Gone, Stale } from '../engine/client';
 import { call, generation, model, said, shipped, specKey, status, type ModelSpec } from '../engine/store';
 import type { CopyAnswer } from '../engine/types';
@@ -8,7 +8,8 @@ import { bytes, token as show } from '../lib/format';
 import { archName } from '../lib/names';
 import { random } from '../lib/random';
 import { intParam, textParam, together } from '../lib/url';
-import { Chart, colourOf, type Series } from '../views/Chart';
+import { colourOf } from '../views/Chart';
+import { Curve } from '../views/Curve';
 
 /** The models learned from lines of 2 to 24 letters. */
 const LONGEST = 32;
@@ -121,54 +122,24 @@ function Said({ copyist, copy, colour }: { copyist: Copyist; copy: CopyAnswer; c
   );
 }
 
-const STEPS = [2, 4, 8, 12, 16, 20, 24, 32];
+const SIZES = [2, 4, 8, 12, 16, 20, 24, 32];
 const ASKED = 6;
 
 /** Every model with random letters of growing length. */
 function Lengths({ all }: { all: Copyist[] }) {
-  const series = useSignal<Series[]>([]);
-  const running = useSignal(false);
-  const token = useMemo(() => ({ stop: false }), []);
-  useEffect(() => () => void (token.stop = true), []);
-  useSignalEffect(() => {
-    void generation.value;
-    running.value = false;
-  });
-  const run = async () => {
-    running.value = true;
-    series.value = [];
-    const found: Series[] = all.map((c, i) => ({ name: c.name, style: i, points: [] }));
-    const next = random(seed.peek());
-    try {
-      for (const length of STEPS) {
-        const some = Array.from({ length: ASKED }, () => word(length, next));
-        for (const [i, c] of all.entries()) {
-          const { handle } = await model(c.spec);
-          let right = 0;
-          for (const planted of some) {
-            if (token.stop || !running.peek()) return;
-            right += rightOf(await call('copy', [handle, planted]));
-          }
-          found[i] = { ...found[i]!, points: [...found[i]!.points, [length, (100 * right) / (length * some.length)]] };
-          series.value = found.slice();
-        }
-      }
-    } catch (error) {
-      if (!(error instanceof Gone)) throw error;
-    } finally {
-      running.value = false;
-    }
-  };
   return (
-    <section style={{ marginTop: '2rem' }} aria-label="How long a text fits">
-      <h2>How long a text fits</h2>
-      <p>Attention looks up what followed the last letters, in a cache that grows with the text. A memory of fixed size holds so many letters and no more. All learned from 2 to 24 random letters: farther back, attention is at a loss too.</p>
-      <button type="button" class="primary" disabled={running.value} onClick={() => void run()}>{running.value ? 'Copying…' : 'Try all lengths'}</button>
-      {series.value.length > 0 && (
-        <div style={{ maxWidth: '760px', marginTop: '1rem' }}>
-          <Chart title="Copying" markers height={300} width={720} series={series.value} x={{ label: 'letters', min: 0, max: LONGEST }} y={{ label: 'right letters, %', min: 0, max: 100 }} />
-        </div>
-      )}
-    </section>
+    <Curve
+      heading="How long a text fits"
+      about="Attention looks up what followed the last letters, in a cache that grows with the text. A memory of fixed size holds so many letters and no more. All learned from 2 to 24 random letters: farther back, attention is at a loss too."
+      words={['Try all lengths', 'Copying…']}
+      all={all}
+      sizes={SIZES}
+      questions={() => {
+        const next = random(seed.peek());
+        return (length) => Array.from({ length: ASKED }, () => word(length, next));
+      }}
+      right={async (handle, planted) => rightOf(await call('copy', [handle, planted])) / planted.length}
+      chart={{ title: 'Copying', x: { label: 'letters', min: 0, max: LONGEST }, y: { label: 'right letters, %', min: 0, max: 100 } }}
+    />
   );
 }
