@@ -2,14 +2,15 @@
 //!
 //! Points are compared one by one and, with more certainty, by subject and task: the geometric mean of the ratios
 //! of a group. Intervals are bootstrapped over rounds (see [`crate::stats`]) and widened for the number of
-//! comparisons, so that many points do not make a false alarm. Counted quantities need no statistics: more is more.
+//! comparisons, so that many points do not make a false alarm. Sets that were measured in turns are compared round by
+//! round, by the median of the rounds' ratios. Counted quantities need no statistics: more is more.
 
 use std::fmt::Write;
 
 use rand_chacha::ChaCha8Rng;
 
 use crate::point::{MACHINE, Point, Task};
-use crate::stats::{draw, interval, resampled_median};
+use crate::stats::{draw, interval, median, resampled_median};
 use crate::summary::Summary;
 
 /// Chance of any false alarm among the comparisons of a kind.
@@ -26,11 +27,13 @@ pub struct Strictness {
     pub resamples: usize,
     /// Leave the clock out.
     pub counted_only: bool,
+    /// Both were measured in turns, so that what slows a round slows it in both.
+    pub in_turns: bool,
 }
 
 impl Default for Strictness {
     fn default() -> Self {
-        Self { tolerance: 0.05, resamples: 2000, counted_only: false }
+        Self { tolerance: 0.05, resamples: 2000, counted_only: false, in_turns: false }
     }
 }
 
@@ -142,7 +145,11 @@ pub fn ratio(
     strictness: Strictness,
 ) -> Ratio {
     let mean = |logs: f64| (logs / pairs.len() as f64).exp();
-    let middle = mean(pairs.iter().map(|(old, new)| (new.seconds() / old.seconds()).ln()).sum());
+    let middle = |(old, new): &Pair<'_>| match strictness.in_turns {
+        true => median(&round_ratios(old, new)),
+        false => new.seconds() / old.seconds(),
+    };
+    let middle = mean(pairs.iter().map(|pair| middle(pair).ln()).sum());
     let rounds = |side: fn(&(&Summary, &Summary)) -> usize| pairs.iter().map(side).max().unwrap_or(0);
     let (old_rounds, new_rounds) = (rounds(|p| p.0.rounds.len()), rounds(|p| p.1.rounds.len()));
     let level = 1.0 - 2.0 * FALSE_ALARM / comparisons.max(1) as f64;
@@ -150,7 +157,16 @@ pub fn ratio(
         // One drawing of rounds for the whole group: a slow moment slows all of it.
         let (olds, news) = (draw(old_rounds, rng), draw(new_rounds, rng));
         let logs = pairs.iter().map(|(old, new)| {
-            (resampled_median(&new.rounds, &news, rng) / resampled_median(&old.rounds, &olds, rng)).ln()
+            if strictness.in_turns {
+                let one = |&round: &usize| {
+                    let [old, new] = [old, new].map(|side| resampled_median(&side.rounds, &[round], rng));
+                    new / old
+                };
+                let ratios: Vec<f64> = olds.iter().map(one).filter(|ratio| ratio.is_finite()).collect();
+                median(&ratios).ln()
+            } else {
+                (resampled_median(&new.rounds, &news, rng) / resampled_median(&old.rounds, &olds, rng)).ln()
+            }
         });
         let logs: Vec<f64> = logs.filter(|log| log.is_finite()).collect();
         (logs.iter().sum::<f64>() / logs.len() as f64).exp()
@@ -163,6 +179,12 @@ pub fn ratio(
         Verdict::Same
     };
     Ratio { what, ratio: middle, interval, verdict }
+}
+
+/// New over old of each round that has both.
+fn round_ratios(old: &Summary, new: &Summary) -> Vec<f64> {
+    let rounds = old.rounds.iter().zip(&new.rounds);
+    rounds.map(|(old, new)| median(new) / median(old)).filter(|ratio| ratio.is_finite()).collect()
 }
 
 /// Counted quantities and outcomes that differ.

@@ -10,10 +10,16 @@ use crate::summary::summarise;
 /// twelve is interrupted by something else for up to three times as long.
 fn sweep(seed: u64, slow: impl Fn(&str) -> f64) -> Vec<Summary> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let speeds: Vec<f64> = (0..3).map(|_| LogNormal::new(0.0, 0.02).unwrap().sample(&mut rng)).collect();
+    sweep_at(seed, &speeds, slow)
+}
+
+/// The same with given speeds of the rounds.
+fn sweep_at(seed: u64, speeds: &[f64], slow: impl Fn(&str) -> f64) -> Vec<Summary> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (round_noise, noise) = (LogNormal::new(0.0, 0.02).unwrap(), LogNormal::new(0.0, 0.04).unwrap());
     let mut records = Vec::new();
-    for round in 0..3 {
-        let speed = round_noise.sample(&mut rng);
+    for (round, speed) in speeds.iter().enumerate() {
         for (i, subject) in ["attention", "gated_deltanet", "lstm", "mamba2"].into_iter().enumerate() {
             for (task, time) in
                 [(Task::Prefill, 128), (Task::Prefill, 1024), (Task::Train, 512), (Task::Decode, 64)]
@@ -62,6 +68,24 @@ fn a_slow_down_of_a_fifth_is_found_and_noise_is_not() {
         innocent += all().filter(slower).filter(|r| !r.what.starts_with("lstm")).count();
     }
     assert_eq!((found, false_alarms, innocent), (20, 0, 0));
+}
+
+#[test]
+fn rounds_that_were_measured_in_turns_may_differ_much() {
+    // Between its first and its third round the machine becomes half as fast.
+    let speeds = [1.0, 1.5, 2.0];
+    let in_turns = Strictness { in_turns: true, ..strictness() };
+    let (mut found, mut unpaired, mut false_alarms) = (0, 0, 0);
+    for trial in 0..20 {
+        let base = sweep_at(2 * trial, &speeds, |_| 1.0);
+        let again = sweep_at(2 * trial + 1, &speeds, |_| 1.0);
+        let planted = sweep_at(2 * trial + 1, &speeds, |subject| if subject == "lstm" { 1.2 } else { 1.0 });
+        false_alarms += usize::from(compare(&base, &again, in_turns).regressed());
+        found += usize::from(compare(&base, &planted, in_turns).regressed());
+        unpaired += usize::from(compare(&base, &planted, strictness()).regressed());
+    }
+    assert_eq!((found, false_alarms), (20, 0));
+    assert!(unpaired < 5, "found {unpaired} without");
 }
 
 #[test]

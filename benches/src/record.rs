@@ -37,6 +37,9 @@ pub struct Header {
     pub sizes: Sizes,
     /// Notes on what was left out and why.
     pub notes: Vec<String>,
+    /// The same in two files whose points were measured in turns, round by round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns: Option<String>,
 }
 
 /// One point in one round.

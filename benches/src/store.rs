@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::record::{Header, Line, Record, SCHEMA};
 use crate::{Error, Result};
 
+/// What to do about a file that should be new.
+pub const THERE: &str = "is there already: go on with `--resume`, or name another file with `--out` (`--baseline-out`)";
+
 /// A file that a sweep appends to.
 #[derive(Debug)]
 pub struct Store {
@@ -26,6 +29,14 @@ pub struct Results {
 }
 
 impl Store {
+    /// Goes on with a file or starts a new one; what it holds already is returned.
+    ///
+    /// # Errors
+    /// As of [`Store::resume`] and [`Store::create`].
+    pub fn open(path: &Path, header: &Header, resume: bool) -> Result<(Self, Vec<Record>)> {
+        if resume { Self::resume(path, header) } else { Ok((Self::create(path, header)?, Vec::new())) }
+    }
+
     /// Starts a new file.
     ///
     /// # Errors
@@ -33,10 +44,7 @@ impl Store {
     pub fn create(path: &Path, header: &Header) -> Result<Self> {
         let file =
             OpenOptions::new().write(true).create_new(true).open(path).map_err(|e| match e.kind() {
-                std::io::ErrorKind::AlreadyExists => Error::file(
-                    path,
-                    "is there already: go on with `--resume`, or name another file with `--out`",
-                ),
+                std::io::ErrorKind::AlreadyExists => Error::file(path, THERE),
                 _ => Error::io(path, e),
             })?;
         let mut store = Self { path: path.to_path_buf(), file };

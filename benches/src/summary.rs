@@ -11,7 +11,7 @@ use crate::stats::{median, quantile};
 pub struct Summary {
     /// The point.
     pub point: Point,
-    /// Seconds of the repetitions, by round.
+    /// Seconds of the repetitions, by round; none of a round without numbers.
     pub rounds: Vec<Vec<f64>>,
     /// Seconds of the first repetition of each round's process.
     pub first: Vec<f64>,
@@ -35,8 +35,11 @@ impl Summary {
         }
     }
 
-    fn add(&mut self, m: &Measurement) {
-        self.rounds.push(m.seconds.clone());
+    fn add(&mut self, round: usize, m: &Measurement) {
+        if self.rounds.len() <= round {
+            self.rounds.resize(round + 1, Vec::new());
+        }
+        self.rounds[round].clone_from(&m.seconds);
         self.first.push(m.first_seconds);
         self.peak_bytes = self.peak_bytes.max(m.peak_bytes);
         self.counted = m.counted;
@@ -88,7 +91,7 @@ pub fn summarise(records: &[Record]) -> Vec<Summary> {
             out.len() - 1
         });
         match &record.outcome {
-            Outcome::Done(measurement) => out[place].add(measurement),
+            Outcome::Done(measurement) => out[place].add(record.round, measurement),
             other => out[place].trouble = Some(other.clone()),
         }
     }

@@ -170,6 +170,39 @@ fn a_report_is_drawn_and_counted_quantities_are_compared() {
 }
 
 #[test]
+fn a_baseline_is_measured_in_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, baseline) = (path(dir.path(), "a.jsonl"), path(dir.path(), "b.jsonl"));
+    let with = |program: &str, baseline: &str, more: &[&str]| {
+        let own: Vec<String> = tiny(&out).into_iter().map(String::from).collect();
+        let flags = ["--baseline", program, "--baseline-out", baseline];
+        own.into_iter().chain(flags.iter().chain(more).map(ToString::to_string)).collect::<Vec<_>>()
+    };
+    let strs = |all: &[String]| -> Output { bench(&all.iter().map(String::as_str).collect::<Vec<_>>()) };
+    // Neither another program nor the file of the other results is taken, and nothing is begun.
+    let other = strs(&with("true", &baseline, &[]));
+    assert!(text(&other.stderr).contains("no build of seqzoo-bench"), "{}", text(&other.stderr));
+    let same = strs(&with(PROGRAM, &out, &[]));
+    assert!(text(&same.stderr).contains("--baseline-out"), "{}", text(&same.stderr));
+    assert!(!Path::new(&out).exists() && !Path::new(&baseline).exists());
+
+    let slow = &["--rounds", "3", "--plant", "attention=9"];
+    assert!(strs(&with(PROGRAM, &baseline, slow)).status.success());
+    assert_eq!(keys(&out), keys(&baseline));
+    assert_eq!(keys(&out).iter().map(|key| key.1).max(), Some(2));
+    let [ours, theirs] = [&out, &baseline].map(|file| Results::load(Path::new(file)).unwrap().header);
+    assert!(ours.turns.is_some() && ours == theirs, "{ours:?}, {theirs:?}");
+    // Only this build was slowed.
+    let output = bench(&["compare", &baseline, &out, "--tolerance", "1"]);
+    assert!(output.status.code() == Some(1) && text(&output.stdout).contains("attention"), "{output:?}");
+    assert!(bench(&["compare", &out, &baseline, "--tolerance", "1"]).status.success());
+    // What the baseline has already is not measured again.
+    fs::remove_file(&out).unwrap();
+    assert!(strs(&with(PROGRAM, &baseline, &["--rounds", "3", "--resume"])).status.success());
+    assert_eq!(keys(&out), keys(&baseline));
+}
+
+#[test]
 fn a_budget_ends_a_sweep_and_a_dry_run_measures_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = path(dir.path(), "a.jsonl");
@@ -246,6 +279,8 @@ fn wrong_usage_is_told() {
     fails(&["run", "--preset", "endless"], 2, &["quick", "full"]);
     fails(&["run", "--time-limit", "0"], 2, &["--time-limit"]);
     fails(&["run", "--budget", "0"], 2, &["--budget"]);
+    fails(&["run", "--rounds", "0"], 2, &["--rounds"]);
+    fails(&["run", "--baseline-out", "a.jsonl"], 2, &["--baseline"]);
     fails(&["run", "--tasks", "copy"], 2, &["prefill, train, decode"]);
     fails(
         &["peers", "--peer", "burn/attention", "--tasks", "decode", "--out", "never.jsonl"],

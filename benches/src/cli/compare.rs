@@ -38,8 +38,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "warning: the two were measured on different machines or thread counts; `--counted` compares the rest"
         );
     }
-    let strictness =
-        Strictness { tolerance: args.tolerance, counted_only: args.counted, ..Strictness::default() };
+    let strictness = Strictness {
+        tolerance: args.tolerance,
+        counted_only: args.counted,
+        in_turns: old.header.turns.is_some() && old.header.turns == new.header.turns,
+        ..Strictness::default()
+    };
     let comparison = compare(&summarise(&old.records), &summarise(&new.records), strictness);
     if comparison.matched == 0 {
         return Err(Error::file(&args.new, "has no point in common with the other file"));

@@ -1,5 +1,6 @@
 //! Subcommands and what they share. Exit codes: 0 done, 1 failed or slower, 2 wrong usage, 130 interrupted.
 
+mod baseline;
 mod compare;
 mod peers;
 mod report;

@@ -12,6 +12,7 @@ use seqzoo_bench::store::Results;
 use seqzoo_bench::{Error, Result};
 use seqzoo_layers::system::Form;
 
+use super::baseline::BaselineArgs;
 use super::run::{SweepArgs, code, without_folder};
 
 #[derive(clap::Args)]
@@ -98,7 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "is where the tables or the page go: name another file, as in `peers.jsonl`",
         ));
     }
-    let (ended, _) = args.sweep.sweep(&plan, &args.out, &args.python, notes)?;
+    let (ended, _) = args.sweep.sweep(&plan, &args.out, &args.python, notes, &BaselineArgs::default())?;
     let data = Data::new(&[Results::load(&args.out)?], None, Vec::new())?;
     let text = data.peers();
     seqzoo::files::replace(&tables, text.as_bytes())?;

@@ -16,6 +16,8 @@ use seqzoo_bench::sweep::{self, Driver, Ended};
 use seqzoo_bench::{Error, Result};
 use seqzoo_layers::system::Form;
 
+use super::baseline::{Baseline, BaselineArgs};
+
 /// Flags of every sweep.
 #[derive(clap::Args)]
 pub(super) struct SweepArgs {
@@ -52,6 +54,9 @@ pub(super) struct SweepArgs {
     /// Threads of a measurement [default: as many as the machine has].
     #[arg(long, value_name = "N", value_parser = positive)]
     threads: Option<usize>,
+    /// Times to measure everything, instead of the preset's.
+    #[arg(long, value_name = "N", value_parser = positive)]
+    rounds: Option<usize>,
     /// Stretch every repetition of a subject by a factor, to see whether `compare` notices.
     #[arg(long, value_name = "SUBJECT=FACTOR", hide = true, value_parser = plant)]
     plant: Option<(String, f64)>,
@@ -70,6 +75,8 @@ pub(crate) struct Args {
     /// The results, a line of JSON each.
     #[arg(long, value_name = "FILE", default_value = super::report::RESULTS)]
     out: PathBuf,
+    #[command(flatten)]
+    baseline: BaselineArgs,
 }
 
 fn positive(text: &str) -> Result<usize, String> {
@@ -99,8 +106,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         super::emit(&plan.describe(args.sweep.budget()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let (ended, _) = args.sweep.sweep(&plan, &args.out, "", Vec::new())?;
-    super::emit(&format!("results: {0}\nnext: seqzoo-bench report {0}\n", args.out.display()))?;
+    let (ended, _) = args.sweep.sweep(&plan, &args.out, "", Vec::new(), &args.baseline)?;
+    let out = args.out.display();
+    super::emit(&match args.baseline.out().map(Path::display) {
+        Some(baseline) => format!("results: {baseline}, {out}\nnext: seqzoo-bench compare {baseline} {out}\n"),
+        None => format!("results: {out}\nnext: seqzoo-bench report {out}\n"),
+    })?;
     Ok(code(ended))
 }
 
@@ -140,7 +151,7 @@ impl SweepArgs {
         for device in &self.device {
             seqzoo_layers::device::open(device)?;
         }
-        Ok(Plan::new(&Choice {
+        let mut plan = Plan::new(&Choice {
             preset: self.preset,
             subjects,
             lengths: chosen(&self.lengths),
@@ -148,7 +159,9 @@ impl SweepArgs {
             tasks: chosen(&self.tasks),
             batches: chosen(&self.batches),
             devices: self.device.clone(),
-        }))
+        });
+        plan.rounds = self.rounds.unwrap_or(plan.rounds);
+        Ok(plan)
     }
 
     /// Measures a plan into a file; all records are returned.
@@ -158,6 +171,7 @@ impl SweepArgs {
         out: &Path,
         python: &str,
         notes: Vec<String>,
+        baseline: &BaselineArgs,
     ) -> Result<(Ended, Vec<Record>)> {
         if plan.points.iter().all(|point| point.subject == MACHINE) {
             return Err(Error::Measure("none of these does any of these tasks: nothing to measure".into()));
@@ -175,11 +189,7 @@ impl SweepArgs {
             threads,
             sizes: plan.sizes,
             notes,
-        };
-        let (store, known) = if self.resume {
-            Store::resume(out, &header)?
-        } else {
-            (Store::create(out, &header)?, Vec::new())
+            turns: baseline.turns(),
         };
         super::catch_ctrl_c();
         let program = std::env::current_exe().map_err(|e| Error::io("seqzoo-bench", e))?;
@@ -190,11 +200,13 @@ impl SweepArgs {
             memory: self.memory_limit << 20,
             threads,
         };
+        let baseline = baseline.open(&header, &limits, out, self.resume)?;
+        let (store, known) = Store::open(out, &header, self.resume)?;
         let owed = sweep::owed(plan, &known);
         let (plant, records) = (self.plant.clone(), known.clone());
         let budget = self.budget().and_then(|minutes| Duration::try_from_secs_f64(60.0 * minutes).ok());
         let end = budget.and_then(|budget| Instant::now().checked_add(budget));
-        let mut live = Live { plan, limits, store, bar: bar(owed), records, plant, end };
+        let mut live = Live { plan, limits, store, baseline, bar: bar(owed), records, plant, end };
         let mut ended = sweep::run(plan, &known, &mut live)?;
         live.bar.finish_and_clear();
         let left = sweep::owed(plan, &live.records);
@@ -228,6 +240,7 @@ struct Live<'a> {
     plan: &'a Plan,
     limits: Limits,
     store: Store,
+    baseline: Option<Baseline>,
     bar: ProgressBar,
     records: Vec<Record>,
     plant: Option<(String, f64)>,
@@ -245,7 +258,16 @@ impl Driver for Live<'_> {
         if let Some((_, factor)) = self.plant.as_ref().filter(|(subject, _)| *subject == point.subject) {
             effort.stretch = *factor;
         }
-        self.limits.measure(point, self.plan.sizes, effort, &super::interrupted)
+        let measure = |limits: &Limits, effort| {
+            limits.measure(point, self.plan.sizes, effort, &super::interrupted)
+        };
+        let Some(baseline) = &mut self.baseline else { return measure(&self.limits, effort) };
+        let mut first = None;
+        if round % 2 == 0 {
+            first = measure(&self.limits, effort)?;
+        }
+        baseline.take(point, round, |limits| measure(limits, self.plan.effort))?;
+        if round % 2 == 0 { Ok(first) } else { measure(&self.limits, effort) }
     }
 
     fn keep(&mut self, record: Record) -> Result<()> {

@@ -16,6 +16,7 @@ fn header() -> Header {
         threads: None,
         sizes: Sizes::default(),
         notes: vec!["torch skipped: `python3` cannot import torch".into()],
+        turns: None,
     }
 }
 
