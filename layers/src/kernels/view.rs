@@ -74,6 +74,7 @@ pub(super) struct Head<'a, E> {
 
 impl<'a, E: Real> View<'a, E> {
     /// Head `index` of all `b h`.
+    #[inline]
     pub(super) fn head(&self, index: usize) -> Head<'a, E> {
         let [_, heads, ..] = self.dims;
         let [b, h, t, n] = self.strides;
@@ -89,6 +90,7 @@ impl<'a, E: Real> Head<'a, E> {
     }
 
     /// Where row `i` starts.
+    #[inline(always)]
     fn row(&self, i: usize) -> isize {
         self.start + i as isize * self.strides[0]
     }

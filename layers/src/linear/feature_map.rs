@@ -23,7 +23,7 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
-use crate::nn::{LayerNorm, Linear};
+use crate::nn::{LayerNorm, Linear, elu_plus_one};
 use crate::{Init, Result};
 
 /// Exponents of features are kept below this, so that products and sums of them stay finite in `f32`.
@@ -183,7 +183,7 @@ impl Features {
         };
         match self.map {
             FeatureMap::Identity => x,
-            FeatureMap::EluPlusOne => activation::relu(x.clone()) + x.clamp_max(0.0).exp(),
+            FeatureMap::EluPlusOne => elu_plus_one(x, 1.0),
             FeatureMap::Relu | FeatureMap::T2r { .. } => activation::relu(x),
             FeatureMap::Square => x.square(),
             FeatureMap::Exp => bounded_exp(x),
@@ -210,6 +210,14 @@ impl Features {
                 let x = activation::relu(x);
                 Tensor::cat(vec![x.clone() * sin, x * cos], 3)
             }
+        }
+    }
+
+    /// `scale` times what [`Features::apply`] gives.
+    pub(super) fn apply_scaled(&self, x: Tensor<4>, starts: &[usize], scale: f64) -> Tensor<4> {
+        match self {
+            Self { map: FeatureMap::EluPlusOne, linear: None, norm: None, .. } => elu_plus_one(x, scale),
+            _ => self.apply(x, starts).mul_scalar(scale),
         }
     }
 

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::feature_map::{FeatureMap, Features};
 use crate::error::{head_dim, require};
-use crate::nn::{Activation, Gated, Linear, RmsNorm, merge_heads, split_heads};
+use crate::nn::{Activation, Gated, Linear, RmsNorm, merge_heads, share, split_heads};
 use crate::system::{
     Cost, Form, Gate, Io, LinearMixer, MEMORY, Mixer, Run, State, System, Transition, Views, engine,
 };
@@ -214,7 +214,11 @@ pub fn normalize(y: Tensor<4>, eps: f64) -> Tensor<4> {
 fn divide(y: Tensor<4>, normalizer: Normalizer) -> Tensor<4> {
     let p = y.dims()[3] - 1;
     let sum = y.clone().narrow(3, p, 1);
-    y.narrow(3, 0, p) / normalizer.denominator(sum)
+    let y = y.narrow(3, 0, p);
+    match normalizer {
+        Normalizer::Sum { eps } => share(y, sum, eps),
+        _ => y / normalizer.denominator(sum),
+    }
 }
 
 /// Every query reads all keys, earlier or later: `Q (Kᵀ V)`.
@@ -304,9 +308,11 @@ impl LinearAttention {
         let q = split_heads(self.q_proj.forward(x.clone()), h);
         let k = split_heads(self.k_proj.forward(x.clone()), h);
         let v = split_heads(self.v_proj.forward(x.clone()), h);
-        let q = self.feature_q.apply(q, starts);
+        let q = match self.config.norm_q {
+            true => to_unit_sum(self.feature_q.apply(q, starts)).mul_scalar(self.scale),
+            false => self.feature_q.apply_scaled(q, starts, self.scale),
+        };
         let k = self.feature_k.as_ref().unwrap_or(&self.feature_q).apply(k, starts);
-        let q = if self.config.norm_q { to_unit_sum(q) } else { q }.mul_scalar(self.scale);
         let k = if self.config.norm_k { to_unit_sum(k) } else { k };
         let v = if self.config.normalizer.is_sum() { with_normalizer(v) } else { v };
         let gate = self.gate_proj.as_ref().zip(self.config.output_gate);

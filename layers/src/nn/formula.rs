@@ -17,6 +17,8 @@ pub(crate) enum Function {
     GeluTanh,
     /// `s log sigmoid(x)`
     LogSigmoid,
+    /// `s (x + 1)` above 0, `s e^x` below
+    EluPlusOne,
     /// `x y sigmoid(y)`
     SiluGate,
     /// `x sigmoid(y)`
@@ -31,16 +33,36 @@ pub(crate) enum Function {
     GateDecay,
     /// `-x e^y`
     Erase,
+    /// `x / (y + s)`
+    Share,
     /// `sqrt(1 - e^{2 x}) sigmoid(y + p) z`, the root with a slope of at most [`MOST_SLOPE`]
     GateInput,
 }
 
 impl Function {
+    /// Every function, in the order of its number.
+    pub(crate) const ALL: [Self; 14] = [
+        Self::Silu,
+        Self::Sigmoid,
+        Self::GeluTanh,
+        Self::LogSigmoid,
+        Self::EluPlusOne,
+        Self::SiluGate,
+        Self::SigmoidGate,
+        Self::GeluGate,
+        Self::Step,
+        Self::StepDecay,
+        Self::GateDecay,
+        Self::Erase,
+        Self::Share,
+        Self::GateInput,
+    ];
+
     /// Tensors and parameters that it takes.
     pub(crate) const fn arity(self) -> (usize, usize) {
         match self {
-            Self::Silu | Self::Sigmoid | Self::GeluTanh | Self::LogSigmoid => (1, 0),
-            Self::SiluGate | Self::SigmoidGate | Self::GeluGate | Self::Erase => (2, 0),
+            Self::Silu | Self::Sigmoid | Self::GeluTanh | Self::LogSigmoid | Self::EluPlusOne => (1, 0),
+            Self::SiluGate | Self::SigmoidGate | Self::GeluGate | Self::Erase | Self::Share => (2, 0),
             Self::Step => (1, 1),
             Self::StepDecay => (1, 2),
             Self::GateDecay => (2, 2),

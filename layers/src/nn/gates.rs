@@ -27,6 +27,21 @@ pub(super) fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     })
 }
 
+/// `scale (elu(x) + 1)`: `x + 1` above 0, `e^x` below, times `scale`
+pub(crate) fn elu_plus_one<const D: usize>(x: Tensor<D>, scale: f64) -> Tensor<D> {
+    Formula { scale, ..Formula::new(Function::EluPlusOne) }.run([x], [], |[x], []| {
+        let y = activation::relu(x.clone()) + x.clamp_max(0.0).exp();
+        if scale == 1.0 { y } else { y.mul_scalar(scale) }
+    })
+}
+
+/// `x / (sum + eps)`, with a sum for each row: `[…, n]` and `[…, 1]`.
+pub(crate) fn share<const D: usize>(x: Tensor<D>, sum: Tensor<D>, eps: f64) -> Tensor<D> {
+    let sum = sum.expand(x.dims());
+    Formula { scale: eps, ..Formula::new(Function::Share) }
+        .run([x, sum], [], |[x, sum], []| x / sum.add_scalar(eps))
+}
+
 /// `log(1 + e^x)`, exact for large `|x|`.
 pub fn softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     scaled_log_sigmoid(x.neg(), -1.0)

@@ -13,6 +13,7 @@ pub(crate) use conv::put_tail;
 pub use conv::{CausalConv, CausalConvConfig, short_conv};
 pub(crate) use formula::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 use gates::gelu_tanh;
+pub(crate) use gates::{elu_plus_one, share};
 pub(crate) use gates::{Steps, erase};
 pub use gates::{gated, log_sigmoid, scaled_log_sigmoid, scaled_sigmoid, silu, softplus};
 pub use linear::{Linear, project};
@@ -55,7 +56,7 @@ impl Activation {
             Activation::Gelu => activation::gelu(x),
             Activation::GeluTanh => gelu_tanh(x),
             Activation::Sigmoid => scaled_sigmoid(x, 1.0),
-            Activation::EluPlusOne => activation::relu(x.clone()) + x.clamp_max(0.0).exp(),
+            Activation::EluPlusOne => elu_plus_one(x, 1.0),
         }
     }
 }

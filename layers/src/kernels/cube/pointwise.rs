@@ -240,6 +240,9 @@ mod forward {
             if comptime!(function == Function::LogSigmoid) {
                 found = -(scale * softplus(-a));
             }
+            if comptime!(function == Function::EluPlusOne) {
+                found = scale * (f32::max(a, f32::new(0.0)) + f32::exp(f32::min(a, f32::new(0.0))));
+            }
             if comptime!(function == Function::SiluGate) {
                 let gate = y[place(y, at)];
                 found = a * (gate * sigmoid(gate));
@@ -265,6 +268,9 @@ mod forward {
             }
             if comptime!(function == Function::Erase) {
                 found = -(a * f32::exp(y[place(y, at)]));
+            }
+            if comptime!(function == Function::Share) {
+                found = a / (y[place(y, at)] + scale);
             }
             if comptime!(function == Function::GateInput) {
                 let root = f32::sqrt(minus_expm1(a + a));
@@ -331,6 +337,9 @@ mod backward {
                 if comptime!(function == Function::LogSigmoid) {
                     by_x = scale * sigmoid(-a);
                 }
+                if comptime!(function == Function::EluPlusOne) {
+                    by_x = scale * f32::exp(f32::min(a, f32::new(0.0)));
+                }
                 if comptime!(function == Function::SiluGate) {
                     let gate = y[place(y, at)];
                     by_x = gate * sigmoid(gate);
@@ -367,6 +376,10 @@ mod backward {
                 if comptime!(function == Function::Erase) {
                     by_x = -f32::exp(y[place(y, at)]);
                     by_y = a * by_x;
+                }
+                if comptime!(function == Function::Share) {
+                    by_x = one / (y[place(y, at)] + scale);
+                    by_y = -(a * by_x * by_x);
                 }
                 if comptime!(function == Function::GateInput) {
                     let open = sigmoid(y[place(y, at)] + p[column(p, x, at)]);

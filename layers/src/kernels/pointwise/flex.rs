@@ -58,17 +58,24 @@ impl<E: Vector> Given<'_, E> {
         row % m * n
     }
 
-    /// Brings row `row` of all inputs to `to`; those there are not stay as they are.
+    /// Row `row` of tensor `which`: where it lies, or copied to `space`, as which it is returned where there is no such
+    /// tensor.
     #[inline(always)]
-    fn load(&self, row: usize, to: &mut [Vec<E>; 5]) {
-        let ([.., m, n], (tensors, parameters)) = (self.dims(), self.formula.function.arity());
-        for (from, to) in self.tensors[..tensors].iter().zip(&mut to[..]) {
-            from.head(row / m).copy(row % m, 0, to);
-        }
-        for (from, to) in self.parameters[..parameters].iter().zip(&mut to[3..]) {
-            to.copy_from_slice(&from[self.start(row)..][..n]);
-        }
+    fn tensor<'a>(&'a self, which: usize, there: bool, row: usize, space: &'a mut [E]) -> &'a [E] {
+        let [.., m, n] = self.dims();
+        if there { self.tensors[which].head(row / m).some(row % m, 0, n, space) } else { space }
     }
+
+    /// The same of parameter `which`.
+    #[inline(always)]
+    fn parameter<'a>(&'a self, which: usize, there: bool, row: usize, space: &'a [E]) -> &'a [E] {
+        if there { &self.parameters[which][self.start(row)..][..self.dims()[3]] } else { space }
+    }
+}
+
+/// Tensors and parameters that function `F` takes.
+const fn arity<const F: u8>() -> (usize, usize) {
+    Function::ALL[F as usize].arity()
 }
 
 impl Read<Flex> {
@@ -134,7 +141,7 @@ vectors! {
 fn map_rows<E: Vector, const FUSED: bool>(given: &Given<'_, E>, first: usize, out: &mut [E]) {
     constant!(
         given.formula.function,
-        Silu Sigmoid GeluTanh LogSigmoid SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase GateInput,
+        Silu Sigmoid GeluTanh LogSigmoid EluPlusOne SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase Share GateInput,
         |F| map_by::<E, FUSED, F>(given, first, out)
     );
 }
@@ -143,10 +150,15 @@ fn map_rows<E: Vector, const FUSED: bool>(given: &Given<'_, E>, first: usize, ou
 fn map_by<E: Vector, const FUSED: bool, const F: u8>(given: &Given<'_, E>, first: usize, out: &mut [E]) {
     let width = given.dims()[3];
     let numbers = Numbers::new(given.formula);
-    let mut rows = [(); 5].map(|()| vec![E::default(); width]);
+    let (tensors, parameters) = const { arity::<F>() };
+    let [mut x, mut y, mut z, none] = [(); 4].map(|()| vec![E::default(); width]);
     for (i, out) in out.chunks_exact_mut(width).enumerate() {
-        given.load(first + i, &mut rows);
-        let [x, y, z, p, q] = rows.each_ref().map(|row| &row[..width]);
+        let row = first + i;
+        let x = &given.tensor(0, true, row, &mut x)[..width];
+        let y = &given.tensor(1, tensors > 1, row, &mut y)[..width];
+        let z = &given.tensor(2, tensors > 2, row, &mut z)[..width];
+        let p = &given.parameter(0, parameters > 0, row, &none)[..width];
+        let q = &given.parameter(1, parameters > 1, row, &none)[..width];
         for c in 0..width {
             out[c] = value::<E, FUSED, F>([x[c], y[c], z[c], p[c], q[c]], numbers);
         }
@@ -216,7 +228,7 @@ fn map_rows_back<E: Vector, const FUSED: bool>(
 ) {
     constant!(
         given.formula.function,
-        Silu Sigmoid GeluTanh LogSigmoid SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase GateInput,
+        Silu Sigmoid GeluTanh LogSigmoid EluPlusOne SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase Share GateInput,
         |F| map_back_by::<E, FUSED, F>(given, dy, first, to, sums)
     );
 }
@@ -231,25 +243,41 @@ fn map_back_by<E: Vector, const FUSED: bool, const F: u8>(
 ) {
     let [.., m, width] = given.dims();
     let numbers = Numbers::new(given.formula);
-    let mut rows = [(); 5].map(|()| vec![E::default(); width]);
-    let mut given_dy = vec![E::default(); width];
-    let (count, columns) = (to[0].len() / width, sums.len() / 2);
-    let tensors = given.formula.function.arity().0;
-    for i in 0..count {
+    let (tensors, parameters) = const { arity::<F>() };
+    let [mut x, mut y, mut z, mut space, none] = [(); 5].map(|()| vec![E::default(); width]);
+    // What there is no gradient for is written here.
+    let [mut d_y, mut d_z] = [(); 2].map(|()| vec![E::default(); width]);
+    let (mut d_p, mut d_q) = (vec![0.0; width], vec![0.0; width]);
+    let (sums_p, sums_q) = sums.split_at_mut(sums.len() / 2);
+    let [to_x, to_y, to_z] = to;
+    for (i, d_x) in to_x.chunks_exact_mut(width).enumerate() {
         let row = first + i;
-        given.load(row, &mut rows);
-        dy.head(row / m).copy(row % m, 0, &mut given_dy);
-        let [x, y, z, p, q] = rows.each_ref().map(|row| &row[..width]);
+        let x = &given.tensor(0, true, row, &mut x)[..width];
+        let y = &given.tensor(1, tensors > 1, row, &mut y)[..width];
+        let z = &given.tensor(2, tensors > 2, row, &mut z)[..width];
+        let p = &given.parameter(0, parameters > 0, row, &none)[..width];
+        let q = &given.parameter(1, parameters > 1, row, &none)[..width];
+        let dy = &dy.head(row / m).some(row % m, 0, width, &mut space)[..width];
+        let d_y = if tensors > 1 { &mut to_y[i * width..][..width] } else { &mut d_y[..width] };
+        let d_z = if tensors > 2 { &mut to_z[i * width..][..width] } else { &mut d_z[..width] };
+        let at = given.start(row);
+        let d_p = if parameters > 0 { &mut sums_p[at..][..width] } else { &mut d_p[..width] };
+        let d_q = if parameters > 1 { &mut sums_q[at..][..width] } else { &mut d_q[..width] };
         for c in 0..width {
-            let found = slopes::<E, FUSED, F>([x[c], y[c], z[c], p[c], q[c]], numbers);
-            let dy = given_dy[c];
-            for (to, &slope) in to[..tensors].iter_mut().zip(&found) {
-                to[i * width + c] = dy * slope;
+            let [by_x, by_y, by_z, by_p, by_q] =
+                slopes::<E, FUSED, F>([x[c], y[c], z[c], p[c], q[c]], numbers);
+            d_x[c] = dy[c] * by_x;
+            if tensors > 1 {
+                d_y[c] = dy[c] * by_y;
             }
-            if columns > 0 {
-                let at = given.start(row) + c;
-                sums[at] += (dy * found[3]).to_f64();
-                sums[columns + at] += (dy * found[4]).to_f64();
+            if tensors > 2 {
+                d_z[c] = dy[c] * by_z;
+            }
+            if parameters > 0 {
+                d_p[c] += (dy[c] * by_p).to_f64();
+            }
+            if parameters > 1 {
+                d_q[c] += (dy[c] * by_q).to_f64();
             }
         }
     }

@@ -49,6 +49,8 @@ pub(super) fn value<E: Vector, const FUSED: bool, const F: u8>(
         gelu::<E, FUSED>(x)[0]
     } else if F == Function::LogSigmoid as u8 {
         -(numbers.scale * softplus::<E, FUSED>(-x))
+    } else if F == Function::EluPlusOne as u8 {
+        numbers.scale * elu_plus_one::<E, FUSED>(x)
     } else if F == Function::SiluGate as u8 {
         x * (y * sigmoid::<E, FUSED>(y))
     } else if F == Function::SigmoidGate as u8 {
@@ -64,6 +66,8 @@ pub(super) fn value<E: Vector, const FUSED: bool, const F: u8>(
         fused::<E, FUSED>(log, one - y, y * E::of(LOG_ZERO))
     } else if F == Function::Erase as u8 {
         -(x * y.exponential::<FUSED>())
+    } else if F == Function::Share as u8 {
+        x / (y + numbers.scale)
     } else {
         E::of(minus_expm1::<E, FUSED>(x + x).to_f64().sqrt()) * sigmoid::<E, FUSED>(y + p) * z
     }
@@ -85,6 +89,9 @@ pub(super) fn slopes<E: Vector, const FUSED: bool, const F: u8>(
         [gelu::<E, FUSED>(x)[1], none, none, none, none]
     } else if F == Function::LogSigmoid as u8 {
         [numbers.scale * sigmoid::<E, FUSED>(-x), none, none, none, none]
+    } else if F == Function::EluPlusOne as u8 {
+        let power = (if x > none { none } else { x }).exponential::<FUSED>();
+        [numbers.scale * power, none, none, none, none]
     } else if F == Function::SiluGate as u8 {
         let [value, slope] = silu::<E, FUSED>(y);
         [value, x * slope, none, none, none]
@@ -108,6 +115,9 @@ pub(super) fn slopes<E: Vector, const FUSED: bool, const F: u8>(
     } else if F == Function::Erase as u8 {
         let power = -y.exponential::<FUSED>();
         [power, x * power, none, none, none]
+    } else if F == Function::Share as u8 {
+        let part = one / (y + numbers.scale);
+        [part, -(x * part * part), none, none, none]
     } else {
         let open = sigmoid::<E, FUSED>(y + p);
         let rest = minus_expm1::<E, FUSED>(x + x).to_f64();
@@ -140,6 +150,14 @@ fn silu<E: Vector, const FUSED: bool>(x: E) -> [E; 2] {
     let one = E::of(1.0);
     let open = sigmoid::<E, FUSED>(x);
     [x * open, open * fused::<E, FUSED>(x, one - open, one)]
+}
+
+#[inline(always)]
+fn elu_plus_one<E: Vector, const FUSED: bool>(x: E) -> E {
+    let (none, one) = (E::default(), E::of(1.0));
+    // The vector function is for numbers below 87.
+    let power = (if x > none { none } else { x }).exponential::<FUSED>();
+    if x > none { x + one } else { power }
 }
 
 /// The value and the derivative.

@@ -13,24 +13,9 @@ use crate::testing::{Draw, error, numbers};
 type Five = [Tensor<4>; 5];
 
 fn formulas() -> Vec<Formula> {
-    use Function::*;
-    let all = [
-        Silu,
-        Sigmoid,
-        GeluTanh,
-        LogSigmoid,
-        SiluGate,
-        SigmoidGate,
-        GeluGate,
-        Step,
-        StepDecay,
-        GateDecay,
-        Erase,
-        GateInput,
-    ];
-    let limited = Formula { low: 0.3, high: 1.5, ..Formula::new(Step) };
-    let all = all.map(|function| Formula { scale: 0.7, ..Formula::new(function) });
-    all.into_iter().chain([limited, Formula { function: StepDecay, ..limited }]).collect()
+    let limited = Formula { low: 0.3, high: 1.5, ..Formula::new(Function::Step) };
+    let all = Function::ALL.map(|function| Formula { scale: 0.7, ..Formula::new(function) });
+    all.into_iter().chain([limited, Formula { function: Function::StepDecay, ..limited }]).collect()
 }
 
 /// With parameters for every head or for all.
@@ -42,7 +27,11 @@ fn inputs(function: Function, dims: [usize; 4], every: bool, seed: u64) -> Five 
     let x = draw.tensor(dims, size[0], size[1]);
     let y = draw.tensor(dims, -4.0, 1.0);
     // Resets are 0 or 1.
-    let y = if function == Function::GateDecay { y.clamp(0.0, 1.0).ceil() } else { y };
+    let y = match function {
+        Function::GateDecay => y.clamp(0.0, 1.0).ceil(),
+        Function::Share => y.abs().add_scalar(0.3),
+        _ => y,
+    };
     let z = draw.tensor(dims, -2.0, 2.0);
     [x, y, z, draw.tensor(parameter, -1.0, 1.0), draw.tensor(parameter, -1.0, 1.0)]
 }
@@ -63,6 +52,7 @@ fn plain([x, y, z, p, q]: Five, formula: Formula) -> Tensor<4> {
         Function::Sigmoid => activation::sigmoid(x).mul_scalar(scale),
         Function::GeluTanh => gelu(x),
         Function::LogSigmoid => softplus(x.neg()).mul_scalar(-scale),
+        Function::EluPlusOne => (activation::relu(x.clone()) + x.clamp_max(0.0).exp()).mul_scalar(scale),
         Function::SiluGate => x * activation::silu(y),
         Function::SigmoidGate => x * activation::sigmoid(y),
         Function::GeluGate => x * gelu(y),
@@ -73,6 +63,7 @@ fn plain([x, y, z, p, q]: Five, formula: Formula) -> Tensor<4> {
             log * y.clone().neg().add_scalar(1.0) + y.mul_scalar(LOG_ZERO)
         }
         Function::Erase => x * y.exp().neg(),
+        Function::Share => x / y.add_scalar(scale),
         Function::GateInput => {
             let root = (x.clone().neg().tanh() * x.mul_scalar(2.0).exp().add_scalar(1.0)).sqrt();
             root * activation::sigmoid(y + p) * z
@@ -119,6 +110,13 @@ fn compare(found: &[Vec<f64>], expected: &[Vec<f64>], limits: [f64; 2], case: &s
 
 const SIZES: [([usize; 4], bool); 4] =
     [([1, 1, 1, 1], false), ([2, 3, 5, 4], true), ([1, 2, 90, 70], false), ([3, 1, 130, 33], true)];
+
+#[test]
+fn every_function_has_its_place() {
+    for (i, function) in Function::ALL.into_iter().enumerate() {
+        assert_eq!(function as usize, i, "{function:?}");
+    }
+}
 
 #[test]
 fn it_is_what_tensors_compute() {
