@@ -128,8 +128,9 @@ pub(super) fn add_row<E: Vector, const FUSED: bool>(
 /// As many of `sums` as `to` has.
 #[inline(always)]
 pub(super) fn add<E: Vector>(to: &mut [E], sums: &[E]) {
-    for (to, &sum) in to.iter_mut().zip(sums) {
-        *to += sum;
+    let sums = &sums[..to.len()];
+    for (i, to) in to.iter_mut().enumerate() {
+        *to += sums[i];
     }
 }
 

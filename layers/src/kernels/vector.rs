@@ -240,6 +240,15 @@ pub(super) fn sigmoid<E: Vector, const FUSED: bool>(z: E) -> E {
     (if z > zero { one } else { power }) / (one + power)
 }
 
+/// `to += x ∘ y`
+#[inline(always)]
+pub(super) fn add_products<E: Real, const FUSED: bool>(to: &mut [E], x: &[E], y: &[E]) {
+    let (x, y) = (&x[..to.len()], &y[..to.len()]);
+    for (i, to) in to.iter_mut().enumerate() {
+        *to = fused::<E, FUSED>(x[i], y[i], *to);
+    }
+}
+
 /// Lanes of sums.
 const LANES: usize = 16;
 

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::vector::{Vector, fused, sigmoid, vectors};
+use crate::kernels::vector::{Vector, add_products, fused, sigmoid, vectors};
 use crate::kernels::view::View;
 
 /// Tokens of a job.
@@ -113,7 +113,11 @@ fn before_silu<E: Vector, const FUSED: bool>(
     let channels = z.len();
     let x = inputs.x.head(row);
     match &inputs.bias {
-        Some(bias) => z.iter_mut().zip(bias).for_each(|(z, bias)| *z = bias.to_f64()),
+        Some(bias) => {
+            for (i, z) in z.iter_mut().enumerate() {
+                *z = bias[i].to_f64();
+            }
+        }
         None => z.fill(0.0),
     }
     for (j, tap) in inputs.weight.chunks_exact(channels).enumerate() {
@@ -121,15 +125,6 @@ fn before_silu<E: Vector, const FUSED: bool>(
         for (i, z) in z.iter_mut().enumerate() {
             *z = fused::<f64, FUSED>(tap[i].to_f64(), x[i].to_f64(), *z);
         }
-    }
-}
-
-/// `to += x ∘ y`
-#[inline(always)]
-fn add_products<E: Vector, const FUSED: bool>(to: &mut [E], x: &[E], y: &[E]) {
-    let (x, y) = (&x[..to.len()], &y[..to.len()]);
-    for (i, to) in to.iter_mut().enumerate() {
-        *to = fused::<E, FUSED>(x[i], y[i], *to);
     }
 }
 

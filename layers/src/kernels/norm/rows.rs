@@ -3,15 +3,13 @@
 use rayon::prelude::*;
 
 use super::{Gating, Opening, Shape};
-use crate::kernels::vector::{Vector, fused, sigmoid, vectors};
+use crate::kernels::rows::add;
+use crate::kernels::vector::{Vector, add_products, dot, fused, sigmoid, sum, vectors};
 use crate::kernels::view::View;
 use crate::nn::Scaling;
 
 /// Numbers of a job: below, no thread is worth waking.
 const JOB: usize = 1 << 13;
-
-/// Lanes of sums.
-const LANES: usize = 16;
 
 /// What both passes read.
 #[derive(Debug)]
@@ -118,6 +116,7 @@ vectors! {
 fn normalise_rows<E: Vector, const FUSED: bool>(rows: &Rows<'_, E>, first: usize, y: &mut [E]) {
     let (scaling, width) = (rows.scaling, rows.shape.width);
     let mut gate = vec![E::default(); if rows.gate.is_some() { width } else { 0 }];
+    let mut space = vec![0.0; width];
     for (i, y) in y.chunks_exact_mut(width).enumerate() {
         let row = first + i;
         load(&rows.x, row, scaling.joint, y);
@@ -127,18 +126,8 @@ fn normalise_rows<E: Vector, const FUSED: bool>(rows: &Rows<'_, E>, first: usize
                 multiply::<E, FUSED>(y, &gate, gating.opening);
             }
         }
-        whiten::<E, FUSED>(y, scaling);
-        let [weight, bias] = rows.scale(row);
-        if let Some(weight) = weight {
-            for (y, &w) in y.iter_mut().zip(weight) {
-                *y *= w;
-            }
-        }
-        if let Some(bias) = bias {
-            for (y, &b) in y.iter_mut().zip(bias) {
-                *y += b;
-            }
-        }
+        whiten::<E, FUSED>(y, scaling, &mut space);
+        scale(y, rows.scale(row));
         if let Some((_, gating)) = &rows.gate
             && !gating.before
         {
@@ -149,15 +138,17 @@ fn normalise_rows<E: Vector, const FUSED: bool>(rows: &Rows<'_, E>, first: usize
 
 /// `c / sqrt(k Σ c² + eps)` in place; returns the factor.
 #[inline(always)]
-fn whiten<E: Vector, const FUSED: bool>(u: &mut [E], scaling: Scaling) -> E {
+fn whiten<E: Vector, const FUSED: bool>(u: &mut [E], scaling: Scaling, space: &mut [f64]) -> E {
     let share = 1.0 / u.len() as f64;
     if scaling.centred {
-        let mean = E::of(sum(u) * share);
+        widen(u, space);
+        let mean = E::of(sum(space) * share);
         for u in &mut *u {
             *u += -mean;
         }
     }
-    let squares = dot::<E, FUSED>(u, u) * if scaling.mean { share } else { 1.0 };
+    widen(u, space);
+    let squares = dot::<f64, FUSED>(space, space) * if scaling.mean { share } else { 1.0 };
     let factor = E::of(1.0 / (squares + scaling.eps).sqrt());
     for u in u {
         *u *= factor;
@@ -165,60 +156,103 @@ fn whiten<E: Vector, const FUSED: bool>(u: &mut [E], scaling: Scaling) -> E {
     factor
 }
 
+/// In double precision.
+#[inline(always)]
+fn widen<E: Vector>(from: &[E], to: &mut [f64]) {
+    let from = &from[..to.len()];
+    for (i, to) in to.iter_mut().enumerate() {
+        *to = from[i].to_f64();
+    }
+}
+
+/// `u ∘ weight + bias` in place
+#[inline(always)]
+fn scale<E: Vector>(u: &mut [E], [weight, bias]: [Option<&[E]>; 2]) {
+    if let Some(weight) = weight {
+        times(u, weight);
+    }
+    if let Some(bias) = bias {
+        let bias = &bias[..u.len()];
+        for (i, u) in u.iter_mut().enumerate() {
+            *u += bias[i];
+        }
+    }
+}
+
+/// `x ← x ∘ by`
+#[inline(always)]
+fn times<E: Vector>(x: &mut [E], by: &[E]) {
+    let by = &by[..x.len()];
+    for (i, x) in x.iter_mut().enumerate() {
+        *x *= by[i];
+    }
+}
+
 /// `x ← x ∘ act(g)`
 #[inline(always)]
 fn multiply<E: Vector, const FUSED: bool>(x: &mut [E], gate: &[E], opening: Opening) {
-    let gate = &gate[..x.len()];
     match opening {
-        Opening::Linear => x.iter_mut().zip(gate).for_each(|(x, &g)| *x *= g),
-        Opening::Silu => x.iter_mut().zip(gate).for_each(|(x, &g)| *x *= g * sigmoid::<E, FUSED>(g)),
-        Opening::Sigmoid => x.iter_mut().zip(gate).for_each(|(x, &g)| *x *= sigmoid::<E, FUSED>(g)),
+        Opening::Linear => times(x, gate),
+        Opening::Silu => multiply_by::<E, FUSED, SILU>(x, gate),
+        Opening::Sigmoid => multiply_by::<E, FUSED, SIGMOID>(x, gate),
     }
 }
+
+#[inline(always)]
+fn multiply_by<E: Vector, const FUSED: bool, const OPENING: u8>(x: &mut [E], gate: &[E]) {
+    let gate = &gate[..x.len()];
+    for (i, x) in x.iter_mut().enumerate() {
+        *x *= slope::<E, FUSED, OPENING>(gate[i])[0];
+    }
+}
+
+/// Of `x ∘ act(g)` for `dy`: `dg`, and `dy` becomes the gradient of `x`.
+#[inline(always)]
+fn multiply_back<E: Vector, const FUSED: bool>(
+    [x, gate]: [&[E]; 2],
+    opening: Opening,
+    dy: &mut [E],
+    dg: &mut [E],
+) {
+    match opening {
+        Opening::Linear => multiply_back_by::<E, FUSED, LINEAR>(x, gate, dy, dg),
+        Opening::Silu => multiply_back_by::<E, FUSED, SILU>(x, gate, dy, dg),
+        Opening::Sigmoid => multiply_back_by::<E, FUSED, SIGMOID>(x, gate, dy, dg),
+    }
+}
+
+#[inline(always)]
+fn multiply_back_by<E: Vector, const FUSED: bool, const OPENING: u8>(
+    x: &[E],
+    gate: &[E],
+    dy: &mut [E],
+    dg: &mut [E],
+) {
+    let width = dg.len();
+    let (x, gate, dy) = (&x[..width], &gate[..width], &mut dy[..width]);
+    for (i, dg) in dg.iter_mut().enumerate() {
+        let [open, slope] = slope::<E, FUSED, OPENING>(gate[i]);
+        *dg = dy[i] * x[i] * slope;
+        dy[i] *= open;
+    }
+}
+
+const LINEAR: u8 = Opening::Linear as u8;
+const SILU: u8 = Opening::Silu as u8;
+const SIGMOID: u8 = Opening::Sigmoid as u8;
 
 /// `act(g)` and its derivative.
 #[inline(always)]
-fn slope<E: Vector, const FUSED: bool>(g: E, opening: Opening) -> [E; 2] {
+fn slope<E: Vector, const FUSED: bool, const OPENING: u8>(g: E) -> [E; 2] {
     let one = E::of(1.0);
-    match opening {
-        Opening::Linear => [g, one],
-        Opening::Silu => {
-            let open = sigmoid::<E, FUSED>(g);
-            [g * open, open * fused::<E, FUSED>(g, one - open, one)]
-        }
-        Opening::Sigmoid => {
-            let open = sigmoid::<E, FUSED>(g);
-            [open, open * (one - open)]
-        }
+    if OPENING == LINEAR {
+        return [g, one];
     }
-}
-
-/// `Σ x`
-#[inline(always)]
-fn sum<E: Vector>(x: &[E]) -> f64 {
-    let mut sums = [0.0; LANES];
-    let (blocks, rest) = x.as_chunks::<LANES>();
-    for block in blocks {
-        for i in 0..LANES {
-            sums[i] += block[i].to_f64();
-        }
+    let open = sigmoid::<E, FUSED>(g);
+    match OPENING {
+        SILU => [g * open, open * fused::<E, FUSED>(g, one - open, one)],
+        _ => [open, open * (one - open)],
     }
-    sums.iter().sum::<f64>() + rest.iter().map(|x| x.to_f64()).sum::<f64>()
-}
-
-/// `Σ x ∘ y`
-#[inline(always)]
-fn dot<E: Vector, const FUSED: bool>(x: &[E], y: &[E]) -> f64 {
-    let mut sums = [0.0; LANES];
-    let (blocks, rest) = x.as_chunks::<LANES>();
-    let (others, others_rest) = y.as_chunks::<LANES>();
-    for (x, y) in blocks.iter().zip(others) {
-        for i in 0..LANES {
-            sums[i] = fused::<f64, FUSED>(x[i].to_f64(), y[i].to_f64(), sums[i]);
-        }
-    }
-    let rest = rest.iter().zip(others_rest).map(|(x, y)| x.to_f64() * y.to_f64());
-    sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
 /// Gradients, contiguous; those of what there is not are empty.
@@ -283,7 +317,8 @@ fn normalise_rows_back<E: Vector, const FUSED: bool>(
     sums: &mut [f64],
 ) {
     let (scaling, width) = (rows.scaling, rows.shape.width);
-    let [mut x, mut h, mut gate, mut dz] = [(); 4].map(|()| vec![E::default(); width]);
+    let [mut x, mut h, mut gate, mut dz, mut z] = [(); 5].map(|()| vec![E::default(); width]);
+    let [mut wide, mut other] = [(); 2].map(|()| vec![0.0; width]);
     let share = 1.0 / width as f64;
     for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
         let row = first + i;
@@ -296,49 +331,43 @@ fn normalise_rows_back<E: Vector, const FUSED: bool>(
                 multiply::<E, FUSED>(&mut h, &gate, gating.opening);
             }
         }
-        let factor = whiten::<E, FUSED>(&mut h, scaling);
+        let factor = whiten::<E, FUSED>(&mut h, scaling, &mut wide);
         let [weight, bias] = rows.scale(row);
         if let Some((_, gating)) = &rows.gate
             && !gating.before
         {
+            z.copy_from_slice(&h);
+            scale(&mut z, [weight, bias]);
             let dg = &mut dg[i * width..][..width];
-            for c in 0..width {
-                let mut z = h[c];
-                if let Some(weight) = weight {
-                    z *= weight[c];
-                }
-                if let Some(bias) = bias {
-                    z += bias[c];
-                }
-                let [open, slope] = slope::<E, FUSED>(gate[c], gating.opening);
-                dg[c] = dz[c] * z * slope;
-                dz[c] *= open;
-            }
+            multiply_back::<E, FUSED>([&z, &gate], gating.opening, &mut dz, dg);
         }
+        widen(&h, &mut wide);
         if let Some(weight) = weight {
             let (d_weight, d_bias) = sums.split_at_mut(rows.weights());
             let start = rows.shape.group(row) * width;
-            let (d_weight, d_bias) = (&mut d_weight[start..][..width], &mut d_bias[start..][..width]);
-            for c in 0..width {
-                d_weight[c] = fused::<f64, FUSED>(dz[c].to_f64(), h[c].to_f64(), d_weight[c]);
-                d_bias[c] += dz[c].to_f64();
-                dz[c] *= weight[c];
-            }
+            widen(&dz, &mut other);
+            add(&mut d_bias[start..][..width], &other);
+            add_products::<f64, FUSED>(&mut d_weight[start..][..width], &other, &wide);
+            times(&mut dz, weight);
         }
-        let along = dot::<E, FUSED>(&dz, &h) * if scaling.mean { share } else { 1.0 };
-        let (along, mean) = (E::of(along), E::of(if scaling.centred { sum(&dz) * share } else { 0.0 }));
-        for c in 0..width {
-            dx[c] = (fused::<E, FUSED>(-h[c], along, dz[c]) - mean) * factor;
-        }
+        widen(&dz, &mut other);
+        let along = dot::<f64, FUSED>(&other, &wide) * if scaling.mean { share } else { 1.0 };
+        let mean = E::of(if scaling.centred { sum(&other) * share } else { 0.0 });
+        project(dx, &dz, &h, [E::of(along), mean, factor]);
         if let Some((_, gating)) = &rows.gate
             && gating.before
         {
             let dg = &mut dg[i * width..][..width];
-            for c in 0..width {
-                let [open, slope] = slope::<E, FUSED>(gate[c], gating.opening);
-                dg[c] = dx[c] * x[c] * slope;
-                dx[c] *= open;
-            }
+            multiply_back::<E, FUSED>([&x, &gate], gating.opening, dx, dg);
         }
+    }
+}
+
+/// `dx = factor (dz - along h - mean)`
+#[inline(always)]
+fn project<E: Vector>(dx: &mut [E], dz: &[E], h: &[E], [along, mean, factor]: [E; 3]) {
+    let (dz, h) = (&dz[..dx.len()], &h[..dx.len()]);
+    for (i, dx) in dx.iter_mut().enumerate() {
+        *dx = (dz[i] - along * h[i] - mean) * factor;
     }
 }
