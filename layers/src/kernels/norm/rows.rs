@@ -1,4 +1,5 @@
-//! The arithmetic of the kernel on slices, row by row. Sums are in double precision.
+//! The arithmetic of the kernel on slices. Sums are in double precision. What is done number by number is done for some
+//! rows at once: loops over few numbers hardly use vectors.
 
 use rayon::prelude::*;
 
@@ -11,6 +12,9 @@ use crate::nn::Scaling;
 /// Numbers of a job: below, no thread is worth waking.
 const JOB: usize = 1 << 13;
 
+/// Numbers of the rows of a block, which are treated together.
+const BLOCK: usize = 256;
+
 /// What both passes read.
 #[derive(Debug)]
 pub(super) struct Rows<'a, E> {
@@ -22,6 +26,8 @@ pub(super) struct Rows<'a, E> {
     scaling: Scaling,
     shape: Shape,
     weight_dims: [usize; 4],
+    /// Rows of a block: several only where all have the same weight, which is repeated for each
+    block: usize,
 }
 
 impl<'a, E: Vector> Rows<'a, E> {
@@ -34,6 +40,7 @@ impl<'a, E: Vector> Rows<'a, E> {
     ) -> Self {
         let dims = weight.map(|weight| weight.dims);
         let shape = Shape::new(x.dims, dims, scaling.joint);
+        let block = if shape.groups == 1 { (BLOCK / shape.width).max(1) } else { 1 };
         let offset = E::of(scaling.offset);
         let gain = || (scaling.gain != 1.0).then(|| vec![E::of(scaling.gain); shape.width]);
         let weight = weight.map_or_else(gain, |weight| {
@@ -41,8 +48,9 @@ impl<'a, E: Vector> Rows<'a, E> {
             weight.iter_mut().for_each(|w| *w += offset);
             Some(weight)
         });
+        let [weight, bias] = [weight, bias.map(collect)].map(|x| x.map(|x| x.repeat(block)));
         let weight_dims = dims.unwrap_or([1; 4]);
-        Self { x, weight, bias: bias.map(collect), gate, scaling, shape, weight_dims }
+        Self { x, weight, bias, gate, scaling, shape, weight_dims, block }
     }
 
     pub(super) fn dims(&self) -> [usize; 4] {
@@ -67,10 +75,15 @@ impl<'a, E: Vector> Rows<'a, E> {
         self.shape.groups * self.shape.width
     }
 
-    /// What row `row` is multiplied by and what is added to it.
+    /// Numbers of a block.
+    fn size(&self) -> usize {
+        self.block * self.shape.width
+    }
+
+    /// What the block from row `row` on is multiplied by and what is added to it.
     fn scale(&self, row: usize) -> [Option<&[E]>; 2] {
-        let (width, group) = (self.shape.width, self.shape.group(row));
-        [&self.weight, &self.bias].map(|x| x.as_ref().map(|x| &x[group * width..][..width]))
+        let start = self.shape.group(row) * self.shape.width;
+        [&self.weight, &self.bias].map(|x| x.as_ref().map(|x| &x[start..][..self.size()]))
     }
 }
 
@@ -84,16 +97,13 @@ fn collect<E: Vector>(from: View<'_, E>) -> Vec<E> {
     all
 }
 
-/// Row `row` of `from`, which is the last two axes where rows are `joint`.
+/// Rows of `from` from `row` on, as many as fit; each is the last two axes where rows are `joint`.
 #[inline(always)]
 fn load<E: Vector>(from: &View<'_, E>, row: usize, joint: bool, to: &mut [E]) {
     let [.., m, n] = from.dims;
-    if joint {
-        let head = from.head(row);
-        for (i, to) in to.chunks_exact_mut(n).enumerate() {
-            head.copy(i, 0, to);
-        }
-    } else {
+    let first = if joint { row * m } else { row };
+    for (i, to) in to.chunks_exact_mut(n).enumerate() {
+        let row = first + i;
         from.head(row / m).copy(row % m, 0, to);
     }
 }
@@ -115,18 +125,20 @@ vectors! {
 #[inline(always)]
 fn normalise_rows<E: Vector, const FUSED: bool>(rows: &Rows<'_, E>, first: usize, y: &mut [E]) {
     let (scaling, width) = (rows.scaling, rows.shape.width);
-    let mut gate = vec![E::default(); if rows.gate.is_some() { width } else { 0 }];
+    let mut gate = vec![E::default(); if rows.gate.is_some() { rows.size() } else { 0 }];
     let mut space = vec![0.0; width];
-    for (i, y) in y.chunks_exact_mut(width).enumerate() {
-        let row = first + i;
+    for (i, y) in y.chunks_mut(rows.size()).enumerate() {
+        let row = first + i * rows.block;
         load(&rows.x, row, scaling.joint, y);
         if let Some((values, gating)) = &rows.gate {
-            load(values, row, scaling.joint, &mut gate);
+            load(values, row, scaling.joint, &mut gate[..y.len()]);
             if gating.before {
                 multiply::<E, FUSED>(y, &gate, gating.opening);
             }
         }
-        whiten::<E, FUSED>(y, scaling, &mut space);
+        for y in y.chunks_exact_mut(width) {
+            whiten::<E, FUSED>(y, scaling, &mut space);
+        }
         scale(y, rows.scale(row));
         if let Some((_, gating)) = &rows.gate
             && !gating.before
@@ -286,14 +298,17 @@ pub(super) fn backward<E: Vector>(rows: &Rows<'_, E>, dy: View<'_, E>, to: &mut 
         .into_par_iter()
         .enumerate()
         .map(|(i, (dx, dg))| {
-            let mut sums = vec![0.0; if rows.weight.is_some() { 2 * rows.weights() } else { 0 }];
+            let mut sums = vec![0.0; if rows.weight.is_some() { 2 * rows.block * rows.weights() } else { 0 }];
             normalise_back(rows, dy, i * rows.job(), dx, dg, &mut sums);
             sums
         })
         .collect();
-    let all = |place: usize| E::of(shares.iter().map(|share| share[place]).sum());
+    let block = |share: &Vec<f64>, place: usize| -> f64 {
+        (0..rows.block).map(|row| share[place + row * rows.shape.width]).sum()
+    };
+    let all = |place: usize| E::of(shares.iter().map(|share| block(share, place)).sum());
     to.weight.iter_mut().enumerate().for_each(|(i, w)| *w = all(i));
-    to.bias.iter_mut().enumerate().for_each(|(i, b)| *b = all(rows.weights() + i));
+    to.bias.iter_mut().enumerate().for_each(|(i, b)| *b = all(rows.block * rows.weights() + i));
 }
 
 vectors! {
@@ -316,49 +331,59 @@ fn normalise_rows_back<E: Vector, const FUSED: bool>(
     dg: &mut [E],
     sums: &mut [f64],
 ) {
-    let (scaling, width) = (rows.scaling, rows.shape.width);
-    let [mut x, mut h, mut gate, mut dz, mut z] = [(); 5].map(|()| vec![E::default(); width]);
-    let [mut wide, mut other] = [(); 2].map(|()| vec![0.0; width]);
+    let (scaling, width, size) = (rows.scaling, rows.shape.width, rows.size());
+    let [mut x, mut h, mut gate, mut dz, mut z] = [(); 5].map(|()| vec![E::default(); size]);
+    let [mut wide, mut other] = [(); 2].map(|()| vec![0.0; size]);
+    let mut factors = vec![E::default(); rows.block];
+    let (d_weight, d_bias) = sums.split_at_mut(sums.len() / 2);
     let share = 1.0 / width as f64;
-    for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
-        let row = first + i;
-        load(&dy, row, scaling.joint, &mut dz);
-        load(&rows.x, row, scaling.joint, &mut x);
-        h.copy_from_slice(&x);
+    for (i, dx) in dx.chunks_mut(size).enumerate() {
+        let (row, count) = (first + i * rows.block, dx.len());
+        let (x, h, gate) = (&mut x[..count], &mut h[..count], &mut gate[..count]);
+        let (dz, wide, other) = (&mut dz[..count], &mut wide[..count], &mut other[..count]);
+        load(&dy, row, scaling.joint, dz);
+        load(&rows.x, row, scaling.joint, x);
+        h.copy_from_slice(x);
         if let Some((values, gating)) = &rows.gate {
-            load(values, row, scaling.joint, &mut gate);
+            load(values, row, scaling.joint, gate);
             if gating.before {
-                multiply::<E, FUSED>(&mut h, &gate, gating.opening);
+                multiply::<E, FUSED>(h, gate, gating.opening);
             }
         }
-        let factor = whiten::<E, FUSED>(&mut h, scaling, &mut wide);
+        for (i, h) in h.chunks_exact_mut(width).enumerate() {
+            factors[i] = whiten::<E, FUSED>(h, scaling, &mut wide[..width]);
+        }
         let [weight, bias] = rows.scale(row);
         if let Some((_, gating)) = &rows.gate
             && !gating.before
         {
-            z.copy_from_slice(&h);
-            scale(&mut z, [weight, bias]);
-            let dg = &mut dg[i * width..][..width];
-            multiply_back::<E, FUSED>([&z, &gate], gating.opening, &mut dz, dg);
+            let z = &mut z[..count];
+            z.copy_from_slice(h);
+            scale(z, [weight, bias]);
+            let dg = &mut dg[i * size..][..count];
+            multiply_back::<E, FUSED>([z, gate], gating.opening, dz, dg);
         }
-        widen(&h, &mut wide);
+        widen(h, wide);
         if let Some(weight) = weight {
-            let (d_weight, d_bias) = sums.split_at_mut(rows.weights());
             let start = rows.shape.group(row) * width;
-            widen(&dz, &mut other);
-            add(&mut d_bias[start..][..width], &other);
-            add_products::<f64, FUSED>(&mut d_weight[start..][..width], &other, &wide);
-            times(&mut dz, weight);
+            widen(dz, other);
+            add(&mut d_bias[start..][..count], other);
+            add_products::<f64, FUSED>(&mut d_weight[start..][..count], other, wide);
+            times(dz, weight);
         }
-        widen(&dz, &mut other);
-        let along = dot::<f64, FUSED>(&other, &wide) * if scaling.mean { share } else { 1.0 };
-        let mean = E::of(if scaling.centred { sum(&other) * share } else { 0.0 });
-        project(dx, &dz, &h, [E::of(along), mean, factor]);
+        widen(dz, other);
+        for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
+            let (from, to) = (i * width, (i + 1) * width);
+            let (dz, h, wide, other) = (&dz[from..to], &h[from..to], &wide[from..to], &other[from..to]);
+            let along = dot::<f64, FUSED>(other, wide) * if scaling.mean { share } else { 1.0 };
+            let mean = if scaling.centred { sum(other) * share } else { 0.0 };
+            project(dx, dz, h, [E::of(along), E::of(mean), factors[i]]);
+        }
         if let Some((_, gating)) = &rows.gate
             && gating.before
         {
-            let dg = &mut dg[i * width..][..width];
-            multiply_back::<E, FUSED>([&x, &gate], gating.opening, dx, dg);
+            let dg = &mut dg[i * size..][..count];
+            multiply_back::<E, FUSED>([x, gate], gating.opening, dx, dg);
         }
     }
 }
