@@ -349,13 +349,12 @@ export async function pages({ report, browser, server, webgpu }) {
 
   await report.check(name('phone width: nothing sticks out'), async () => {
     await page.setViewportSize({ width: 360, height: 740 });
-    for (const hash of ['#/remember', '#/remember?view=reads', '#/remember?view=memory', '#/compare', '#/compare?task=copy', '#/learn', '#/speed', '#/explain', '#/explain?topic=lightning', '#/parity']) {
+    for (const hash of ['#/remember', '#/remember?view=reads', '#/remember?view=memory', '#/compare', '#/compare?task=copy', '#/learn', '#/speed', ...['state', 'softmax', 'decay', 'delta', 'miras', 'lightning', 'moh'].map((topic) => `#/explain?topic=${topic}`), '#/parity']) {
       await open(hash);
       await ready(page);
+      // What is still computed takes less room than its picture.
+      await page.waitForFunction(() => document.querySelectorAll('.skeleton').length === 0, undefined, { timeout: LONG });
       await page.waitForTimeout(400);
-      // Pictures find their size a little after the page around them.
-      const fits = () => document.documentElement.scrollWidth - window.innerWidth <= 1;
-      await page.waitForFunction(fits, undefined, { timeout: 5000 }).catch(() => {});
       const over = await page.evaluate(() => {
         const beyond = [...document.querySelectorAll('main *')].find((e) => e.getBoundingClientRect().right > window.innerWidth + 1);
         return { px: document.documentElement.scrollWidth - window.innerWidth, by: beyond?.outerHTML.slice(0, 120) };

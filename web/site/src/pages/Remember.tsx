@@ -2,7 +2,7 @@
 import { computed, useComputed, useSignal, useSignalEffect, type ReadonlySignal } from '@preact/signals';
 import { useEffect, useMemo } from 'preact/hooks';
 import { architectures, shipped, type ModelSpec } from '../engine/store';
-import { bytes as showBytes, number } from '../lib/format';
+import { bytes as showBytes } from '../lib/format';
 import { ARCHS, MAX_ARCHS, SEED, TEXT, TEXTS } from '../lib/defaults';
 import { archName } from '../lib/names';
 import { shownConfig } from '../lib/presets';
@@ -50,7 +50,8 @@ export function Remember() {
       <header class="lead">
         <h1>The same text, {words(shown.length)} memories</h1>
         <p>
-          Every sequence model carries something from token to token. Step through the text and watch what each one keeps.
+          Every sequence model carries something from one token to the next: its memory. Press Play, or drag along the text, and
+          watch what each one keeps. Attention keeps every token; most others press all of them into a state of fixed size.
         </p>
       </header>
       <TextInput />
@@ -178,8 +179,7 @@ function Settings() {
       </div>
       <p class="quiet">
         Untrained models show the shape of their memory, not what a trained one would attend to. All numbers come from the
-        library itself, compiled to WebAssembly; {number(architectures.value.length)} architectures are in it
-        {archs.value.length === 0 ? '' : `, ${archs.value.map(archName).join(', ')} are on this page`}.
+        library itself, compiled to WebAssembly.
       </p>
     </section>
   );

@@ -322,7 +322,7 @@ function Strongest({ row, tokens, token }: { row: ReadonlySignal<Grid | undefine
         {best.value.map(({ i, value, part }) => (
           <tr key={i}>
             <th scope="row"><code>{show(tokens[i] ?? '')}</code><sub>{i + 1}</sub></th>
-            <td><span class="bar" style={{ width: `${Math.round(44 * part)}px` }} />{number(value, 2)}</td>
+            <td><span class="bar" style={{ width: `${Math.round(34 * part)}px` }} />{number(value, 2)}</td>
           </tr>
         ))}
       </tbody>
