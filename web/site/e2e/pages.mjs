@@ -165,6 +165,22 @@ export async function pages({ report, browser, server, webgpu }) {
     expect(after === before, `was\n${before}\nis\n${after}`);
   });
 
+  await report.check(name('whichever model is read first, all show the same token'), async () => {
+    const panels = async (late) => {
+      const slow = (route) => setTimeout(() => void route.continue(), 2000);
+      if (late !== undefined) await page.route(`**/models/text-${late}.safetensors`, slow);
+      await open('#/remember?view=reads&token=5&weights=trained&archs=attention,mamba2,gated_deltanet');
+      await ready(page);
+      await page.waitForFunction(() => document.querySelectorAll('.panel .strongest').length === 3, undefined, { timeout: LONG });
+      await page.waitForTimeout(300);
+      if (late !== undefined) await page.unroute(`**/models/text-${late}.safetensors`, slow);
+      return seen(page);
+    };
+    const [together, attention, mamba2] = [await panels(), await panels('attention'), await panels('mamba2')];
+    expect(attention === together, `with the first model late:\n${attention}\nnot\n${together}`);
+    expect(mamba2 === together, `with another model late:\n${mamba2}\nnot\n${together}`);
+  });
+
   await report.check(name('scrubbing 256 tokens'), async () => {
     await open('#/remember');
     await ready(page);

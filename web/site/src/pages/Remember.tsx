@@ -116,6 +116,7 @@ function Board({ shown, first }: { shown: readonly string[]; first: string }) {
           ))}
           {view.value === 'reads' && <Stepper label="Head" value={head.value} count={Math.max(heads, head.value + 1)} set={head.set} />}
           {layers > 1 && <Stepper label="Layer" value={Math.min(layer.value, layers - 1)} count={layers} set={layer.set} />}
+          <Weights />
         </div>
         <p class="hint">{VIEW_WORDS[view.value].hint}</p>
       </div>
@@ -157,22 +158,25 @@ export function Stepper({ label, value, count, set }: { label: string; value: nu
   );
 }
 
+function Weights() {
+  if (!(shipped.value ?? []).some((m) => m.task === 'text')) return null;
+  return (
+    <label class="stepper weights" title="Trained ones come with the page for some architectures">
+      Weights
+      <select value={weights.value} onChange={(event) => weights.set(event.currentTarget.value as 'trained' | 'drawn')}>
+        <option value="drawn">drawn at random</option>
+        <option value="trained">trained</option>
+      </select>
+    </label>
+  );
+}
+
 function Settings() {
-  const hasTrained = (shipped.value ?? []).some((m) => m.task === 'text');
   return (
     <section class="settings" aria-label="Which models">
       <h2>Which models</h2>
       <Chooser all={architectures.value} chosen={archs.value} max={MAX_ARCHS} set={(next) => archs.set(next)} />
       <div class="row">
-        {hasTrained && (
-          <label>
-            Weights{' '}
-            <select value={weights.value} onChange={(event) => weights.set(event.currentTarget.value as 'trained' | 'drawn')}>
-              <option value="drawn">drawn at random</option>
-              <option value="trained">trained, where a trained one comes with the page</option>
-            </select>
-          </label>
-        )}
         <label>
           Seed of drawn weights <input type="number" min={0} max={9999} value={seed.value} onChange={(event) => seed.set(Math.max(0, Math.trunc(Number(event.currentTarget.value)) || 0))} />
         </label>

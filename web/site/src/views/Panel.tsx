@@ -132,7 +132,7 @@ function useSpots(
     return effect(() => {
       if (grid.value !== undefined && props.token.value >= 0) kept.value = make(cell);
     });
-  }, [cell?.row, cell?.column, grid, kind, props.layer]);
+  }, [cell?.row, cell?.column, grid, kind, props.layer, props.token]);
   return {
     pinned: cell,
     say: (at: Cell, value: number) => `${number(value, 4)}: ${words(at)}`,
@@ -201,7 +201,7 @@ function Slot(props: BodyProps & { states: StateSlot[][]; final: StateSlot; heig
     const slot = states[t]?.find((s) => s.name === final.name);
     if (slot === undefined || view !== 'change') return slot;
     return change(slot, states[t - 1]?.find((s) => s.name === final.name));
-  }, [states, final, view]);
+  }, [states, final, view, token]);
   const max = useMemo(() => (view === 'change' ? changePeak : peak)(states, final.name), [states, final, view]);
   const frames = useMemo(() => tiles(final, final), [final]);
   const { rows, columns } = layout(final.shape);
@@ -283,7 +283,7 @@ function Reads(props: BodyProps) {
     if (matrix === undefined) return undefined;
     const t = Math.min(matrix.rows - 1, token.value);
     return { rows: 1, columns: matrix.columns, values: matrix.values.subarray(t * matrix.columns, (t + 1) * matrix.columns) };
-  }, [matrix]);
+  }, [matrix, token]);
   const words = ({ row, column }: Cell) => `head ${h + 1}: what “${show(tokens[row] ?? '')}” (${row + 1}) reads from “${show(tokens[column] ?? '')}” (${column + 1})`;
   const spots = useSpots(props, grid, 'attention', Math.max(0, h), words);
   if (matrix === undefined || range === undefined) {
