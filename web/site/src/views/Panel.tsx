@@ -5,7 +5,7 @@ import { architectures, call, model, said, type ModelSpec, type Reading } from '
 import type { Grid, LayerTrace, StateSlot } from '../engine/types';
 import { bytes, count, number, token as show } from '../lib/format';
 import { archName, KIND } from '../lib/names';
-import { change, changePeak, layout, peak, placeOf, robustMax, summary, tiles } from '../lib/state';
+import { change, changePeak, largest, layout, peak, placeOf, robustMax, summary, tiles } from '../lib/state';
 import { kept, look, pinned, type Looked, type Spot } from './cell';
 import { Chart, colourOf } from './Chart';
 import { Circle, HalfLives } from './Circle';
@@ -296,7 +296,7 @@ function Reads(props: BodyProps) {
   return (
     <div class="reads">
       <Heat grid={grid} scale={scale} max={max} cursor={token} fadeFuture label={`${archName(props.arch)}: implied attention of head ${h + 1}, ${matrix.rows} by ${matrix.columns}`} {...spots} width={side} height={side} />
-      <div class="reads-row">
+      <div class="reads-row" style={{ height: `${side}px` }}>
         <Legend scale={scale} max={max} clipped={clipped} />
         <Strongest row={row} tokens={tokens} token={token} />
       </div>
@@ -310,17 +310,17 @@ function Strongest({ row, tokens, token }: { row: ReadonlySignal<Grid | undefine
     const now = row.value;
     if (now === undefined) return [];
     const t = Math.min(tokens.length - 1, token.value);
-    const order = Array.from({ length: t + 1 }, (_, i) => i).sort((a, b) => Math.abs(now.values[b]!) - Math.abs(now.values[a]!));
+    const order = largest(now.values.subarray(0, t + 1), 5);
     const top = Math.abs(now.values[order[0] ?? 0] ?? 0);
-    return order.slice(0, 5).map((i) => ({ i, value: now.values[i]!, part: top > 0 ? Math.abs(now.values[i]!) / top : 0 }));
+    return order.map((i) => ({ i, value: now.values[i]!, part: top > 0 ? Math.abs(now.values[i]!) / top : 0 }));
   }, [row, tokens, token]);
   const t = Math.min(tokens.length - 1, token.value);
   return (
     <table class="strongest">
       <caption>“{show(tokens[t] ?? '')}” reads most from</caption>
       <tbody>
-        {best.value.map(({ i, value, part }) => (
-          <tr key={i}>
+        {best.value.map(({ i, value, part }, place) => (
+          <tr key={place}>
             <th scope="row"><code>{show(tokens[i] ?? '')}</code><sub>{i + 1}</sub></th>
             <td><span class="bar" style={{ width: `${Math.round(34 * part)}px` }} />{number(value, 2)}</td>
           </tr>
