@@ -10,23 +10,23 @@ SHIP=${SHIP:-$target/examples/ship}
 RUNS=${RUNS:-runs/web}
 mkdir -p "$RUNS"
 
-# The mixers, at sizes that suit a small picture.
+# The mixers, at sizes that suit a small picture: by name and task.
 mixer() {
   case $1 in
-    attention) echo '{"arch": "attention", "heads": 2}' ;;
-    linear_attention) echo '{"arch": "linear_attention", "heads": 2}' ;;
-    gated_deltanet) echo '{"arch": "gated_deltanet", "heads": 2, "head_dim": 16, "dt_max": 0.01}' ;;
-    mamba2) echo '{"arch": "mamba2", "expand": 2.0, "head_dim": 16, "state": 32}' ;;
-    rglru) echo '{"arch": "rglru", "heads": 2}' ;;
-    lstm) echo '{"arch": "lstm"}' ;;
-    moh) echo '{"arch": "moh", "attention": {"heads": 4}, "routing": {"shared": 1, "top_k": 1}}' ;;
-    titans) echo '{"arch": "titans", "heads": 2, "head_dim": 16, "memory": "linear"}' ;;
-    yaad) echo '{"arch": "yaad", "heads": 2, "head_dim": 16, "memory": "linear"}' ;;
+    attention-*) echo '{"arch": "attention", "heads": 2}' ;;
+    linear_attention-*) echo '{"arch": "linear_attention", "heads": 2}' ;;
+    gated_deltanet-*) echo '{"arch": "gated_deltanet", "heads": 2, "head_dim": 16, "dt_max": 0.01}' ;;
+    mamba2-mqar) echo '{"arch": "mamba2", "expand": 2.0, "head_dim": 16, "state": 32}' ;;
+    mamba2-text) echo '{"arch": "mamba2", "expand": 1.0, "head_dim": 16, "state": 16}' ;;
+    rglru-*) echo '{"arch": "rglru", "heads": 2}' ;;
+    moh-*) echo '{"arch": "moh", "attention": {"heads": 4}, "routing": {"shared": 1, "top_k": 1}}' ;;
+    titans-*) echo '{"arch": "titans", "heads": 2, "head_dim": 16, "memory": "linear"}' ;;
+    yaad-*) echo '{"arch": "yaad", "heads": 2, "head_dim": 16, "memory": "linear"}' ;;
   esac
 }
 
-# A model of one mixer: name, vocabulary, width, depth, and how wide its MLP is (default: 8/3 of the width). A short convolution before the mixer lets every
-# architecture tell a token's neighbours apart.
+# A model of one mixer: name and task, vocabulary, width, depth, and how wide its MLP is (default: 8/3 of the width). A
+# short convolution before the mixer lets every architecture tell a token's neighbours apart.
 config() {
   hidden=${5:-$(( ($3 * 8 / 3 + 7) / 8 * 8 ))}
   cat <<JSON
@@ -41,7 +41,7 @@ JSON
 recall() {
   dir=$RUNS/mqar-$1
   [ -e "$dir/checkpoint/train.json" ] && return
-  config "$1" 64 32 1 > "$RUNS/mqar-$1.json"
+  config "$1-mqar" 64 32 1 > "$RUNS/mqar-$1.json"
   "$SEQZOO" train --config "$RUNS/mqar-$1.json" --task mqar --vocab 64 --pairs 8 --time 48 \
     --batch 16 --lr "$2" --steps "$3" --eval-every 200 --save-every 0 --out "$dir"
 }
@@ -50,7 +50,7 @@ recall() {
 text() {
   dir=$RUNS/text-$1
   [ -e "$dir/checkpoint/train.json" ] && return
-  config "$1" 256 32 1 > "$RUNS/text-$1.json"
+  config "$1-text" 256 32 1 > "$RUNS/text-$1.json"
   "$SEQZOO" train --config "$RUNS/text-$1.json" --time 96 \
     --batch 16 --lr "$2" --steps "$3" --eval-every 200 --save-every 0 --out "$dir"
 }
@@ -59,7 +59,7 @@ text() {
 copying() {
   dir=$RUNS/copy-$1
   [ -e "$dir/checkpoint/train.json" ] && return
-  config "$1" 256 32 1 32 > "$RUNS/copy-$1.json"
+  config "$1-copy" 256 32 1 32 > "$RUNS/copy-$1.json"
   "$SEQZOO" train --config "$RUNS/copy-$1.json" --text "$RUNS/copying.txt" --time 64 \
     --batch 16 --lr "$2" --steps "$3" --eval-every 200 --save-every 0 --out "$dir"
 }

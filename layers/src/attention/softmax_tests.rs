@@ -3,7 +3,7 @@ use burn::tensor::Device;
 use super::*;
 use crate::Value;
 use crate::system::{Lengths, Mask};
-use crate::testing::{Draw, gap};
+use crate::testing::{Draw, gap, numbers};
 
 const FORMS: [Form; 5] =
     [Form::Recurrent, Form::Chunked { size: 1 }, Form::Chunked { size: 5 }, Form::Parallel, Form::Auto];
@@ -132,6 +132,21 @@ fn without_causality_every_token_sees_every_token_once() {
     assert!(gap(row(padded), alone) < 1e-5);
     let refused = AttentionConfig { causal: false, window: Some(3), ..grouped() };
     assert!(refused.init(16, &mut Init::new(0, &Device::flex())).is_err());
+}
+
+/// Equal scores: the normaliser of token i is i, so `T - 1` ratios multiply to `1 / T`. The first token forgets nothing.
+#[test]
+fn half_life_leaves_out_the_token_that_has_nothing_to_forget() {
+    let layer = build(&grouped(), 16);
+    let half_life = |time| {
+        let x = Draw::new(0).tensor::<3>([1, time, 16], 0.0, 0.0);
+        numbers(layer.views(x, layer.initial_state(1)).unwrap().half_life().unwrap())
+    };
+    let expected = 8.0 * 2f64.ln() / 9f64.ln();
+    for found in half_life(9) {
+        assert!((found / expected - 1.0).abs() < 1e-5, "{found} tokens, not {expected}");
+    }
+    assert!(half_life(1).into_iter().all(|found| found >= 1e8));
 }
 
 /// A sink is one more key with a score of its own and the value 0.

@@ -40,7 +40,15 @@ impl Spectrum {
 
     /// Effective half-life in tokens, `ln 2 / mean_t(-ln|λ|)`, `[b, h, m]`; 1e9 stands for "never".
     pub fn half_life(&self) -> Tensor<3> {
-        let decay = self.modulus().clamp_min(1e-30).log().neg().mean_dim(2).squeeze_dim::<3>(2);
+        let modulus = self.modulus();
+        let later = modulus.dims()[2] - 1;
+        let modulus = match self.kind {
+            // The first ratio is 0 because nothing was there, not because it was forgotten.
+            SpectrumKind::Normaliser if later > 0 => modulus.narrow(2, 1, later),
+            SpectrumKind::Normaliser => modulus.ones_like(),
+            SpectrumKind::Exact | SpectrumKind::Frozen => modulus,
+        };
+        let decay = modulus.clamp_min(1e-30).log().neg().mean_dim(2).squeeze_dim::<3>(2);
         decay.clamp_min(std::f64::consts::LN_2 * 1e-9).recip().mul_scalar(std::f64::consts::LN_2)
     }
 }

@@ -165,6 +165,22 @@ export async function pages({ report, browser, server, webgpu }) {
     expect(after === before, `was\n${before}\nis\n${after}`);
   });
 
+  await report.check(name('whichever model is read first, all show the same token'), async () => {
+    const panels = async (late) => {
+      const slow = (route) => setTimeout(() => void route.continue(), 2000);
+      if (late !== undefined) await page.route(`**/models/text-${late}.safetensors`, slow);
+      await open('#/remember?view=reads&token=5&weights=trained&archs=attention,mamba2,gated_deltanet');
+      await ready(page);
+      await page.waitForFunction(() => document.querySelectorAll('.panel .strongest').length === 3, undefined, { timeout: LONG });
+      await page.waitForTimeout(300);
+      if (late !== undefined) await page.unroute(`**/models/text-${late}.safetensors`, slow);
+      return seen(page);
+    };
+    const [together, attention, mamba2] = [await panels(), await panels('attention'), await panels('mamba2')];
+    expect(attention === together, `with the first model late:\n${attention}\nnot\n${together}`);
+    expect(mamba2 === together, `with another model late:\n${mamba2}\nnot\n${together}`);
+  });
+
   await report.check(name('scrubbing 256 tokens'), async () => {
     await open('#/remember');
     await ready(page);
@@ -349,13 +365,12 @@ export async function pages({ report, browser, server, webgpu }) {
 
   await report.check(name('phone width: nothing sticks out'), async () => {
     await page.setViewportSize({ width: 360, height: 740 });
-    for (const hash of ['#/remember', '#/remember?view=reads', '#/remember?view=memory', '#/compare', '#/compare?task=copy', '#/learn', '#/speed', '#/explain', '#/explain?topic=lightning', '#/parity']) {
+    for (const hash of ['#/remember', '#/remember?view=reads', '#/remember?view=memory', '#/compare', '#/compare?task=copy', '#/learn', '#/speed', ...['state', 'softmax', 'decay', 'delta', 'miras', 'lightning', 'moh'].map((topic) => `#/explain?topic=${topic}`), '#/parity']) {
       await open(hash);
       await ready(page);
+      // What is still computed takes less room than its picture.
+      await page.waitForFunction(() => document.querySelectorAll('.skeleton').length === 0, undefined, { timeout: LONG });
       await page.waitForTimeout(400);
-      // Pictures find their size a little after the page around them.
-      const fits = () => document.documentElement.scrollWidth - window.innerWidth <= 1;
-      await page.waitForFunction(fits, undefined, { timeout: 5000 }).catch(() => {});
       const over = await page.evaluate(() => {
         const beyond = [...document.querySelectorAll('main *')].find((e) => e.getBoundingClientRect().right > window.innerWidth + 1);
         return { px: document.documentElement.scrollWidth - window.innerWidth, by: beyond?.outerHTML.slice(0, 120) };

@@ -1,6 +1,7 @@
 // Runs the parity matrix in the browser, architecture by architecture, and keeps what it finds for the Parity page.
 // `npm run parity -- [--only cpu|gpu] [--archs A,B] [--missing] [--minutes N] [--file FILE]`
 // What is in the file already stays, but for the architectures that run again; `--missing` runs only those not in it.
+import { createHash } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
 import { cpus } from 'node:os';
 import { fileURLToPath } from 'node:url';
@@ -19,6 +20,8 @@ const { values } = parseArgs({
 });
 const PATIENCE = 150_000;
 const deadline = Date.now() + 60_000 * Number(values.minutes);
+/** Tells builds of the library apart. */
+const module = createHash('sha256').update(await readFile(new URL('../dist/pkg/seqzoo_web_bg.wasm', import.meta.url))).digest('hex').slice(0, 8);
 const server = await serve(fileURLToPath(new URL('../dist', import.meta.url)), '/');
 
 for (const backend of ['cpu', 'webgpu']) {
@@ -40,10 +43,10 @@ for (const backend of ['cpu', 'webgpu']) {
       if (Date.now() > deadline) break;
       const start = performance.now();
       const rows = await check(page, arch, backend);
-      const run = { backend, recorded: new Date().toISOString().slice(0, 10), browser: `Chromium ${version}`, system: agent, on };
+      const run = { backend, recorded: new Date().toISOString().slice(0, 10), module, browser: `Chromium ${version}`, system: agent, on };
       const now = await kept();
       await keep({
-        runs: [...now.runs.filter((r) => r.backend !== backend), run].sort((a, b) => a.backend.localeCompare(b.backend)),
+        runs: assign(now.runs, run, arch),
         rows: [...now.rows.filter((r) => r.arch !== arch || r.backend !== backend), ...rows],
       }, all);
       const bad = rows.filter((r) => !r.ok);
@@ -71,9 +74,18 @@ async function kept() {
   return JSON.parse(await readFile(values.file, 'utf8')) ?? { runs: [], rows: [] };
 }
 
+/** The runs once an architecture belongs to `run` and to none of the others of its backend. */
+function assign(runs, run, arch) {
+  const same = (r) => Object.keys(run).every((key) => r[key] === run[key]);
+  const left = runs.map((r) => (r.backend === run.backend ? { ...r, archs: r.archs.filter((a) => a !== arch) } : r));
+  const mine = left.find(same) ?? { ...run, archs: [] };
+  return [...left.filter((r) => r !== mine && r.archs.length > 0), { ...mine, archs: [...mine.archs, arch] }];
+}
+
 /** One row a line, in the order of the registry. */
 async function keep({ runs, rows }, order) {
   const sorted = rows.toSorted((a, b) => a.backend.localeCompare(b.backend) || order.indexOf(a.arch) - order.indexOf(b.arch));
   const lines = (all) => all.map((row) => JSON.stringify({ ...row, error: Number.isFinite(row.error) ? Number(row.error.toPrecision(3)) : null })).join(',\n');
-  await writeFile(values.file, `{"runs":${JSON.stringify(runs)},"rows":[\n${lines(sorted)}\n]}\n`);
+  const dated = runs.toSorted((a, b) => a.backend.localeCompare(b.backend) || b.recorded.localeCompare(a.recorded));
+  await writeFile(values.file, `{"runs":${JSON.stringify(dated)},"rows":[\n${lines(sorted)}\n]}\n`);
 }

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { StateSlot } from '../src/engine/types';
-import { change, changePeak, layout, peak, placeOf, robustMax, tiles } from '../src/lib/state';
+import { change, changePeak, largest, layout, peak, placeOf, robustMax, tiles } from '../src/lib/state';
 
 const slot = (shape: number[], values: number[], growth: StateSlot['growth'] = 'fixed'): StateSlot => ({ name: 's', shape, growth, values: Float32Array.from(values) });
 const count = (n: number) => Array.from({ length: n }, (_, i) => i);
@@ -56,4 +56,10 @@ test('a number knows its head, row and column', () => {
   expect(placeOf([2, 3, 4], 23)).toEqual([1, 2, 3]);
   expect(placeOf([2, 5, 1], 7)).toEqual([1, 2, 0]);
   expect(placeOf([3, 4], 6)).toEqual([0, 1, 2]);
+});
+
+test('the largest are what sorting finds', () => {
+  const values = Float32Array.from([0.5, -3, 0, 3, 1, -0.5, 2, 2]);
+  const sorted = [...values.keys()].sort((a, b) => Math.abs(values[b]!) - Math.abs(values[a]!));
+  for (const n of [0, 1, 3, 5, 8, 12]) expect(largest(values, n)).toEqual(sorted.slice(0, n));
 });

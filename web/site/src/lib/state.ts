@@ -140,3 +140,17 @@ export function robustMax(values: Float32Array): { max: number; clipped: boolean
   const most = sizes[Math.floor(0.92 * (sizes.length - 1))]!;
   return most > 0.6 * top ? { max: top, clipped: false } : { max: most, clipped: true };
 }
+
+/** Where the `count` largest moduli are, the largest first; of equal ones the first. */
+export function largest(values: Float32Array, count: number): number[] {
+  const found: number[] = [];
+  for (let i = 0; i < values.length; i += 1) {
+    const size = Math.abs(values[i]!);
+    let place = found.length;
+    while (place > 0 && Math.abs(values[found[place - 1]!]!) < size) place -= 1;
+    if (place >= count) continue;
+    found.splice(place, 0, i);
+    if (found.length > count) found.pop();
+  }
+  return found;
+}

@@ -101,7 +101,7 @@ function Decay() {
     <div class="topic">
       <div class="prose">
         <p>If everything is added and nothing removed, the sum becomes noise. So let the old fade, by a factor α that the token itself decides:</p>
-        <code class="block">H_t = α_t H_(t−1) + k_t v_tᵀ,   log α_t = log_sigmoid(w·x_t + b) / τ</code>
+        <code class="block">H_t = α_t H_(t−1) + k_t v_tᵀ<br />log α_t = log_sigmoid(w·x_t + b) / τ</code>
         <p>What token j wrote is read by token i through the product of all factors between them. Near the diagonal it is large; further away it dies out geometrically.</p>
         <label class="field">
           τ = {number(tau.value, 3)}
@@ -142,7 +142,7 @@ function Miras() {
           <li>What keeps the old? The retention.</li>
           <li>How is it trained? The algorithm.</li>
         </ol>
-        <code class="block">W_t = α_t W_(t−1) − η_t ∇ℓ(W_(t−1); k_t, v_t),   y_t = M(q_t; W_t)</code>
+        <code class="block">W_t = α_t W_(t−1) − η_t ∇ℓ(W_(t−1); k_t, v_t)<br />y_t = M(q_t; W_t)</code>
         <label class="field">
           Inner loss
           <select value={bias.value} onChange={(event) => bias.set(event.currentTarget.value as 'l2')}>
@@ -163,7 +163,7 @@ function Router() {
     <div class="topic">
       <div class="prose">
         <p>Attention heads are many, and for any one token most have little to say. A mixture of heads asks only some: a few shared ones always, and the best of the others, as a router decides token by token.</p>
-        <code class="block">y_t = Σ_i g_i(x_t) H_i(t) W_i,   g_i = 0 unless head i is shared or among the k chosen</code>
+        <code class="block">y_t = Σ_i g_i(x_t) H_i(t) W_i<br />g_i = 0 unless head i is shared or chosen</code>
         <p>In the first picture each row is a head, each column a token. The first four rows are shared and always lit. Of the others two are lit in each column; the blank ones were left out.</p>
         <p>What it does not save is memory: a head that is left out now may be asked later, so every head's cache grows with every token.</p>
       </div>

@@ -86,7 +86,7 @@ export function Learn() {
             {now === 'paused' && <button type="button" class="primary" onClick={resume}>Continue</button>}
             {now !== 'idle' && <button type="button" onClick={() => void reset()}>Reset</button>}
           </div>
-          <p class="quiet">Training uses what is chosen at the top right: CPU or WebGPU.</p>
+          <p class="quiet">Training computes where the top of the page says: on the CPU or on WebGPU.</p>
         </form>
         <Results />
       </div>
@@ -135,8 +135,8 @@ function Results() {
   return (
     <div class="stack">
       <div class="panels" style={{ gridTemplateColumns: 'repeat(auto-fit, minmax(min(100%, 380px), 1fr))' }}>
-        <Chart title="Loss" series={lines(all, (r) => r.loss)} x={{ label: 'step', min: 0 }} y={{ label: 'loss (nats)', min: 0 }} height={250} width={520} />
-        <Chart title="Accuracy" series={lines(all, (r) => (r.accuracy === undefined ? undefined : 100 * r.accuracy))} x={{ label: 'step', min: 0 }} y={{ label: 'right, %', min: 0, max: 100 }} height={250} width={520} />
+        <Chart title="Loss" series={lines(all, (r) => r.loss)} x={{ label: 'step', min: 0 }} y={{ label: 'loss (nats)', min: 0 }} height={220} width={430} />
+        <Chart title="Accuracy" series={lines(all, (r) => (r.accuracy === undefined ? undefined : 100 * r.accuracy))} x={{ label: 'step', min: 0 }} y={{ label: 'right, %', min: 0, max: 100 }} height={220} width={430} />
       </div>
       <div class="scroll" tabIndex={0} role="region" aria-label="Progress">
         <table class="data">

@@ -21,8 +21,8 @@ export const parityRows = () => rows.peek();
 
 /** What `npm run parity` keeps. */
 interface RecordedRun {
-  /** One for each backend that was recorded. */
-  runs: { backend: Backend; recorded: string; browser: string; system: string; on: string }[];
+  /** `module` tells builds of the library apart. */
+  runs: { backend: Backend; recorded: string; module?: string; browser: string; system: string; on: string; archs: string[] }[];
   /** `error: null` stands for infinity. */
   rows: Row[];
 }
@@ -98,9 +98,14 @@ export function Parity() {
       ) : (
         <>
           {!live && (
-            <div class="quiet" style={{ margin: '0.8rem 0 0' }}>
-              {recorded.value?.runs.map((r) => <p key={r.backend} style={{ margin: 0 }}>{BACKENDS[r.backend]}: recorded on {r.recorded} in {r.browser} ({r.system}), {r.on}.</p>)}
-              <p style={{ margin: 0 }}>Run the checks to replace it by your own.</p>
+            <div class="quiet recorded" style={{ margin: '0.8rem 0 0' }}>
+              {recorded.value?.runs.map((r, i, all) => (
+                <p key={i}>
+                  {BACKENDS[r.backend]}{all.some((o) => o !== r && o.backend === r.backend) && <>, {r.archs.length > 8 ? `${r.archs.length} architectures` : r.archs.map(archName).join(', ')}</>}: recorded
+                  on {r.recorded} in {r.browser} ({r.system}), {r.on}{r.module !== undefined && <>; the library built as {r.module}</>}.
+                </p>
+              ))}
+              <p>Run the checks to replace it by your own.</p>
             </div>
           )}
           <Totals all={shown} known={live ? [] : architectures.value.map((a) => a.name)} />
@@ -109,7 +114,7 @@ export function Parity() {
       )}
       <section class="settings" aria-label="Which models">
         <h2>What to check</h2>
-        <button type="button" class="chip" onClick={() => archs.set(architectures.value.map((a) => a.name))}>all {architectures.value.length}</button>
+        <button type="button" class="chip" style={{ marginBottom: '0.8rem' }} onClick={() => archs.set(architectures.value.map((a) => a.name))}>all {architectures.value.length}</button>
         <Chooser all={architectures.value} chosen={archs.value} max={999} set={(next) => archs.set(next)} />
       </section>
     </>
@@ -123,7 +128,7 @@ const BOTH = ['cpu', 'webgpu'] as const;
 
 function Totals({ all, known }: { all: readonly Row[]; known: readonly string[] }) {
   return (
-    <div role="status" style={{ margin: '0.8rem 0' }}>
+    <div class="totals" role="status" style={{ margin: '0.8rem 0' }}>
       {BOTH.map((backend) => {
         const mine = all.filter((r) => r.backend === backend && !skipped(r));
         if (mine.length === 0) return known.length === 0 ? null : <p key={backend}><strong>{BACKENDS[backend]}</strong>: not run</p>;

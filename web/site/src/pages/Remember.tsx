@@ -2,7 +2,7 @@
 import { computed, useComputed, useSignal, useSignalEffect, type ReadonlySignal } from '@preact/signals';
 import { useEffect, useMemo } from 'preact/hooks';
 import { architectures, shipped, type ModelSpec } from '../engine/store';
-import { bytes as showBytes, number } from '../lib/format';
+import { bytes as showBytes } from '../lib/format';
 import { ARCHS, MAX_ARCHS, SEED, TEXT, TEXTS } from '../lib/defaults';
 import { archName } from '../lib/names';
 import { shownConfig } from '../lib/presets';
@@ -50,7 +50,8 @@ export function Remember() {
       <header class="lead">
         <h1>The same text, {words(shown.length)} memories</h1>
         <p>
-          Every sequence model carries something from token to token. Step through the text and watch what each one keeps.
+          Every sequence model carries something from one token to the next: its memory. Press Play, or drag along the text, and
+          watch what each one keeps. Attention keeps every token; most others press all of them into a state of fixed size.
         </p>
       </header>
       <TextInput />
@@ -115,6 +116,7 @@ function Board({ shown, first }: { shown: readonly string[]; first: string }) {
           ))}
           {view.value === 'reads' && <Stepper label="Head" value={head.value} count={Math.max(heads, head.value + 1)} set={head.set} />}
           {layers > 1 && <Stepper label="Layer" value={Math.min(layer.value, layers - 1)} count={layers} set={layer.set} />}
+          <Weights />
         </div>
         <p class="hint">{VIEW_WORDS[view.value].hint}</p>
       </div>
@@ -156,30 +158,32 @@ export function Stepper({ label, value, count, set }: { label: string; value: nu
   );
 }
 
+function Weights() {
+  if (!(shipped.value ?? []).some((m) => m.task === 'text')) return null;
+  return (
+    <label class="stepper weights" title="Trained ones come with the page for some architectures">
+      Weights
+      <select value={weights.value} onChange={(event) => weights.set(event.currentTarget.value as 'trained' | 'drawn')}>
+        <option value="drawn">drawn at random</option>
+        <option value="trained">trained</option>
+      </select>
+    </label>
+  );
+}
+
 function Settings() {
-  const hasTrained = (shipped.value ?? []).some((m) => m.task === 'text');
   return (
     <section class="settings" aria-label="Which models">
       <h2>Which models</h2>
       <Chooser all={architectures.value} chosen={archs.value} max={MAX_ARCHS} set={(next) => archs.set(next)} />
       <div class="row">
-        {hasTrained && (
-          <label>
-            Weights{' '}
-            <select value={weights.value} onChange={(event) => weights.set(event.currentTarget.value as 'trained' | 'drawn')}>
-              <option value="drawn">drawn at random</option>
-              <option value="trained">trained, where a trained one comes with the page</option>
-            </select>
-          </label>
-        )}
         <label>
           Seed of drawn weights <input type="number" min={0} max={9999} value={seed.value} onChange={(event) => seed.set(Math.max(0, Math.trunc(Number(event.currentTarget.value)) || 0))} />
         </label>
       </div>
       <p class="quiet">
         Untrained models show the shape of their memory, not what a trained one would attend to. All numbers come from the
-        library itself, compiled to WebAssembly; {number(architectures.value.length)} architectures are in it
-        {archs.value.length === 0 ? '' : `, ${archs.value.map(archName).join(', ')} are on this page`}.
+        library itself, compiled to WebAssembly.
       </p>
     </section>
   );

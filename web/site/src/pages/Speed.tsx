@@ -26,6 +26,9 @@ type Row = BenchPoint & { backend: Backend; mode: BenchMode };
 const rows = signal<readonly Row[]>([]);
 const adapter = signal<Partial<Record<Backend, string>>>({});
 
+/** Where the last run could not measure. */
+const absent = signal<readonly Backend[]>([]);
+
 /** What the last measurement found, and on what. */
 export const speedRows = () => ({ rows: rows.peek(), adapter: adapter.peek() });
 
@@ -37,12 +40,16 @@ export function Speed() {
   const run = async () => {
     const mine = ++job.value;
     rows.value = rows.peek().filter((r) => r.mode !== mode.peek());
+    absent.value = [];
     const lengths = [];
     for (let n = 32; n <= longest.peek(); n *= 2) lengths.push(n);
     const backends = (['cpu', 'webgpu'] as const).filter((b) => where.peek() === 'both' || where.peek() === b);
     try {
       for (const backend of backends.filter((b) => b === 'cpu' || 'gpu' in navigator)) {
-        if (!(await use(backend))) continue;
+        if (!(await use(backend))) {
+          absent.value = [...absent.peek(), backend];
+          continue;
+        }
         for (const length of lengths) {
           for (const arch of archs.peek()) {
             if (job.peek() !== mine) return;
@@ -101,7 +108,8 @@ export function Speed() {
       <div class="panels" style={{ gridTemplateColumns: 'repeat(auto-fit, minmax(min(100%, 440px), 1fr))', marginTop: '1rem' }}>
         {(['cpu', 'webgpu'] as const).map((backend) => {
           const here = shown.filter((r) => r.backend === backend);
-          if (backend === 'webgpu' && !('gpu' in navigator)) return <section key={backend} class="panel" aria-label="WebGPU"><h2>WebGPU</h2><p class="absent">This browser does not offer WebGPU.</p></section>;
+          if (backend === 'webgpu' && (!('gpu' in navigator) || absent.value.includes(backend)))
+            return <section key={backend} class="panel" aria-label="WebGPU"><h2>WebGPU</h2><p class="absent">{'gpu' in navigator ? 'WebGPU found no graphics device to compute on.' : 'This browser does not offer WebGPU.'}</p></section>;
           return (
             <section key={backend} class="panel" aria-label={backend === 'cpu' ? 'CPU' : 'WebGPU'}>
               <header><h2>{backend === 'cpu' ? 'CPU' : 'WebGPU'}</h2><span class="panel-kind">{adapter.value[backend] ?? ''}</span></header>

@@ -65,7 +65,7 @@ export function Tiles() {
           <li>everything <strong>before</strong> the block: one product with the state;</li>
           <li>then the block is <strong>written into</strong> the state, and the next one begins.</li>
         </ol>
-        <code class="block">O_i = (Q_i K_iᵀ ∘ M) V_i + Λ Q_i H,   H ← λ^B H + (Λ' K_i)ᵀ V_i</code>
+        <code class="block">O_i = (Q_i K_iᵀ ∘ M) V_i + Λ Q_i H<br />H ← λ^B H + (Λ' K_i)ᵀ V_i</code>
         <p>The tiles off the diagonal are never computed. They are shown because they follow from the recurrence, and would be the same.</p>
         <label class="field">
           Block of {size.value} tokens

@@ -159,7 +159,7 @@ export function Heat(props: HeatProps) {
   return (
     <div
       class="heat"
-      style={{ width: `${width}px`, height: `${height}px` }}
+      style={{ width: `${width}px`, aspectRatio: `${width} / ${height}` }}
       tabIndex={0}
       role="application"
       aria-roledescription="heat map"

@@ -5,7 +5,7 @@ import { architectures, call, model, said, type ModelSpec, type Reading } from '
 import type { Grid, LayerTrace, StateSlot } from '../engine/types';
 import { bytes, count, number, token as show } from '../lib/format';
 import { archName, KIND } from '../lib/names';
-import { change, changePeak, layout, peak, placeOf, robustMax, summary, tiles } from '../lib/state';
+import { change, changePeak, largest, layout, peak, placeOf, robustMax, summary, tiles } from '../lib/state';
 import { kept, look, pinned, type Looked, type Spot } from './cell';
 import { Chart, colourOf } from './Chart';
 import { Circle, HalfLives } from './Circle';
@@ -132,7 +132,7 @@ function useSpots(
     return effect(() => {
       if (grid.value !== undefined && props.token.value >= 0) kept.value = make(cell);
     });
-  }, [cell?.row, cell?.column, grid, kind, props.layer]);
+  }, [cell?.row, cell?.column, grid, kind, props.layer, props.token]);
   return {
     pinned: cell,
     say: (at: Cell, value: number) => `${number(value, 4)}: ${words(at)}`,
@@ -201,7 +201,7 @@ function Slot(props: BodyProps & { states: StateSlot[][]; final: StateSlot; heig
     const slot = states[t]?.find((s) => s.name === final.name);
     if (slot === undefined || view !== 'change') return slot;
     return change(slot, states[t - 1]?.find((s) => s.name === final.name));
-  }, [states, final, view]);
+  }, [states, final, view, token]);
   const max = useMemo(() => (view === 'change' ? changePeak : peak)(states, final.name), [states, final, view]);
   const frames = useMemo(() => tiles(final, final), [final]);
   const { rows, columns } = layout(final.shape);
@@ -283,7 +283,7 @@ function Reads(props: BodyProps) {
     if (matrix === undefined) return undefined;
     const t = Math.min(matrix.rows - 1, token.value);
     return { rows: 1, columns: matrix.columns, values: matrix.values.subarray(t * matrix.columns, (t + 1) * matrix.columns) };
-  }, [matrix]);
+  }, [matrix, token]);
   const words = ({ row, column }: Cell) => `head ${h + 1}: what “${show(tokens[row] ?? '')}” (${row + 1}) reads from “${show(tokens[column] ?? '')}” (${column + 1})`;
   const spots = useSpots(props, grid, 'attention', Math.max(0, h), words);
   if (matrix === undefined || range === undefined) {
@@ -296,7 +296,7 @@ function Reads(props: BodyProps) {
   return (
     <div class="reads">
       <Heat grid={grid} scale={scale} max={max} cursor={token} fadeFuture label={`${archName(props.arch)}: implied attention of head ${h + 1}, ${matrix.rows} by ${matrix.columns}`} {...spots} width={side} height={side} />
-      <div class="reads-row">
+      <div class="reads-row" style={{ height: `${side}px` }}>
         <Legend scale={scale} max={max} clipped={clipped} />
         <Strongest row={row} tokens={tokens} token={token} />
       </div>
@@ -310,19 +310,19 @@ function Strongest({ row, tokens, token }: { row: ReadonlySignal<Grid | undefine
     const now = row.value;
     if (now === undefined) return [];
     const t = Math.min(tokens.length - 1, token.value);
-    const order = Array.from({ length: t + 1 }, (_, i) => i).sort((a, b) => Math.abs(now.values[b]!) - Math.abs(now.values[a]!));
+    const order = largest(now.values.subarray(0, t + 1), 5);
     const top = Math.abs(now.values[order[0] ?? 0] ?? 0);
-    return order.slice(0, 5).map((i) => ({ i, value: now.values[i]!, part: top > 0 ? Math.abs(now.values[i]!) / top : 0 }));
+    return order.map((i) => ({ i, value: now.values[i]!, part: top > 0 ? Math.abs(now.values[i]!) / top : 0 }));
   }, [row, tokens, token]);
   const t = Math.min(tokens.length - 1, token.value);
   return (
     <table class="strongest">
       <caption>“{show(tokens[t] ?? '')}” reads most from</caption>
       <tbody>
-        {best.value.map(({ i, value, part }) => (
-          <tr key={i}>
+        {best.value.map(({ i, value, part }, place) => (
+          <tr key={place}>
             <th scope="row"><code>{show(tokens[i] ?? '')}</code><sub>{i + 1}</sub></th>
-            <td><span class="bar" style={{ width: `${Math.round(44 * part)}px` }} />{number(value, 2)}</td>
+            <td><span class="bar" style={{ width: `${Math.round(34 * part)}px` }} />{number(value, 2)}</td>
           </tr>
         ))}
       </tbody>

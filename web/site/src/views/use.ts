@@ -10,7 +10,7 @@ export function useReading(spec: ModelSpec, text: string, layer: number): Readin
   return held.value.value;
 }
 
-/** A computed signal that lives as long as its inputs. */
+/** A computed signal that lives as long as its inputs: all that `make` uses, signals too. */
 export function useDerived<T>(make: () => T, inputs: readonly unknown[]): ReadonlySignal<T> {
   return useMemo(() => computed(make), inputs);
 }
