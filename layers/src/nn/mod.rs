@@ -15,6 +15,7 @@ pub(crate) use formula::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 use gates::gelu_tanh;
 pub(crate) use gates::{Steps, erase};
 pub use gates::{gated, log_sigmoid, scaled_log_sigmoid, scaled_sigmoid, silu, softplus};
+pub(crate) use linear::project_all;
 pub use linear::{Linear, project};
 pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, SrmsNorm, l2_normalize, rms_normalize};
 pub use normalize::Gated;

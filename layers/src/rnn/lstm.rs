@@ -192,11 +192,7 @@ impl LstmCell {
 
     /// What the gates get from the inputs, `[b, t, 4 n]`.
     fn inputs(&self, x: Tensor<3>) -> Tensor<3> {
-        let inputs = self.input.forward(x);
-        match &self.recurrent.bias {
-            Some(bias) => inputs + bias.val().unsqueeze(),
-            None => inputs,
-        }
+        self.input.forward_onto(x, self.recurrent.bias.as_ref())
     }
 
     /// Outputs and the last `h` and `c`, as [`run`](Self::run) finds them, by a kernel where there is one and it is

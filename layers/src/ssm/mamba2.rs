@@ -197,10 +197,7 @@ impl LinearMixer for Mamba2 {
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Tensor<3>)> {
         let (h, groups) = (self.heads, self.config.groups);
         let (inner, shared) = (h * self.config.head_dim, groups * self.config.state);
-        let projected = self.in_proj.forward(x);
-        let z = projected.clone().narrow(2, 0, inner);
-        let xbc = projected.clone().narrow(2, inner, inner + 2 * shared);
-        let dt = projected.narrow(2, 2 * (inner + shared), h);
+        let [z, xbc, dt] = self.in_proj.forward_parts(x, [inner, inner + 2 * shared, h]);
 
         let xbc = match &self.conv {
             Some(conv) => {

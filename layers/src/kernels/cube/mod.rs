@@ -4,6 +4,7 @@
 mod buffer;
 mod conv;
 mod functions;
+pub(super) mod linear;
 mod lstm;
 mod norm;
 mod pointwise;
