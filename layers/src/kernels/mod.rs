@@ -7,7 +7,7 @@
 //!
 //! | kernel | device | serves |
 //! | --- | --- | --- |
-//! | `append` | Flex, `f32` and `f64`, without gradients | caches of one entry per token |
+//! | `append` | Flex, `f32` and `f64`; graphics, `f32`; without gradients | caches of one entry per token |
 //! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 204 numbers (132 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
@@ -53,6 +53,9 @@ pub(crate) mod token;
 mod vector;
 #[cfg(feature = "flex")]
 mod view;
+
+#[cfg(feature = "cube")]
+pub(crate) use cube::join;
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
