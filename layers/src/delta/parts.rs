@@ -9,7 +9,7 @@ use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Gated, Linear, RmsNorm, Steps, project_all, put_tail,
     short_conv,
 };
-use crate::system::{MEMORY, Run, State};
+use crate::system::{MEMORY, Run, State, fresh};
 use crate::{Init, Result};
 
 /// Sizes of the heads.
@@ -126,8 +126,7 @@ impl Qkv {
     /// A memory of zeros, `[batch, heads, n, p]`, and tails of zeros.
     pub(super) fn initial_state(&self, memory: [usize; 4]) -> State {
         let like = self.q_proj.weight.val();
-        let zeros = Tensor::<4>::zeros(memory, (&like.device(), like.dtype()));
-        let mut state = State::new(memory[0]).with(MEMORY, zeros);
+        let mut state = State::new(memory[0]).with(MEMORY, fresh(memory, &like));
         for (name, conv) in [("conv_q", &self.conv_q), ("conv_k", &self.conv_k), ("conv_v", &self.conv_v)] {
             put_tail(&mut state, name, conv);
         }

@@ -30,7 +30,7 @@ use crate::error::{head_dim, require};
 use crate::nn::{
     Activation, Gated, LayerNorm, Linear, Norm, RmsNorm, SrmsNorm, merge_heads, project_all, split_heads,
 };
-use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views};
+use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views, fresh};
 use crate::{Error, Init, Result};
 
 const NAME: &str = "lightning";
@@ -338,8 +338,7 @@ impl LinearMixer for Lightning {
 
     fn initial_state(&self, batch: usize) -> State {
         let (h, n, like) = (self.config.heads, self.head_dim, self.q_proj.weight.val());
-        let zeros = Tensor::<4>::zeros([batch, h, self.key_dim(), n], (&like.device(), like.dtype()));
-        State::new(batch).with(MEMORY, zeros)
+        State::new(batch).with(MEMORY, fresh([batch, h, self.key_dim(), n], &like))
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, _run: Run<'_>) -> Result<(System, Self::Aux)> {

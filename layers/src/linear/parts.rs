@@ -8,7 +8,7 @@ use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, log_sigmoid,
     project_all, put_tail, repeat_heads, scaled_sigmoid, short_conv, split_heads,
 };
-use crate::system::{MEMORY, Run, State};
+use crate::system::{MEMORY, Run, State, fresh};
 use crate::{Error, Init, Result};
 
 /// Sizes of the maps to queries, keys and values.
@@ -49,7 +49,7 @@ impl Sizes {
     pub(super) fn memory(self, batch: usize, extra: usize, map: &Linear) -> State {
         let like = map.weight.val();
         let shape = [batch, self.heads, self.n, self.p + extra];
-        State::new(batch).with(MEMORY, Tensor::<4>::zeros(shape, (&like.device(), like.dtype())))
+        State::new(batch).with(MEMORY, fresh(shape, &like))
     }
 }
 

@@ -26,7 +26,7 @@ use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, Steps, gated,
     merge_heads, repeat_heads, silu, split_heads,
 };
-use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition};
+use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition, fresh};
 use crate::{Error, Init, Result};
 
 const NAME: &str = "mamba2";
@@ -187,7 +187,7 @@ impl LinearMixer for Mamba2 {
     fn initial_state(&self, batch: usize) -> State {
         let like = self.a_log.val();
         let shape = [batch, self.heads, self.config.state, self.config.head_dim];
-        let state = State::new(batch).with(MEMORY, Tensor::<4>::zeros(shape, (&like.device(), like.dtype())));
+        let state = State::new(batch).with(MEMORY, fresh(shape, &like));
         match &self.conv {
             Some(conv) => state.with(CONV, conv.initial_state(batch)),
             None => state,
