@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::parts::{GatedReadout, Qkv, Sizes, channels};
 use crate::error::require;
-use crate::nn::{Activation, Gated, Linear, repeat_heads, scaled_log_sigmoid, split_heads};
+use crate::nn::{Activation, Gated, Linear, log_gate, project, repeat_heads, split_heads};
 use crate::system::{Cost, Form, Gate, LinearMixer, Run, State, System, Transition, Views};
 use crate::{Init, Result};
 
@@ -156,8 +156,9 @@ impl LinearMixer for Gla {
         let [q, k] = [q, k].map(|x| self.config.feature_map.apply(x));
         let q = q.mul_scalar((self.sizes.n as f64).powf(-0.5));
         let low = rest.next().expect("the map to the decay is the first");
-        let z = self.decay_up.forward(low);
-        let log_a = scaled_log_sigmoid(z, 1.0 / self.config.gate_temperature);
+        let z = project(low, self.decay_up.weight.val(), None);
+        let bias = self.decay_up.bias.as_ref().map(|bias| bias.val());
+        let log_a = log_gate(z, bias, 1.0 / self.config.gate_temperature);
         let log_a = match self.config.min_log_decay {
             Some(least) => log_a.clamp_min(least),
             None => log_a,

@@ -17,6 +17,8 @@ pub(crate) enum Function {
     GeluTanh,
     /// `s log sigmoid(x)`
     LogSigmoid,
+    /// `s log sigmoid(x + p)`
+    LogGate,
     /// `x y sigmoid(y)`
     SiluGate,
     /// `x sigmoid(y)`
@@ -31,6 +33,8 @@ pub(crate) enum Function {
     GateDecay,
     /// `-x e^y`
     Erase,
+    /// `x + p y`
+    Skip,
     /// `sqrt(1 - e^{2 x}) sigmoid(y + p) z`, the root with a slope of at most [`MOST_SLOPE`]
     GateInput,
 }
@@ -41,7 +45,8 @@ impl Function {
         match self {
             Self::Silu | Self::Sigmoid | Self::GeluTanh | Self::LogSigmoid => (1, 0),
             Self::SiluGate | Self::SigmoidGate | Self::GeluGate | Self::Erase => (2, 0),
-            Self::Step => (1, 1),
+            Self::Step | Self::LogGate => (1, 1),
+            Self::Skip => (2, 1),
             Self::StepDecay => (1, 2),
             Self::GateDecay => (2, 2),
             Self::GateInput => (3, 1),

@@ -240,6 +240,12 @@ mod forward {
             if comptime!(function == Function::LogSigmoid) {
                 found = -(scale * softplus(-a));
             }
+            if comptime!(function == Function::LogGate) {
+                found = -(scale * softplus(-(a + p[column(p, x, at)])));
+            }
+            if comptime!(function == Function::Skip) {
+                found = a + p[column(p, x, at)] * y[place(y, at)];
+            }
             if comptime!(function == Function::SiluGate) {
                 let gate = y[place(y, at)];
                 found = a * (gate * sigmoid(gate));
@@ -330,6 +336,15 @@ mod backward {
                 }
                 if comptime!(function == Function::LogSigmoid) {
                     by_x = scale * sigmoid(-a);
+                }
+                if comptime!(function == Function::LogGate) {
+                    by_x = scale * sigmoid(-(a + p[column(p, x, at)]));
+                    d_p += grad * by_x;
+                }
+                if comptime!(function == Function::Skip) {
+                    by_x = one;
+                    by_y = p[column(p, x, at)];
+                    d_p += grad * y[place(y, at)];
                 }
                 if comptime!(function == Function::SiluGate) {
                     let gate = y[place(y, at)];

@@ -134,7 +134,8 @@ vectors! {
 fn map_rows<E: Vector, const FUSED: bool>(given: &Given<'_, E>, first: usize, out: &mut [E]) {
     constant!(
         given.formula.function,
-        Silu Sigmoid GeluTanh LogSigmoid SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase GateInput,
+        Silu Sigmoid GeluTanh LogSigmoid LogGate SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase Skip
+            GateInput,
         |F| map_by::<E, FUSED, F>(given, first, out)
     );
 }
@@ -216,7 +217,8 @@ fn map_rows_back<E: Vector, const FUSED: bool>(
 ) {
     constant!(
         given.formula.function,
-        Silu Sigmoid GeluTanh LogSigmoid SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase GateInput,
+        Silu Sigmoid GeluTanh LogSigmoid LogGate SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase Skip
+            GateInput,
         |F| map_back_by::<E, FUSED, F>(given, dy, first, to, sums)
     );
 }

@@ -19,6 +19,7 @@ fn formulas() -> Vec<Formula> {
         Sigmoid,
         GeluTanh,
         LogSigmoid,
+        LogGate,
         SiluGate,
         SigmoidGate,
         GeluGate,
@@ -26,6 +27,7 @@ fn formulas() -> Vec<Formula> {
         StepDecay,
         GateDecay,
         Erase,
+        Skip,
         GateInput,
     ];
     let limited = Formula { low: 0.3, high: 1.5, ..Formula::new(Step) };
@@ -63,6 +65,7 @@ fn plain([x, y, z, p, q]: Five, formula: Formula) -> Tensor<4> {
         Function::Sigmoid => activation::sigmoid(x).mul_scalar(scale),
         Function::GeluTanh => gelu(x),
         Function::LogSigmoid => softplus(x.neg()).mul_scalar(-scale),
+        Function::LogGate => softplus((x + p).neg()).mul_scalar(-scale),
         Function::SiluGate => x * activation::silu(y),
         Function::SigmoidGate => x * activation::sigmoid(y),
         Function::GeluGate => x * gelu(y),
@@ -73,6 +76,7 @@ fn plain([x, y, z, p, q]: Five, formula: Formula) -> Tensor<4> {
             log * y.clone().neg().add_scalar(1.0) + y.mul_scalar(LOG_ZERO)
         }
         Function::Erase => x * y.exp().neg(),
+        Function::Skip => x + y * p,
         Function::GateInput => {
             let root = (x.clone().neg().tanh() * x.mul_scalar(2.0).exp().add_scalar(1.0)).sqrt();
             root * activation::sigmoid(y + p) * z
