@@ -16,7 +16,7 @@ use gates::gelu_tanh;
 pub(crate) use gates::{Steps, add_skip, erase, log_gate};
 pub use gates::{gated, log_sigmoid, scaled_log_sigmoid, scaled_sigmoid, silu, softplus};
 pub use linear::{Linear, project};
-pub(crate) use linear::project_all;
+pub(crate) use linear::{project_all, project_blocks};
 pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, SrmsNorm, l2_normalize, rms_normalize};
 pub use normalize::Gated;
 pub(crate) use normalize::{Normalize, Scaling};

@@ -22,12 +22,14 @@ pub(crate) const FEW: std::ops::RangeInclusive<usize> = 1..=4;
 #[cfg(feature = "cube")]
 #[derive(Clone, Debug)]
 pub(crate) struct Map {
-    /// `[n, m]`
+    /// `[n, m]`; of `heads` blocks below each other, where each maps its own of the inputs
     pub(crate) weight: Tensor<2>,
-    /// `[m]` each
+    /// How many blocks it has, 1 for a whole matrix
+    pub(crate) heads: usize,
+    /// `[m]` each, of a whole matrix
     pub(crate) biases: Vec<Tensor<1>>,
-    /// The first of the columns
+    /// The first of the columns, 0 of blocks
     pub(crate) first: usize,
-    /// How many they are
+    /// How many they are, `heads m` of blocks
     pub(crate) width: usize,
 }
