@@ -65,10 +65,11 @@ pub(crate) fn run(
     let dtype = x.dtype();
     let options = Options { bias: bias.is_some(), silu };
     let bias = bias.unwrap_or_else(|| Tensor::empty([1], (&x.device().inner(), dtype))).cast(dtype);
-    let kept = kept && weight.dims()[1] > 1;
-    // In place of what there is not: it is neither read nor differentiated.
-    let tail = if weight.dims()[1] > 1 { tail } else { x.clone() };
-    let [x, tail] = [x, tail].map(|x| x.unsqueeze_dim::<4>(1));
+    let early = weight.dims()[1] > 1;
+    let kept = kept && early;
+    let x = x.unsqueeze_dim::<4>(1);
+    // In place of what there is not: it is neither read nor differentiated, so it must be the very tensor that is.
+    let tail = if early { tail.unsqueeze_dim::<4>(1) } else { x.clone() };
     let all = [x, tail, weight.unsqueeze::<4>(), bias.unsqueeze::<4>()];
     #[cfg(feature = "flex")]
     if let Some(found) = Read::<burn::backend::Flex>::untracked(&all, options, kept) {
