@@ -5,6 +5,8 @@
 //! of the input forward and `2 (K - 1) / rows` backward. Sums over tokens are made in two launches: of each unit's rows
 //! in registers, and of those sums, which are fewer by the number of rows.
 
+#![allow(clippy::collapsible_if, reason = "the outer one is decided when a kernel is compiled")]
+
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
