@@ -8,7 +8,8 @@ use crate::record::{Header, Line, Record, SCHEMA};
 use crate::{Error, Result};
 
 /// What to do about a file that should be new.
-pub const THERE: &str = "is there already: go on with `--resume`, or name another file with `--out` (`--baseline-out`)";
+pub const THERE: &str =
+    "is there already: go on with `--resume`, or name another file with `--out` (`--baseline-out`)";
 
 /// A file that a sweep appends to.
 #[derive(Debug)]

@@ -54,7 +54,10 @@ impl BaselineArgs {
         super::check_writable(&self.baseline_out)?;
         let header = Header { version: version(program)?, ..header.clone() };
         if self.baseline_out == out {
-            return Err(Error::file(out, "is where the other results go: name another file with `--baseline-out`"));
+            return Err(Error::file(
+                out,
+                "is where the other results go: name another file with `--baseline-out`",
+            ));
         }
         if !resume && out.exists() {
             // Before a file is begun that the next try would find in its way.

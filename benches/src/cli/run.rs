@@ -109,7 +109,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (ended, _) = args.sweep.sweep(&plan, &args.out, "", Vec::new(), &args.baseline)?;
     let out = args.out.display();
     super::emit(&match args.baseline.out().map(Path::display) {
-        Some(baseline) => format!("results: {baseline}, {out}\nnext: seqzoo-bench compare {baseline} {out}\n"),
+        Some(baseline) => {
+            format!("results: {baseline}, {out}\nnext: seqzoo-bench compare {baseline} {out}\n")
+        }
         None => format!("results: {out}\nnext: seqzoo-bench report {out}\n"),
     })?;
     Ok(code(ended))
@@ -258,9 +260,8 @@ impl Driver for Live<'_> {
         if let Some((_, factor)) = self.plant.as_ref().filter(|(subject, _)| *subject == point.subject) {
             effort.stretch = *factor;
         }
-        let measure = |limits: &Limits, effort| {
-            limits.measure(point, self.plan.sizes, effort, &super::interrupted)
-        };
+        let measure =
+            |limits: &Limits, effort| limits.measure(point, self.plan.sizes, effort, &super::interrupted);
         let Some(baseline) = &mut self.baseline else { return measure(&self.limits, effort) };
         let mut first = None;
         if round % 2 == 0 {

@@ -5,7 +5,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 use crate::kernels;
 use crate::system::scan::NEGATIVE;
 use crate::system::{Run, State};
@@ -50,11 +50,7 @@ pub(super) fn append<const N: usize>(
         let names = names.join(", ");
         return Err(Error::State(format!("the caches {names} have different lengths {lengths:?}")));
     }
-    let mut older = older.into_iter();
-    let all = new.map(|new| match older.next().flatten() {
-        Some(older) => join(older, new),
-        None => new,
-    });
+    let all = join_all(older, new);
     // A row that has seen fewer tokens than the cache has entries lacks the first ones.
     let missing = |&seen: &usize| cached.saturating_sub(seen);
     let absent = state.positions().iter().any(|seen| missing(seen) > 0).then(|| {
@@ -66,6 +62,23 @@ pub(super) fn append<const N: usize>(
     });
     store(state, names, &all, cached, window, run);
     Ok(Cached { all, cached, absent })
+}
+
+/// Every `older`, where there is one, and then its `new`, along axis 2.
+fn join_all<const N: usize>(older: Vec<Option<Tensor<4>>>, new: [Tensor<4>; N]) -> [Tensor<4>; N] {
+    #[cfg(feature = "cube")]
+    if kernels::enabled()
+        && new.iter().all(kernels::linear::on_graphics)
+        && let Some(older) = older.iter().cloned().collect::<Option<Vec<_>>>()
+        && let Some(all) = kernels::join(&older, &new)
+    {
+        return std::array::from_fn(|i| all[i].clone());
+    }
+    let mut older = older.into_iter();
+    new.map(|new| match older.next().flatten() {
+        Some(older) => join(older, new),
+        None => new,
+    })
 }
 
 /// `older` and then `new`, along axis 2.

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::{Cached, append, hidden};
 use super::scores::{Read, Scoring};
 use crate::error::{head_dim, require};
-use crate::nn::{Activation, Linear, Norm, NormConfig, Rope, RopeConfig, gated, split_heads};
+use crate::nn::{Activation, Linear, Norm, NormConfig, Rope, RopeConfig, gated, project_all, split_heads};
 use crate::system::{Cost, Form, HeadMixer, Mixer, Run, State, Terms, Views, token_by_token};
 use crate::{Error, Init, Result};
 
@@ -177,8 +177,9 @@ impl Attention {
         self.head_dim
     }
 
-    fn query(&self, x: Tensor<3>) -> Tensor<4> {
-        let q = split_heads(self.q_proj.forward(x), self.config.heads);
+    /// Queries from what `W_q` made of the input.
+    fn query(&self, q: Tensor<3>) -> Tensor<4> {
+        let q = split_heads(q, self.config.heads);
         match &self.q_norm {
             Some(norm) => norm.forward(q),
             None => q,
@@ -188,12 +189,14 @@ impl Attention {
     /// Projects the call's tokens and adds their keys and values to the cache.
     pub(super) fn read(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Read, State)> {
         let t = x.dims()[1];
-        let mut q = self.query(x.clone());
-        let mut k = split_heads(self.k_proj.forward(x.clone()), self.kv_heads());
+        let all = project_all(x, &[&self.q_proj, &self.k_proj, &self.v_proj]);
+        let [q, k, v] = all.try_into().expect("as many as there are maps");
+        let mut q = self.query(q);
+        let mut k = split_heads(k, self.kv_heads());
         if let Some(norm) = &self.k_norm {
             k = norm.forward(k);
         }
-        let v = split_heads(self.v_proj.forward(x), self.kv_heads());
+        let v = split_heads(v, self.kv_heads());
         if let Some(rope) = &self.rope {
             [q, k] = rope.apply_all([q, k], state.positions());
         }
@@ -270,7 +273,7 @@ impl HeadMixer for Attention {
     }
 
     fn query_norms(&self, x: Tensor<3>) -> Tensor<3> {
-        let squares = self.query(x).square().sum_dim(3).squeeze_dim::<3>(3);
+        let squares = self.query(self.q_proj.forward(x)).square().sum_dim(3).squeeze_dim::<3>(3);
         // Away from 0, where the root has no derivative.
         squares.clamp_min(1e-30).sqrt().swap_dims(1, 2)
     }

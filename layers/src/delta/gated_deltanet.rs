@@ -141,7 +141,11 @@ impl LinearMixer for GatedDeltaNet {
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
         let sizes = self.config.sizes();
-        let [q, k, v] = self.qkv.forward(x.clone(), state, run)?;
+        let others: Vec<&Linear> =
+            [&self.a_proj, &self.b_proj].into_iter().chain(self.output.first_gate_map()).collect();
+        let ([q, k, v], rest) = self.qkv.forward_with(x, &others, state, run)?;
+        let mut rest = rest.into_iter();
+        let [a, b] = [(); 2].map(|()| rest.next().expect("the maps to decay and step come first"));
         let unit = |x, gain| {
             let norm = Normalize::plain(Scaling { gain, ..Scaling::l2(1e-6) });
             repeat_heads(norm.run(split_heads(x, sizes.heads), None), sizes.group())
@@ -150,9 +154,9 @@ impl LinearMixer for GatedDeltaNet {
         let v = split_heads(v, sizes.value_heads);
 
         let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
-        let beta = scaled_sigmoid(self.b_proj.forward(x.clone()), most).swap_dims(1, 2);
-        let log_a = self.decay.forward(self.a_proj.forward(x.clone()));
-        Ok((delta_system(log_a, beta, q, k, v), self.output.gate(x)))
+        let beta = scaled_sigmoid(b, most).swap_dims(1, 2);
+        let log_a = self.decay.forward(a);
+        Ok((delta_system(log_a, beta, q, k, v), self.output.gate_of(rest.next())))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {

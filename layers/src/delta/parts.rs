@@ -6,9 +6,10 @@ use burn::tensor::Tensor;
 
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, Gated, Linear, RmsNorm, Steps, put_tail, short_conv,
+    Activation, CausalConv, CausalConvConfig, Gated, Linear, RmsNorm, Steps, project_all, put_tail,
+    short_conv,
 };
-use crate::system::{MEMORY, Run, State};
+use crate::system::{MEMORY, Run, State, fresh};
 use crate::{Init, Result};
 
 /// Sizes of the heads.
@@ -96,21 +97,36 @@ impl Qkv {
     /// # Errors
     /// When the state lacks a tail.
     pub fn forward(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<[Tensor<3>; 3]> {
-        let mut address = |name, map: &Linear, conv: &Option<CausalConv>| match conv {
-            Some(_) => short_conv(name, conv, map.forward(x.clone()), state, run),
-            None => Ok(self.activation.apply(map.forward(x.clone()))),
-        };
-        let q = address("conv_q", &self.q_proj, &self.conv_q)?;
-        let k = address("conv_k", &self.k_proj, &self.conv_k)?;
-        let v = short_conv("conv_v", &self.conv_v, self.v_proj.forward(x), state, run)?;
+        let ([q, k, v], _) = self.forward_with(x, &[], state, run)?;
         Ok([q, k, v])
+    }
+
+    /// The same, and what other maps make of `x`.
+    pub(super) fn forward_with(
+        &self,
+        x: Tensor<3>,
+        others: &[&Linear],
+        state: &mut State,
+        run: Run<'_>,
+    ) -> Result<([Tensor<3>; 3], Vec<Tensor<3>>)> {
+        let maps = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let mut all = project_all(x, &[&maps, others].concat());
+        let rest = all.split_off(maps.len());
+        let [q, k, v] = all.try_into().expect("as many as there are maps");
+        let mut address = |name, x, conv: &Option<CausalConv>| match conv {
+            Some(_) => short_conv(name, conv, x, state, run),
+            None => Ok(self.activation.apply(x)),
+        };
+        let q = address("conv_q", q, &self.conv_q)?;
+        let k = address("conv_k", k, &self.conv_k)?;
+        let v = short_conv("conv_v", &self.conv_v, v, state, run)?;
+        Ok(([q, k, v], rest))
     }
 
     /// A memory of zeros, `[batch, heads, n, p]`, and tails of zeros.
     pub(super) fn initial_state(&self, memory: [usize; 4]) -> State {
         let like = self.q_proj.weight.val();
-        let zeros = Tensor::<4>::zeros(memory, (&like.device(), like.dtype()));
-        let mut state = State::new(memory[0]).with(MEMORY, zeros);
+        let mut state = State::new(memory[0]).with(MEMORY, fresh(memory, &like));
         for (name, conv) in [("conv_q", &self.conv_q), ("conv_k", &self.conv_k), ("conv_v", &self.conv_v)] {
             put_tail(&mut state, name, conv);
         }
@@ -220,12 +236,20 @@ impl HeadOutput {
 
     /// The output gate, `[b, t, h p]`, if there is one.
     pub fn gate(&self, x: Tensor<3>) -> Option<Gated<3>> {
-        let map = self.gate_proj.as_ref()?;
-        let x = match &self.gate_down {
-            Some(down) => down.forward(x),
-            None => x,
-        };
-        Some(Gated::new(map.forward(x), self.activation))
+        let first = self.first_gate_map()?.forward(x);
+        self.gate_of(Some(first))
+    }
+
+    /// What maps the input on its way to the gate: `W_d`, or `W_g` where there is none.
+    pub(super) fn first_gate_map(&self) -> Option<&Linear> {
+        self.gate_down.as_ref().or(self.gate_proj.as_ref())
+    }
+
+    /// The gate from what [`Self::first_gate_map`] made of the input.
+    pub(super) fn gate_of(&self, first: Option<Tensor<3>>) -> Option<Gated<3>> {
+        let (first, last) = (first?, self.gate_proj.as_ref()?);
+        let values = if self.gate_down.is_some() { last.forward(first) } else { first };
+        Some(Gated::new(values, self.activation))
     }
 
     /// `y: [b, h, t, p] -> [b, t, d]`

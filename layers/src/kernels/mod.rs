@@ -7,7 +7,7 @@
 //!
 //! | kernel | device | serves |
 //! | --- | --- | --- |
-//! | `append` | Flex, `f32` and `f64`, without gradients | caches of one entry per token |
+//! | `append` | Flex, `f32` and `f64`; graphics, `f32`; without gradients | caches of one entry per token |
 //! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 204 numbers (132 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
@@ -15,7 +15,7 @@
 //! | `rotary` | Flex, `f32` and `f64`; graphics, `f32` | every [`Rope`](crate::nn::Rope) |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
-//! | `linear` | Flex, `f32` and `f64`, up to four tokens without gradients | every [`Linear`](crate::nn::Linear) |
+//! | `linear` | Flex, `f32` and `f64`; graphics, `f32`; up to four tokens without gradients | every [`Linear`](crate::nn::Linear), and on graphics devices all of a layer's with the same input at once |
 //! | `lstm` | Flex, `f32` and `f64`; graphics, `f32`, up to 512 units | [`LstmStack`](crate::rnn::LstmStack) |
 //! | `softmax` | Flex, `f32` and `f64`; graphics, `f32`, heads of up to 128 channels | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
 
@@ -29,7 +29,7 @@ mod cube;
 mod dense;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod gradient;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod linear;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod lstm;
@@ -53,6 +53,9 @@ pub(crate) mod token;
 mod vector;
 #[cfg(feature = "flex")]
 mod view;
+
+#[cfg(feature = "cube")]
+pub(crate) use cube::join;
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -27,8 +27,10 @@ use serde::{Deserialize, Serialize};
 
 use super::lrpe::{Lrpe, LrpeLayers};
 use crate::error::{head_dim, require};
-use crate::nn::{Activation, Gated, LayerNorm, Linear, Norm, RmsNorm, SrmsNorm, merge_heads, split_heads};
-use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views};
+use crate::nn::{
+    Activation, Gated, LayerNorm, Linear, Norm, RmsNorm, SrmsNorm, merge_heads, project_all, split_heads,
+};
+use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views, fresh};
 use crate::{Error, Init, Result};
 
 const NAME: &str = "lightning";
@@ -336,26 +338,27 @@ impl LinearMixer for Lightning {
 
     fn initial_state(&self, batch: usize) -> State {
         let (h, n, like) = (self.config.heads, self.head_dim, self.q_proj.weight.val());
-        let zeros = Tensor::<4>::zeros([batch, h, self.key_dim(), n], (&like.device(), like.dtype()));
-        State::new(batch).with(MEMORY, zeros)
+        State::new(batch).with(MEMORY, fresh([batch, h, self.key_dim(), n], &like))
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, _run: Run<'_>) -> Result<(System, Self::Aux)> {
         let (h, config, time) = (self.config.heads, &self.config, x.dims()[1]);
-        let q = config.activation.apply(self.q_proj.forward(x.clone()));
-        let k = config.activation.apply(self.k_proj.forward(x.clone()));
-        let v = config.value_activation.apply(self.v_proj.forward(x.clone()));
+        let first_gate_map = self.gate_down.as_ref().or(self.gate_proj.as_ref());
+        let maps = [&self.q_proj, &self.k_proj, &self.v_proj].into_iter().chain(first_gate_map);
+        let mut all = project_all(x, &maps.collect::<Vec<_>>());
+        let gate = all.split_off(3).pop();
+        let [q, k, v] = all.try_into().expect("as many as there are maps");
+        let q = config.activation.apply(q);
+        let k = config.activation.apply(k);
+        let v = config.value_activation.apply(v);
         let q = if config.scale == 1.0 { q } else { q.mul_scalar(config.scale) };
-        let gate = self.gate_proj.as_ref().map(|gate| {
-            let x = match &self.gate_down {
-                Some(down) => down.forward(x),
-                None => x,
-            };
+        let gate = gate.zip(self.gate_proj.as_ref()).map(|(gate, last)| {
+            let gate = if self.gate_down.is_some() { last.forward(gate) } else { gate };
             let activation = match config.gate {
                 LightningGate::None | LightningGate::Linear => Activation::Identity,
                 LightningGate::Sigmoid | LightningGate::LowRank { .. } => Activation::Sigmoid,
             };
-            Gated::new(gate.forward(x), activation)
+            Gated::new(gate, activation)
         });
         let [mut q, mut k, v] = [q, k, v].map(|x| split_heads(x, h));
         if let Some(lrpe) = &self.lrpe {

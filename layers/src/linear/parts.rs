@@ -6,9 +6,9 @@ use burn::tensor::Tensor;
 use crate::error::require;
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, log_sigmoid,
-    put_tail, repeat_heads, scaled_sigmoid, short_conv, split_heads,
+    project_all, put_tail, repeat_heads, scaled_sigmoid, short_conv, split_heads,
 };
-use crate::system::{MEMORY, Run, State};
+use crate::system::{MEMORY, Run, State, fresh};
 use crate::{Error, Init, Result};
 
 /// Sizes of the maps to queries, keys and values.
@@ -49,7 +49,7 @@ impl Sizes {
     pub(super) fn memory(self, batch: usize, extra: usize, map: &Linear) -> State {
         let like = map.weight.val();
         let shape = [batch, self.heads, self.n, self.p + extra];
-        State::new(batch).with(MEMORY, Tensor::<4>::zeros(shape, (&like.device(), like.dtype())))
+        State::new(batch).with(MEMORY, fresh(shape, &like))
     }
 }
 
@@ -145,12 +145,28 @@ impl Qkv {
 
     /// `q`, `k`: `[b, h, t, n]` and `v`: `[b, h, t, p]`.
     pub(super) fn forward(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<[Tensor<4>; 3]> {
+        let ([q, k, v], _) = self.forward_with(x, &[], state, run)?;
+        Ok([q, k, v])
+    }
+
+    /// The same, and what other maps make of `x`.
+    pub(super) fn forward_with(
+        &self,
+        x: Tensor<3>,
+        others: &[&Linear],
+        state: &mut State,
+        run: Run<'_>,
+    ) -> Result<([Tensor<4>; 3], Vec<Tensor<3>>)> {
         let Sizes { heads, kv_heads, .. } = self.sizes;
-        let q = convolve("conv_q", &self.conv_q, self.q_proj.forward(x.clone()), state, run)?;
-        let k = convolve("conv_k", &self.conv_k, self.k_proj.forward(x.clone()), state, run)?;
-        let v = convolve("conv_v", &self.conv_v, self.v_proj.forward(x), state, run)?;
+        let maps = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let mut all = project_all(x, &[&maps, others].concat());
+        let rest = all.split_off(maps.len());
+        let [q, k, v] = all.try_into().expect("as many as there are maps");
+        let q = convolve("conv_q", &self.conv_q, q, state, run)?;
+        let k = convolve("conv_k", &self.conv_k, k, state, run)?;
+        let v = convolve("conv_v", &self.conv_v, v, state, run)?;
         let shared = |x| repeat_heads(split_heads(x, kv_heads), self.sizes.group());
-        Ok([split_heads(q, heads), shared(k), shared(v)])
+        Ok(([split_heads(q, heads), shared(k), shared(v)], rest))
     }
 
     /// Operations per token.
@@ -196,7 +212,12 @@ impl GatedReadout {
 
     /// The output gate, `[b, t, h p]`.
     pub(super) fn gate(&self, x: Tensor<3>) -> Option<Gated<3>> {
-        self.gate_proj.as_ref().map(|map| Gated::new(map.forward(x), self.activation))
+        self.gate_proj.as_ref().and_then(|map| self.gate_of(Some(map.forward(x))))
+    }
+
+    /// The same from what `W_g` made of the input.
+    pub(super) fn gate_of(&self, values: Option<Tensor<3>>) -> Option<Gated<3>> {
+        values.map(|values| Gated::new(values, self.activation))
     }
 
     /// `[b, h, t, p] -> [b, t, d_model]`

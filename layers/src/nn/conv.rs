@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::{Activation, silu};
-use crate::system::{Lengths, Run, State};
+use crate::system::{Lengths, Run, State, fresh};
 use crate::{Init, Result, kernels};
 
 /// A causal depthwise convolution, `y_t[c] = bias[c] + Σ_j w[c, j] x_{t-(K-1)+j}[c]`, and what follows it.
@@ -59,7 +59,7 @@ impl CausalConv {
     pub fn initial_state(&self, batch: usize) -> Tensor<3> {
         let weight = self.weight.val();
         let [channels, kernel] = weight.dims();
-        Tensor::zeros([batch, kernel - 1, channels], (&weight.device(), weight.dtype()))
+        fresh([batch, kernel - 1, channels], &weight)
     }
 
     /// Number of channels.
@@ -75,32 +75,39 @@ impl CausalConv {
         tail: Tensor<3>,
         lengths: Option<&Lengths>,
     ) -> (Tensor<3>, Tensor<3>) {
-        let [b, t, _] = x.dims();
-        let kernel = self.weight.dims()[1];
-        let padded = Tensor::cat(vec![tail, x], 1);
-        let y = self.convolve(&padded, t, kernels::enabled());
-        let tail = match kernel - 1 {
-            0 => self.initial_state(b),
-            keep => last_inputs(padded, keep, lengths),
+        let (b, keep) = (x.dims()[0], self.weight.dims()[1] - 1);
+        let (y, last) = self.convolve(&x, &tail, lengths.is_none(), kernels::enabled());
+        let tail = match last {
+            _ if keep == 0 => self.initial_state(b),
+            Some(last) => last,
+            None => last_of(tail, x, lengths),
         };
         (y, tail)
     }
 
-    /// The last `t` tokens of `padded: [b, K - 1 + t, channels]`, convolved and activated.
+    /// `x: [b, t, channels]` after `tail: [b, K - 1, channels]`, convolved and activated; and the last `K - 1` inputs,
+    /// if they are `wanted` and a kernel has written them too.
     #[cfg_attr(
         not(any(feature = "flex", feature = "cube")),
         allow(unused_variables, reason = "there are no kernels without a backend")
     )]
-    fn convolve(&self, padded: &Tensor<3>, t: usize, kernels: bool) -> Tensor<3> {
+    fn convolve(
+        &self,
+        x: &Tensor<3>,
+        tail: &Tensor<3>,
+        wanted: bool,
+        kernels: bool,
+    ) -> (Tensor<3>, Option<Tensor<3>>) {
         let weight = self.weight.val();
-        let [channels, kernel] = weight.dims();
+        let ([channels, kernel], t) = (weight.dims(), x.dims()[1]);
         #[cfg(any(feature = "flex", feature = "cube"))]
-        if kernels && kernels::conv::applies(padded, &weight) {
+        if kernels && kernels::conv::applies(x, tail, &weight) {
             let silu = self.activation == Activation::Silu;
             let bias = self.bias.as_ref().map(|bias| bias.val());
-            let y = kernels::conv::run(padded.clone(), weight, bias, silu);
-            return if silu { y } else { self.activation.apply(y) };
+            let (y, last) = kernels::conv::run(x.clone(), tail.clone(), weight, bias, silu, wanted);
+            return (if silu { y } else { self.activation.apply(y) }, last);
         }
+        let padded = Tensor::cat(vec![tail.clone(), x.clone()], 1);
         let mut y: Option<Tensor<3>> = None;
         for j in 0..kernel {
             let tap = weight.clone().narrow(1, j, 1).reshape([1, 1, channels]);
@@ -110,11 +117,23 @@ impl CausalConv {
                 None => term,
             });
         }
-        let mut y = y.unwrap_or_else(|| padded.clone().narrow(1, 0, t).zeros_like());
+        let mut y = y.unwrap_or_else(|| x.zeros_like());
         if let Some(bias) = &self.bias {
             y = y + bias.val().reshape([1, 1, channels]);
         }
-        self.activation.apply(y)
+        (self.activation.apply(y), None)
+    }
+}
+
+/// As many inputs as `tail` has, the last of those and `x`; with `lengths`, those before the padding.
+fn last_of(tail: Tensor<3>, x: Tensor<3>, lengths: Option<&Lengths>) -> Tensor<3> {
+    let (keep, t) = (tail.dims()[1], x.dims()[1]);
+    if lengths.is_some() {
+        return last_inputs(Tensor::cat(vec![tail, x], 1), keep, lengths);
+    }
+    match keep.checked_sub(t) {
+        Some(old) if old > 0 => Tensor::cat(vec![tail.narrow(1, t, old), x], 1),
+        _ => x.narrow(1, t - keep, keep),
     }
 }
 

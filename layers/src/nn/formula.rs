@@ -19,6 +19,8 @@ pub(crate) enum Function {
     LogSigmoid,
     /// `s (x + 1)` above 0, `s e^x` below
     EluPlusOne,
+    /// `s log sigmoid(x + p)`
+    LogGate,
     /// `x y sigmoid(y)`
     SiluGate,
     /// `x sigmoid(y)`
@@ -35,18 +37,21 @@ pub(crate) enum Function {
     Erase,
     /// `x / (y + s)`
     Share,
+    /// `x + p y`
+    Skip,
     /// `sqrt(1 - e^{2 x}) sigmoid(y + p) z`, the root with a slope of at most [`MOST_SLOPE`]
     GateInput,
 }
 
 impl Function {
     /// Every function, in the order of its number.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Silu,
         Self::Sigmoid,
         Self::GeluTanh,
         Self::LogSigmoid,
         Self::EluPlusOne,
+        Self::LogGate,
         Self::SiluGate,
         Self::SigmoidGate,
         Self::GeluGate,
@@ -55,6 +60,7 @@ impl Function {
         Self::GateDecay,
         Self::Erase,
         Self::Share,
+        Self::Skip,
         Self::GateInput,
     ];
 
@@ -63,7 +69,8 @@ impl Function {
         match self {
             Self::Silu | Self::Sigmoid | Self::GeluTanh | Self::LogSigmoid | Self::EluPlusOne => (1, 0),
             Self::SiluGate | Self::SigmoidGate | Self::GeluGate | Self::Erase | Self::Share => (2, 0),
-            Self::Step => (1, 1),
+            Self::Step | Self::LogGate => (1, 1),
+            Self::Skip => (2, 1),
             Self::StepDecay => (1, 2),
             Self::GateDecay => (2, 2),
             Self::GateInput => (3, 1),

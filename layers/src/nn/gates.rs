@@ -79,6 +79,25 @@ pub(crate) fn erase(x: Tensor<4>, log: Tensor<4>) -> Tensor<4> {
     Formula::new(Function::Erase).run([x, log], [], |[x, log], []| x * log.exp().neg())
 }
 
+/// `scale log sigmoid(x + bias)`, `x: [b, t, n]`, `bias: [n]`
+pub(crate) fn log_gate(x: Tensor<3>, bias: Option<Tensor<1>>, scale: f64) -> Tensor<3> {
+    let Some(bias) = bias else { return scaled_log_sigmoid(x, scale) };
+    Formula { scale, ..Formula::new(Function::LogGate) }
+        .run([x], [bias.unsqueeze()], |[x], [bias]| plain_softplus((x + bias).neg()).mul_scalar(-scale))
+}
+
+/// `y + d x`, `y`, `x`: `[b, h, t, p]`, `d: [1, h, 1, p]`, where heads and channels may share one number.
+pub(crate) fn add_skip(y: Tensor<4>, x: Tensor<4>, d: Tensor<4>) -> Tensor<4> {
+    let ([_, h, _, p], [rows, _, tokens, _]) = (y.dims(), d.dims());
+    if rows * tokens != 1 {
+        return y + d * x;
+    }
+    // A number per head and channel stands in the last two axes.
+    let d = d.swap_dims(1, 2).expand([1, 1, h, p]);
+    let [y, x] = [y, x].map(|x| x.swap_dims(1, 2));
+    Formula::new(Function::Skip).run([y, x], [d], |[y, x], [d]| y + d * x).swap_dims(1, 2)
+}
+
 /// Steps and the decays made of them, of `x` and a bias per number of its last axis.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Steps {

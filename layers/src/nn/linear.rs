@@ -3,11 +3,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 use crate::kernels;
 
 /// `x W + b` over the last axis. Burn's own module of this name in all but how few tokens are multiplied, as when
-/// decoding: on the CPU by a kernel.
+/// decoding: by a kernel.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `W: [in, out]`
@@ -21,21 +21,139 @@ impl Linear {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         project(x, self.weight.val(), self.bias.as_ref().map(|bias| bias.val()))
     }
+
+    /// Maps the last axis and adds a second bias, if there is one.
+    pub(crate) fn forward_onto<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        second: Option<&Param<Tensor<1>>>,
+    ) -> Tensor<D> {
+        #[cfg(feature = "cube")]
+        if let Some(y) = on_graphics(&x, || {
+            let mut map = self.columns(0, self.weight.dims()[1]);
+            map.biases.extend(second.map(|bias| bias.val()));
+            vec![map]
+        }) {
+            return only(y);
+        }
+        let y = self.forward(x);
+        match second {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        }
+    }
+
+    /// Maps the last axis; parts of the result, whose widths add up to `out`.
+    pub(crate) fn forward_parts<const D: usize, const N: usize>(
+        &self,
+        x: Tensor<D>,
+        widths: [usize; N],
+    ) -> [Tensor<D>; N] {
+        let mut end = 0;
+        let starts = widths.map(|width| {
+            end += width;
+            end - width
+        });
+        #[cfg(feature = "cube")]
+        if let Some(parts) = on_graphics(&x, || (0..N).map(|i| self.columns(starts[i], widths[i])).collect())
+        {
+            return std::array::from_fn(|i| parts[i].clone());
+        }
+        let y = self.forward(x);
+        std::array::from_fn(|i| y.clone().narrow(D - 1, starts[i], widths[i]))
+    }
+
+    /// What the kernel for graphics devices makes some of the outputs of.
+    #[cfg(feature = "cube")]
+    fn columns(&self, first: usize, width: usize) -> kernels::linear::Map {
+        let biases = self.bias.iter().map(|bias| bias.val()).collect();
+        kernels::linear::Map { weight: self.weight.val(), heads: 1, biases, first, width }
+    }
+}
+
+/// What every one of `maps` makes of `x`: in one kernel for few tokens on a graphics device.
+pub(crate) fn project_all<const D: usize>(x: Tensor<D>, maps: &[&Linear]) -> Vec<Tensor<D>> {
+    #[cfg(feature = "cube")]
+    if let Some(all) =
+        on_graphics(&x, || maps.iter().map(|map| map.columns(0, map.weight.dims()[1])).collect())
+    {
+        return all;
+    }
+    maps.iter().map(|map| map.forward(x.clone())).collect()
+}
+
+/// `x: [b, t, h n]` through matrices with a block per head on their diagonals, `[h, n, m]`: `[b, t, h, m]` each.
+pub(crate) fn project_blocks<const N: usize>(x: Tensor<3>, blocks: [Tensor<3>; N]) -> [Tensor<4>; N] {
+    let [b, t, _] = x.dims();
+    #[cfg(feature = "cube")]
+    if let Some(all) = on_graphics(&x, || {
+        let map = |blocks: &Tensor<3>| {
+            let [heads, n, m] = blocks.dims();
+            let weight = blocks.clone().reshape([heads * n, m]);
+            kernels::linear::Map { weight, heads, biases: Vec::new(), first: 0, width: heads * m }
+        };
+        blocks.iter().map(map).collect()
+    }) {
+        return std::array::from_fn(|i| {
+            let [heads, _, m] = blocks[i].dims();
+            all[i].clone().reshape([b, t, heads, m])
+        });
+    }
+    blocks.map(|blocks| {
+        let [heads, n, m] = blocks.dims();
+        let x = x.clone().reshape([b * t, heads, n]).swap_dims(0, 1);
+        x.matmul(blocks).swap_dims(0, 1).reshape([b, t, heads, m])
+    })
 }
 
 /// `x W + b` over the last axis, of size `in`: `W: [in, out]`, `b: [out]`.
 pub fn project<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     #[cfg(feature = "flex")]
-    if kernels::enabled() {
-        let mut dims = x.dims();
-        let rows = dims[..D - 1].iter().product();
-        if kernels::linear::FEW.contains(&rows) {
-            let x = x.clone().reshape([rows, dims[D - 1]]);
-            if let Some(y) = kernels::linear::run(&x, &weight, bias.as_ref()) {
-                dims[D - 1] = weight.dims()[1];
-                return y.reshape(dims);
-            }
-        }
+    if let Some((x, mut dims)) = few(&x)
+        && let Some(y) = kernels::linear::run(&x, &weight, bias.as_ref())
+    {
+        dims[D - 1] = weight.dims()[1];
+        return y.reshape(dims);
+    }
+    #[cfg(feature = "cube")]
+    if let Some(y) = on_graphics(&x, || {
+        let (weight, biases, width) = (weight.clone(), bias.iter().cloned().collect(), weight.dims()[1]);
+        vec![kernels::linear::Map { weight, heads: 1, biases, first: 0, width }]
+    }) {
+        return only(y);
     }
     burn::tensor::module::linear(x, weight, bias)
+}
+
+/// Few tokens as rows, `[rows, in]`, and the sizes they had.
+#[cfg(any(feature = "flex", feature = "cube"))]
+fn few<const D: usize>(x: &Tensor<D>) -> Option<(Tensor<2>, [usize; D])> {
+    let dims = x.dims();
+    let rows = dims[..D - 1].iter().product();
+    let few = kernels::enabled() && kernels::linear::FEW.contains(&rows);
+    few.then(|| (x.clone().reshape([rows, dims[D - 1]]), dims))
+}
+
+/// The products of few tokens on a graphics device.
+#[cfg(feature = "cube")]
+fn on_graphics<const D: usize>(
+    x: &Tensor<D>,
+    maps: impl FnOnce() -> Vec<kernels::linear::Map>,
+) -> Option<Vec<Tensor<D>>> {
+    if !kernels::linear::on_graphics(x) {
+        return None;
+    }
+    let (x, mut dims) = few(x)?;
+    let all = kernels::linear::project(&x, &maps())?;
+    let whole = |y: Tensor<2>| {
+        dims[D - 1] = y.dims()[1];
+        y.reshape(dims)
+    };
+    Some(all.into_iter().map(whole).collect())
+}
+
+/// The only one of them.
+#[cfg(feature = "cube")]
+fn only<const D: usize>(mut all: Vec<Tensor<D>>) -> Tensor<D> {
+    all.remove(0)
 }

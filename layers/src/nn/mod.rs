@@ -13,10 +13,10 @@ pub(crate) use conv::put_tail;
 pub use conv::{CausalConv, CausalConvConfig, short_conv};
 pub(crate) use formula::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 use gates::gelu_tanh;
-pub(crate) use gates::{elu_plus_one, share};
-pub(crate) use gates::{Steps, erase};
+pub(crate) use gates::{Steps, add_skip, elu_plus_one, erase, log_gate, share};
 pub use gates::{gated, log_sigmoid, scaled_log_sigmoid, scaled_sigmoid, silu, softplus};
 pub use linear::{Linear, project};
+pub(crate) use linear::{project_all, project_blocks};
 pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, SrmsNorm, l2_normalize, rms_normalize};
 pub use normalize::Gated;
 pub(crate) use normalize::{Normalize, Scaling};
@@ -79,5 +79,8 @@ pub fn repeat_heads(x: Tensor<4>, times: usize) -> Tensor<4> {
         return x;
     }
     let [b, h, t, n] = x.dims();
+    if h == 1 {
+        return x.expand([b, times, t, n]);
+    }
     x.unsqueeze_dim::<5>(2).expand([b, h, times, t, n]).reshape([b, h * times, t, n])
 }

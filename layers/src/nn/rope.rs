@@ -102,6 +102,14 @@ impl Rope {
     ) -> [Tensor<4>; N] {
         let Some(first) = all.first() else { return all };
         let table = self.table(first, starts, place);
+        #[cfg(feature = "cube")]
+        if let [x, z] = &all[..]
+            && kernels::enabled()
+            && [x, z].iter().all(|x| kernels::rotary::applies(x, &table))
+            && let Some(both) = kernels::rotary::run_two(x, z, &table)
+        {
+            return std::array::from_fn(|i| both[i].clone());
+        }
         all.map(|x| turn(x, table.clone(), kernels::enabled()))
     }
 

@@ -27,7 +27,9 @@ use crate::error::require;
 use crate::kernels;
 use crate::nn::{Linear, log_sigmoid};
 use crate::system::scan::unbind;
-use crate::system::{Cost, Form, Gate, Lengths, Mixer, Run, Spectrum, SpectrumKind, State, System, Views};
+use crate::system::{
+    Cost, Form, Gate, Lengths, Mixer, Run, Spectrum, SpectrumKind, State, System, Views, fresh,
+};
 use crate::{Error, Init, Result};
 
 const NAME: &str = "lstm";
@@ -192,11 +194,7 @@ impl LstmCell {
 
     /// What the gates get from the inputs, `[b, t, 4 n]`.
     fn inputs(&self, x: Tensor<3>) -> Tensor<3> {
-        let inputs = self.input.forward(x);
-        match &self.recurrent.bias {
-            Some(bias) => inputs + bias.val().unsqueeze(),
-            None => inputs,
-        }
+        self.input.forward_onto(x, self.recurrent.bias.as_ref())
     }
 
     /// Outputs and the last `h` and `c`, as [`run`](Self::run) finds them, by a kernel where there is one and it is
@@ -315,7 +313,7 @@ impl LstmStack {
     pub fn initial_state(&self, batch: usize) -> (Tensor<3>, Tensor<3>) {
         let weight = self.cells[0].recurrent.weight.val();
         let shape = [batch, self.cells.len(), self.cells[0].hidden()];
-        let zeros = Tensor::<3>::zeros(shape, (&weight.device(), weight.dtype()));
+        let zeros = fresh(shape, &weight);
         (zeros.clone(), zeros)
     }
 
@@ -375,7 +373,7 @@ impl LstmStack {
                 ));
             }
         }
-        let directions = if self.bidirectional { 2 } else { 1 };
+        let (directions, time) = (if self.bidirectional { 2 } else { 1 }, x.dims()[1]);
         let (mut y, mut ends_h, mut ends_c) = (x, Vec::new(), Vec::new());
         let mut starts = unbind(h, 1).into_iter().zip(unbind(c, 1));
         for layer in self.cells.chunks(directions) {
@@ -388,7 +386,13 @@ impl LstmStack {
             }
             y = if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) };
         }
-        Ok((y, Tensor::cat(ends_h, 1), Tensor::cat(ends_c, 1)))
+        let ends = [ends_h, ends_c].map(|ends| match ends.len() {
+            // One token's are not part of a long sequence that a state should not hold.
+            1 if time == 1 => ends[0].clone(),
+            _ => Tensor::cat(ends, 1),
+        });
+        let [h, c] = ends;
+        Ok((y, h, c))
     }
 }
 

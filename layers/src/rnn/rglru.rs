@@ -24,9 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::require;
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Formula, Function, LOG_ZERO, Linear, MOST_SLOPE, gated,
-    softplus,
+    project_all, project_blocks, softplus,
 };
-use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, engine};
+use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, engine, fresh};
 use crate::{Error, Init, Result};
 
 const NAME: &str = "rglru";
@@ -145,10 +145,8 @@ impl BlockLinear {
 
     /// Without the bias: `[b, t, heads · w] -> [b, t, heads, w]`
     fn blocks(&self, x: Tensor<3>) -> Tensor<4> {
-        let [b, t, _] = x.dims();
-        let [heads, width] = self.bias.dims();
-        let x = x.reshape([b * t, heads, width]).swap_dims(0, 1);
-        x.matmul(self.weight.val()).swap_dims(0, 1).reshape([b, t, heads, width])
+        let [y] = project_blocks(x, [self.weight.val()]);
+        y
     }
 
     /// `[1, 1, heads, w]`
@@ -174,7 +172,8 @@ impl RgLruCore {
     /// `(Λ, B u)` on `u: [b, t, n]`; `reset: [b, t]` is 1 where a new document starts, 0 elsewhere.
     pub fn system(&self, u: Tensor<3>, reset: Option<Tensor<2>>) -> System {
         let [b, t, n] = u.dims();
-        let (r, i) = (self.a_gate.blocks(u.clone()), self.input_gate.blocks(u.clone()));
+        let gates = [&self.a_gate, &self.input_gate].map(|gate| gate.weight.val());
+        let [r, i] = project_blocks(u.clone(), gates);
         let dims @ [.., heads, width] = r.dims();
         let options = (&u.device().inner(), u.dtype());
         let reset = reset.unwrap_or_else(|| Tensor::from_data([[0.0f32]], options));
@@ -272,8 +271,7 @@ impl LinearMixer for RgLru {
     /// Zeros. A row at position 0 resets on its first token, so its memory then has no effect.
     fn initial_state(&self, batch: usize) -> State {
         let like = self.rg_lru.a_param.val();
-        let options = (&like.device(), like.dtype());
-        let state = State::new(batch).with(MEMORY, Tensor::<4>::zeros([batch, 1, self.width(), 1], options));
+        let state = State::new(batch).with(MEMORY, fresh([batch, 1, self.width(), 1], &like));
         match &self.conv {
             Some(conv) => state.with(CONV, conv.initial_state(batch)),
             None => state,
@@ -281,8 +279,8 @@ impl LinearMixer for RgLru {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Tensor<3>)> {
-        let gate = self.y_proj.forward(x.clone());
-        let mut u = self.x_proj.forward(x);
+        let both = project_all(x, &[&self.y_proj, &self.x_proj]);
+        let [gate, mut u] = both.try_into().expect("as many as there are maps");
         if let Some(conv) = &self.conv {
             let (y, tail) = conv.forward(u, state.get(CONV)?, run.lengths);
             state.put(CONV, tail);

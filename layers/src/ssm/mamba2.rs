@@ -26,7 +26,7 @@ use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, Steps, gated,
     merge_heads, repeat_heads, silu, split_heads,
 };
-use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition};
+use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition, fresh};
 use crate::{Error, Init, Result};
 
 const NAME: &str = "mamba2";
@@ -187,7 +187,7 @@ impl LinearMixer for Mamba2 {
     fn initial_state(&self, batch: usize) -> State {
         let like = self.a_log.val();
         let shape = [batch, self.heads, self.config.state, self.config.head_dim];
-        let state = State::new(batch).with(MEMORY, Tensor::<4>::zeros(shape, (&like.device(), like.dtype())));
+        let state = State::new(batch).with(MEMORY, fresh(shape, &like));
         match &self.conv {
             Some(conv) => state.with(CONV, conv.initial_state(batch)),
             None => state,
@@ -197,10 +197,7 @@ impl LinearMixer for Mamba2 {
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Tensor<3>)> {
         let (h, groups) = (self.heads, self.config.groups);
         let (inner, shared) = (h * self.config.head_dim, groups * self.config.state);
-        let projected = self.in_proj.forward(x);
-        let z = projected.clone().narrow(2, 0, inner);
-        let xbc = projected.clone().narrow(2, inner, inner + 2 * shared);
-        let dt = projected.narrow(2, 2 * (inner + shared), h);
+        let [z, xbc, dt] = self.in_proj.forward_parts(x, [inner, inner + 2 * shared, h]);
 
         let xbc = match &self.conv {
             Some(conv) => {

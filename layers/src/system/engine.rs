@@ -9,6 +9,7 @@ use super::decay::ChunkDecay;
 use super::inverse::unit_lower_inverse;
 use super::scan::{self, pad, unbind};
 use super::{Form, Io, Read, System, Transition};
+use crate::nn::add_skip;
 use crate::{Error, Result, kernels};
 
 /// Chunk length at which a chunk's quadratic part and its state update cost about the same for the
@@ -56,7 +57,6 @@ pub(crate) fn run_with(
     if t == 0 {
         return Ok((through, memory)); // no outputs: as empty as the input
     }
-    let skip = system.skip.map(|d| d * through);
     let (y, memory) = match system.io {
         Io::Outer { q, k, v } if !plain => {
             let first = (q.clone().narrow(2, 0, 1).swap_dims(2, 3) * memory.clone()).sum_dim(2);
@@ -81,7 +81,11 @@ pub(crate) fn run_with(
         }
         io => run_plain(system.transition, io, memory, form, kernels)?,
     };
-    Ok((if let Some(skip) = skip { y + skip } else { y }, memory))
+    let y = match system.skip {
+        Some(d) => add_skip(y, through, d),
+        None => y,
+    };
+    Ok((y, memory))
 }
 
 /// Entry `t` becomes entry `t+1`'s, the last one 0: `[b, h, t, n]`.

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use cost::Cost;
 pub use mask::{Lengths, Mask};
 pub use mixer::{HeadMixer, LinearMixer, Mixer, Run, token_by_token};
+pub(crate) use state::fresh;
 pub use state::{Growth, MEMORY, Snapshots, State};
 pub use transition::{Io, Read, System, Transition};
 pub use views::{Gate, Spectrum, SpectrumKind, Terms, Views, influence};

@@ -35,6 +35,20 @@ enum Side {
     Latest,
 }
 
+/// Zeros for a state, beside a parameter: on a graphics device one number in every place, for which no kernel has to be
+/// started.
+pub(crate) fn fresh<const D: usize, const L: usize>(shape: [usize; D], like: &Tensor<L>) -> Tensor<D> {
+    let (device, dtype) = (like.device(), like.dtype());
+    #[cfg(feature = "cube")]
+    if matches!(device.clone().inner().as_dispatch(), burn::backend::DispatchDevice::Cube(_))
+        && !shape.contains(&0)
+    {
+        let zero = TensorData::new(vec![0.0f32], [1; D]);
+        return Tensor::<D>::from_data(zero, (&device, dtype)).expand(shape);
+    }
+    Tensor::zeros(shape, (&device, dtype))
+}
+
 #[derive(Clone, Debug)]
 struct Slot {
     value: Value,

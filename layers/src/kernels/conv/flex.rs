@@ -9,14 +9,14 @@ use crate::kernels::vector::Vector;
 use crate::kernels::view::{Number, Primitive, view};
 
 impl Passes for Flex {
-    fn forward(read: &Read<Self>) -> Primitive {
+    fn forward(read: &Read<Self>, kept: bool) -> (Primitive, Option<Primitive>) {
         match read.x.dtype() {
-            DType::F64 => read.forward_in::<f64>(),
-            _ => read.forward_in::<f32>(),
+            DType::F64 => read.forward_in::<f64>(kept),
+            _ => read.forward_in::<f32>(kept),
         }
     }
 
-    fn backward(read: Read<Self>, dy: Primitive) -> [Primitive; 3] {
+    fn backward(read: Read<Self>, dy: Primitive) -> [Option<Primitive>; 4] {
         match read.x.dtype() {
             DType::F64 => read.backward_in::<f64>(&dy),
             _ => read.backward_in::<f32>(&dy),
@@ -26,19 +26,23 @@ impl Passes for Flex {
 
 impl Read<Flex> {
     pub(super) fn inputs<E: Number + Vector>(&self) -> Inputs<'_, E> {
-        let Self { x, weight, bias, options } = self;
-        Inputs::new(view(x), view(weight), options.bias.then(|| view(bias)), options.silu)
+        let Self { x, tail, weight, bias, options } = self;
+        Inputs::new([view(x), view(tail)], view(weight), options.bias.then(|| view(bias)), options.silu)
     }
 
-    fn forward_in<E: Number + Vector>(&self) -> Primitive {
+    fn forward_in<E: Number + Vector>(&self, kept: bool) -> (Primitive, Option<Primitive>) {
         let inputs = self.inputs::<E>();
         let dims = inputs.out_dims();
         let mut y = vec![E::default(); dims.iter().product()];
         rows::forward(&inputs, &mut y);
-        E::tensor(y, &dims)
+        let last = kept.then(|| {
+            let (numbers, dims) = rows::last(&inputs);
+            E::tensor(numbers, &dims)
+        });
+        (E::tensor(y, &dims), last)
     }
 
-    fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Primitive; 3] {
+    fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Option<Primitive>; 4] {
         let inputs = self.inputs::<E>();
         let mut grads = rows::Gradients::filled(&inputs, E::default());
         rows::backward(&inputs, view(dy), &mut grads);
@@ -48,10 +52,14 @@ impl Read<Flex> {
         // Without a bias, one number stands for it.
         let bias = if self.options.bias { bias } else { vec![E::default()] };
         let width = bias.len();
+        let [b, _, t, _] = inputs.out_dims();
+        let all = E::tensor(x, &[b, 1, taps - 1 + t, channels]);
+        let tail = (taps > 1).then(|| all.clone().narrow(2, 0, taps - 1));
         [
-            E::tensor(x, &inputs.x_dims()),
-            E::tensor(weight, &[1, 1, channels, taps]),
-            E::tensor(bias, &[1, 1, 1, width]),
+            Some(all.narrow(2, taps - 1, t)),
+            tail,
+            Some(E::tensor(weight, &[1, 1, channels, taps])),
+            Some(E::tensor(bias, &[1, 1, 1, width])),
         ]
     }
 }

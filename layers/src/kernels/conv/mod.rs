@@ -2,7 +2,7 @@
 //! and one pass back:
 //!
 //! ```text
-//! z_t = bias + Σ_j w_j ∘ x_{t+j},   y_t = silu(z_t)        (x starts with the K - 1 inputs before the call)
+//! z_t = bias + Σ_j w_j ∘ x_{t+j},   y_t = silu(z_t)        (counted from the first of the K - 1 inputs before the call)
 //! dz_t = dy_t ∘ silu'(z_t),   dx_s = Σ_j w_j ∘ dz_{s-j},   dw_j = Σ_t dz_t ∘ x_{t+j}
 //! ```
 //!
@@ -24,14 +24,16 @@ use burn_cubecl::CubeBackend as Cube;
 
 use super::gradient::{self, track};
 
-/// Whether a kernel can run these: `x: [b, K - 1 + t, c]` and `weight: [c, K]`.
-pub(crate) fn applies(x: &Tensor<3>, weight: &Tensor<2>) -> bool {
-    let ([b, rows, channels], [c, kernel]) = (x.dims(), weight.dims());
+/// Whether a kernel can run these: `x: [b, t, c]` after `tail: [b, K - 1, c]` and `weight: [c, K]`.
+pub(crate) fn applies(x: &Tensor<3>, tail: &Tensor<3>, weight: &Tensor<2>) -> bool {
+    let ([b, t, channels], [c, kernel]) = (x.dims(), weight.dims());
     b > 0
+        && t > 0
         && c > 0
         && channels == c
         && kernel > 0
-        && rows >= kernel
+        && tail.dims() == [b, kernel - 1, c]
+        && tail.dtype() == x.dtype()
         && x.dtype() == weight.dtype()
         && device_applies(x, kernel)
 }
@@ -50,14 +52,36 @@ fn device_applies(x: &Tensor<3>, kernel: usize) -> bool {
     false
 }
 
-/// `[b, t, c]` from `x: [b, K - 1 + t, c]`, `weight: [c, K]`, `bias: [c]`.
-pub(crate) fn run(x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>, silu: bool) -> Tensor<3> {
+/// `[b, t, c]` from `x: [b, t, c]` after `tail: [b, K - 1, c]`, `weight: [c, K]`, `bias: [c]`; and the last `K - 1`
+/// inputs, `[b, K - 1, c]`, if they are to be `kept`, there are any, and nothing is differentiated.
+pub(crate) fn run(
+    x: Tensor<3>,
+    tail: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    silu: bool,
+    kept: bool,
+) -> (Tensor<3>, Option<Tensor<3>>) {
     let dtype = x.dtype();
     let options = Options { bias: bias.is_some(), silu };
     let bias = bias.unwrap_or_else(|| Tensor::empty([1], (&x.device().inner(), dtype))).cast(dtype);
-    let bias = bias.unsqueeze::<4>().into_dispatch();
-    let (x, weight) = (x.unsqueeze_dim::<4>(1).into_dispatch(), weight.unsqueeze::<4>().into_dispatch());
-    Tensor::<4>::from_dispatch(<Dispatch as Conv>::conv(x, weight, bias, options)).squeeze_dim(1)
+    let early = weight.dims()[1] > 1;
+    let kept = kept && early;
+    let x = x.unsqueeze_dim::<4>(1);
+    // In place of what there is not: it is neither read nor differentiated, so it must be the very tensor that is.
+    let tail = if early { tail.unsqueeze_dim::<4>(1) } else { x.clone() };
+    let all = [x, tail, weight.unsqueeze::<4>(), bias.unsqueeze::<4>()];
+    #[cfg(feature = "flex")]
+    if let Some(found) = Read::<burn::backend::Flex>::untracked(&all, options, kept) {
+        return found;
+    }
+    #[cfg(feature = "cube")]
+    if let Some(found) = Read::<Cube>::untracked(&all, options, kept) {
+        return found;
+    }
+    let [x, tail, weight, bias] = all.map(Tensor::into_dispatch);
+    let y = <Dispatch as Conv>::conv(x, tail, weight, bias, options);
+    (Tensor::<4>::from_dispatch(y).squeeze_dim(1), None)
 }
 
 /// What there is beside the convolution itself.
@@ -67,12 +91,14 @@ pub(crate) struct Options {
     pub(super) silu: bool,
 }
 
-/// The operation as backends see it: `x: [b, 1, K - 1 + t, c]`, `weight: [1, 1, c, K]`, `bias: [1, 1, 1, c]`.
+/// The operation as backends see it: `x: [b, 1, t, c]`, `tail: [b, 1, K - 1, c]`, `weight: [1, 1, c, K]`,
+/// `bias: [1, 1, 1, c]`.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
 pub(crate) trait Conv: Backend {
     /// See [`run`].
     fn conv(
         x: FloatTensor<Self>,
+        tail: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         options: Options,
@@ -83,6 +109,7 @@ pub(crate) trait Conv: Backend {
 #[derive(Clone, Debug)]
 pub(crate) struct Read<B: Backend> {
     pub(super) x: FloatTensor<B>,
+    pub(super) tail: FloatTensor<B>,
     pub(super) weight: FloatTensor<B>,
     pub(super) bias: FloatTensor<B>,
     pub(super) options: Options,
@@ -90,11 +117,11 @@ pub(crate) struct Read<B: Backend> {
 
 /// A backend's kernels.
 pub(crate) trait Passes: Backend {
-    /// See [`run`].
-    fn forward(read: &Read<Self>) -> FloatTensor<Self>;
+    /// The outputs, and the last `K - 1` inputs if they are to be `kept`, `[b, 1, K - 1, c]`.
+    fn forward(read: &Read<Self>, kept: bool) -> (FloatTensor<Self>, Option<FloatTensor<Self>>);
 
-    /// Gradients of `x`, `weight` and `bias`, in this order.
-    fn backward(read: Read<Self>, dy: FloatTensor<Self>) -> [FloatTensor<Self>; 3];
+    /// Gradients of `x`, the tail if there is one, `weight` and `bias`, in this order.
+    fn backward(read: Read<Self>, dy: FloatTensor<Self>) -> [Option<FloatTensor<Self>>; 4];
 }
 
 macro_rules! conv_of {
@@ -103,11 +130,28 @@ macro_rules! conv_of {
         impl Conv for $backend {
             fn conv(
                 x: FloatTensor<Self>,
+                tail: FloatTensor<Self>,
                 weight: FloatTensor<Self>,
                 bias: FloatTensor<Self>,
                 options: Options,
             ) -> FloatTensor<Self> {
-                Self::forward(&Read { x, weight, bias, options })
+                Self::forward(&Read { x, tail, weight, bias, options }, false).0
+            }
+        }
+
+        #[cfg(feature = $feature)]
+        impl Read<$backend> {
+            /// What [`run`] finds for `x`, the tail, the weight and the bias, if they lie there without gradients.
+            fn untracked(
+                all: &[Tensor<4>; 4],
+                options: Options,
+                kept: bool,
+            ) -> Option<(Tensor<3>, Option<Tensor<3>>)> {
+                let plain = |i: usize| all[i].clone().try_into_primitive::<$backend>().ok();
+                let read = Self { x: plain(0)?, tail: plain(1)?, weight: plain(2)?, bias: plain(3)?, options };
+                let (y, last) = Passes::forward(&read, kept);
+                let whole = |x| Tensor::<4>::from_primitive::<$backend>(x).squeeze_dim(1);
+                Some((whole(y), last.map(whole)))
             }
         }
     )*};
@@ -115,22 +159,23 @@ macro_rules! conv_of {
 
 conv_of!(burn::backend::Flex, "flex"; Cube, "cube";);
 
-impl<B: Passes> gradient::Saved<B, 3> for Read<B> {
-    fn gradients(self, dy: FloatTensor<B>, _wanted: [bool; 3]) -> [Option<FloatTensor<B>>; 3] {
-        B::backward(self, dy).map(Some)
+impl<B: Passes> gradient::Saved<B, 4> for Read<B> {
+    fn gradients(self, dy: FloatTensor<B>, _wanted: [bool; 4]) -> [Option<FloatTensor<B>>; 4] {
+        B::backward(self, dy)
     }
 }
 
 impl<B: Conv + Passes, C: CheckpointStrategy> Conv for Autodiff<B, C> {
     fn conv(
         x: FloatTensor<Self>,
+        tail: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         options: Options,
     ) -> FloatTensor<Self> {
-        let nodes = [&x, &weight, &bias].map(|x| x.node());
-        let [x, weight, bias] = [x, weight, bias].map(|x| x.into_primitive());
-        let read = Read::<B> { x, weight, bias, options };
-        track::<B, C, _, 3>(nodes, |_| (B::forward(&read), read))
+        let nodes = [&x, &tail, &weight, &bias].map(|x| x.node());
+        let [x, tail, weight, bias] = [x, tail, weight, bias].map(|x| x.into_primitive());
+        let read = Read::<B> { x, tail, weight, bias, options };
+        track::<B, C, _, 4>(nodes, |_| (B::forward(&read, false).0, read))
     }
 }

@@ -11,8 +11,10 @@ const ROWS: usize = 64;
 /// What both passes read.
 #[derive(Debug)]
 pub(super) struct Inputs<'a, E> {
-    /// `[b, 1, K - 1 + t, c]`
+    /// `[b, 1, t, c]`
     x: View<'a, E>,
+    /// `[b, 1, K - 1, c]`, what came before `x`
+    tail: View<'a, E>,
     /// `[K, c]`
     weight: Vec<E>,
     /// `[c]`
@@ -22,7 +24,12 @@ pub(super) struct Inputs<'a, E> {
 
 impl<'a, E: Vector> Inputs<'a, E> {
     /// From `weight: [1, 1, c, K]` and `bias: [1, 1, 1, c]`.
-    pub(super) fn new(x: View<'a, E>, weight: View<'_, E>, bias: Option<View<'_, E>>, silu: bool) -> Self {
+    pub(super) fn new(
+        [x, tail]: [View<'a, E>; 2],
+        weight: View<'_, E>,
+        bias: Option<View<'_, E>>,
+        silu: bool,
+    ) -> Self {
         let [.., c, kernel] = weight.dims;
         let mut turned = vec![E::default(); kernel * c];
         for (j, tap) in turned.chunks_exact_mut(c).enumerate() {
@@ -33,7 +40,7 @@ impl<'a, E: Vector> Inputs<'a, E> {
             bias.head(0).copy(0, 0, &mut row);
             row
         });
-        Self { x, weight: turned, bias, silu }
+        Self { x, tail, weight: turned, bias, silu }
     }
 
     fn channels(&self) -> usize {
@@ -47,11 +54,25 @@ impl<'a, E: Vector> Inputs<'a, E> {
 
     /// Tokens that come out.
     fn time(&self) -> usize {
-        self.x.dims[2] + 1 - self.kernel()
+        self.x.dims[2]
     }
 
-    pub(super) fn x_dims(&self) -> [usize; 4] {
-        self.x.dims
+    /// Inputs with those before the call.
+    fn rows(&self) -> usize {
+        self.kernel() - 1 + self.time()
+    }
+
+    /// Of a row of the batch, input `s` of [`Self::rows`].
+    #[inline(always)]
+    fn input<'b>(&self, row: usize, s: usize, space: &'b mut [E]) -> &'b [E]
+    where
+        'a: 'b,
+    {
+        let (channels, early) = (self.channels(), self.kernel() - 1);
+        match s.checked_sub(early) {
+            Some(t) => self.x.head(row).some(t, 0, channels, space),
+            None => self.tail.head(row).some(s, 0, channels, space),
+        }
     }
 
     /// `[b, 1, t, c]`
@@ -73,6 +94,19 @@ pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut [E]) {
         let jobs = y.par_chunks_mut(ROWS * channels).enumerate();
         jobs.for_each(|(job, y)| convolve(inputs, row, job * ROWS, y));
     });
+}
+
+/// The last inputs, `[b, 1, K - 1, c]`: a copy, so that what is kept does not hold the whole sequence.
+pub(super) fn last<E: Vector>(inputs: &Inputs<'_, E>) -> (Vec<E>, [usize; 4]) {
+    let ([b, _, time, channels], keep) = (inputs.out_dims(), inputs.kernel() - 1);
+    let mut numbers = Vec::with_capacity(b * keep * channels);
+    let mut space = vec![E::default(); channels];
+    for row in 0..b {
+        for s in time..time + keep {
+            numbers.extend_from_slice(inputs.input(row, s, &mut space));
+        }
+    }
+    (numbers, [b, 1, keep, channels])
 }
 
 vectors! {
@@ -111,7 +145,6 @@ fn before_silu<E: Vector, const FUSED: bool>(
     space: &mut [E],
 ) {
     let channels = z.len();
-    let x = inputs.x.head(row);
     match &inputs.bias {
         Some(bias) => {
             for (i, z) in z.iter_mut().enumerate() {
@@ -121,7 +154,7 @@ fn before_silu<E: Vector, const FUSED: bool>(
         None => z.fill(0.0),
     }
     for (j, tap) in inputs.weight.chunks_exact(channels).enumerate() {
-        let (tap, x) = (&tap[..channels], &x.some(t + j, 0, channels, space)[..channels]);
+        let (tap, x) = (&tap[..channels], &inputs.input(row, t + j, space)[..channels]);
         for (i, z) in z.iter_mut().enumerate() {
             *z = fused::<f64, FUSED>(tap[i].to_f64(), x[i].to_f64(), *z);
         }
@@ -131,6 +164,7 @@ fn before_silu<E: Vector, const FUSED: bool>(
 /// Gradients, contiguous.
 #[derive(Debug)]
 pub(super) struct Gradients<E> {
+    /// `[b, K - 1 + t, c]`, the tail's before the others
     pub(super) x: Vec<E>,
     /// `[c, K]`
     pub(super) weight: Vec<E>,
@@ -140,14 +174,14 @@ pub(super) struct Gradients<E> {
 impl<E: Vector> Gradients<E> {
     pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
         let channels = inputs.channels();
-        let x = vec![with; inputs.x.dims.iter().product()];
+        let x = vec![with; inputs.x.dims[0] * inputs.rows() * channels];
         Self { x, weight: vec![with; inputs.weight.len()], bias: vec![with; channels] }
     }
 }
 
 /// Fills `to` with the gradients for `dy: [b, 1, t, c]`.
 pub(super) fn backward<E: Vector>(inputs: &Inputs<'_, E>, dy: View<'_, E>, to: &mut Gradients<E>) {
-    let [_, _, rows, channels] = inputs.x.dims;
+    let (rows, channels) = (inputs.rows(), inputs.channels());
     let kernel = inputs.kernel();
     let mut jobs = Vec::new();
     for (row, dx) in to.x.chunks_mut(rows * channels).enumerate() {
@@ -199,7 +233,7 @@ fn convolve_rows_back<E: Vector, const FUSED: bool>(
     // These inputs reached the outputs from `kernel - 1` before them on.
     let from = first.saturating_sub(kernel - 1).min(time);
     let to = (first + rows).min(time);
-    let (x, dy) = (inputs.x.head(row), dy.head(row));
+    let dy = dy.head(row);
     let mut space = vec![E::default(); channels];
     let mut z = vec![0.0; channels];
     let mut dz = vec![E::default(); (to - from) * channels];
@@ -213,7 +247,7 @@ fn convolve_rows_back<E: Vector, const FUSED: bool>(
         if t >= first {
             let (taps, bias) = sums.split_at_mut(kernel * channels);
             for (j, sum) in taps.chunks_exact_mut(channels).enumerate() {
-                add_products::<E, FUSED>(sum, dz, x.some(t + j, 0, channels, &mut space));
+                add_products::<E, FUSED>(sum, dz, inputs.input(row, t + j, &mut space));
             }
             for (sum, &dz) in bias.iter_mut().zip(&*dz) {
                 *sum += dz;

@@ -9,7 +9,7 @@ use super::*;
 use crate::kernels::view::{Number, view};
 use crate::testing::{Draw, error, numbers};
 
-/// `x`, weight and bias.
+/// `x` with the inputs before it, weight and bias.
 type Three = (Tensor<3>, Tensor<2>, Tensor<1>);
 
 fn inputs([b, t, c, kernel]: [usize; 4], size: f64, seed: u64) -> Three {
@@ -34,8 +34,31 @@ fn plain((x, weight, bias): Three, with_bias: bool, silu: bool) -> Tensor<3> {
 }
 
 fn fused((x, weight, bias): Three, with_bias: bool, silu: bool) -> Tensor<3> {
-    assert!(applies(&x, &weight));
-    run(x, weight, with_bias.then_some(bias), silu)
+    let (x, tail) = apart(x, weight.dims()[1]);
+    assert!(applies(&x, &tail, &weight));
+    run(x, tail, weight, with_bias.then_some(bias), silu, false).0
+}
+
+/// The inputs of the call, and those before it.
+fn apart(x: Tensor<3>, kernel: usize) -> (Tensor<3>, Tensor<3>) {
+    let [b, rows, c] = x.dims();
+    if kernel == 1 {
+        let none = Tensor::zeros([b, 0, c], (&x.device(), x.dtype()));
+        return (x, none);
+    }
+    (x.clone().narrow(1, kernel - 1, rows + 1 - kernel), x.narrow(1, 0, kernel - 1))
+}
+
+/// The last inputs are there without gradients, whatever is longer, the call or the kernel.
+fn keeps_the_last(all: &Tensor<3>, weight: &Tensor<2>) {
+    let (rows, kernel) = (all.dims()[1], weight.dims()[1]);
+    let (x, tail) = apart(all.clone(), kernel);
+    let (y, last) = run(x.clone(), tail.clone(), weight.clone(), None, false, true);
+    let (alone, none) = run(x, tail, weight.clone(), None, false, false);
+    assert!(none.is_none());
+    assert_eq!(numbers(y), numbers(alone));
+    let expected = (kernel > 1).then(|| numbers(all.clone().narrow(1, rows + 1 - kernel, kernel - 1)));
+    assert_eq!(last.map(numbers), expected);
 }
 
 /// Outputs and the gradients of all inputs, `weight`ed differently everywhere.
@@ -56,6 +79,7 @@ fn everything(three: &Three, with_bias: bool, run: impl FnOnce(Three) -> Tensor<
 
 fn check(dims: [usize; 4], size: f64, seed: u64) {
     let three = inputs(dims, size, seed);
+    keeps_the_last(&three.0, &three.1);
     let double = cast(three.clone(), DType::F64);
     for (bias, silu) in [(false, false), (true, false), (false, true), (true, true)] {
         let expected = everything(&double, bias, |three| plain(three, bias, silu));
@@ -118,10 +142,11 @@ fn inputs_may_lie_in_any_order() {
 fn results_do_not_depend_on_what_was_there() {
     for t in [1, 130] {
         let (x, weight, bias) = inputs([2, t, 5, 3], 1.0, 3);
-        let x = x.unsqueeze_dim::<4>(1).try_into_primitive::<Flex>().unwrap();
+        let (x, tail) = apart(x, 3);
+        let [x, tail] = [x, tail].map(|x| x.unsqueeze_dim::<4>(1).try_into_primitive::<Flex>().unwrap());
         let weight = weight.unsqueeze::<4>().try_into_primitive::<Flex>().unwrap();
         let bias = bias.unsqueeze::<4>().try_into_primitive::<Flex>().unwrap();
-        let saved = Read::<Flex> { x, weight, bias, options: Options { bias: true, silu: true } };
+        let saved = Read::<Flex> { x, tail, weight, bias, options: Options { bias: true, silu: true } };
         let inputs = saved.inputs::<f32>();
         let mut y = vec![f32::NAN; 2 * t * 5];
         rows::forward(&inputs, &mut y);
@@ -146,6 +171,7 @@ fn graphics_devices_find_the_same() {
         {
             let three = inputs([b, t, c, kernel], 2.0, t as u64);
             let moved = there(three.clone());
+            keeps_the_last(&moved.0, &moved.1);
             for (bias, silu) in [(false, false), (true, false), (false, true), (true, true)] {
                 let expected = everything(&three, bias, |three| plain(three, bias, silu));
                 let found = everything(&moved, bias, |three| fused(three, bias, silu));
@@ -162,7 +188,8 @@ fn graphics_devices_find_the_same() {
         let found = everything(&there(three), true, |three| fused(views(three), true, true));
         compare(&found, &expected, "views");
         let wide = there(inputs([1, 3, 4, 17], 1.0, 1));
-        assert!(!applies(&wide.0, &wide.1));
+        let (x, tail) = apart(wide.0, 17);
+        assert!(!applies(&x, &tail, &wide.1));
     }
 }
 
@@ -177,10 +204,15 @@ fn compare(found: &[Vec<f64>], expected: &[Vec<f64>], case: &str) {
 #[test]
 fn it_declines_what_it_cannot_do() {
     let (x, weight, _) = inputs([1, 4, 3, 2], 1.0, 1);
-    assert!(applies(&x, &weight));
-    assert!(!applies(&x.clone().cast(DType::F64), &weight));
-    assert!(!applies(&x.clone().narrow(2, 0, 2), &weight));
-    assert!(!applies(&x.clone().narrow(1, 0, 1), &weight));
-    assert!(!applies(&x.cast(DType::F16), &weight.clone().cast(DType::F16)));
-    assert!(!applies(&Tensor::zeros([0, 5, 3], &Device::flex()), &weight));
+    let (x, tail) = apart(x, 2);
+    assert!(applies(&x, &tail, &weight));
+    let [double, doubled] = [&x, &tail].map(|x| x.clone().cast(DType::F64));
+    assert!(!applies(&double, &tail, &weight));
+    assert!(!applies(&double, &doubled, &weight));
+    assert!(!applies(&x.clone().narrow(2, 0, 2), &tail.clone().narrow(2, 0, 2), &weight));
+    assert!(!applies(&x, &x, &weight));
+    let [half, halved] = [&x, &tail].map(|x| x.clone().cast(DType::F16));
+    assert!(!applies(&half, &halved, &weight.clone().cast(DType::F16)));
+    let none = |rows: usize| Tensor::zeros([0, rows, 3], &Device::flex());
+    assert!(!applies(&none(4), &none(1), &weight));
 }

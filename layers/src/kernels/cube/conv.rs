@@ -5,6 +5,8 @@
 //! of the input forward and `2 (K - 1) / rows` backward. Sums over tokens are made in two launches: of each unit's rows
 //! in registers, and of those sums, which are fewer by the number of rows.
 
+#![allow(clippy::collapsible_if, reason = "the outer one is decided when a kernel is compiled")]
+
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -31,7 +33,7 @@ const STRIPES: u32 = 16;
 /// Columns of a cube that adds up.
 const COLUMNS: u32 = 16;
 
-/// Whether the kernel can run these: `x: [b, K - 1 + t, c]` and a convolution of width `taps`.
+/// Whether the kernel can run these: `x: [b, t, c]` and a convolution of width `taps`.
 pub(in crate::kernels) fn convolves(x: &burn::tensor::Tensor<3>, taps: usize) -> bool {
     let [b, rows, c] = x.dims();
     let sums = (taps + 1).saturating_mul(c).div_ceil(COLUMNS as usize);
@@ -39,37 +41,43 @@ pub(in crate::kernels) fn convolves(x: &burn::tensor::Tensor<3>, taps: usize) ->
 }
 
 impl Passes for CubeBackend {
-    fn forward(read: &Read<Self>) -> CubeTensor {
-        let Read { x, weight, bias, options } = read;
+    fn forward(read: &Read<Self>, kept: bool) -> (CubeTensor, Option<CubeTensor>) {
+        let Read { x, tail, weight, bias, options } = read;
         let Options { bias: biased, silu } = *options;
-        let ([b, _, rows, c], [.., taps]) = (dims(x), dims(weight));
-        let t = rows + 1 - taps;
+        let ([b, _, t, c], [.., taps]) = (dims(x), dims(weight));
         let y = empty(x, &[b, 1, t, c]);
+        // A binding has to be there even where nothing is kept.
+        let last = empty(x, &if kept { [b, 1, taps - 1, c] } else { [1; 4] });
         forward::forward_kernel::launch(
             &x.client,
             CubeCount::Static((c as u32).div_ceil(WIDTH), t.div_ceil(TOKENS) as u32, b as u32),
             CubeDim::new_1d(WIDTH),
             x.clone().into_tensor_arg(),
+            tail.clone().into_tensor_arg(),
             weight.clone().into_tensor_arg(),
             bias.clone().into_tensor_arg(),
             y.clone().into_tensor_arg(),
+            last.clone().into_tensor_arg(),
             taps,
             TOKENS,
             biased,
             silu,
+            kept,
         );
-        y
+        (y, kept.then_some(last))
     }
 
-    fn backward(read: Read<Self>, dy: CubeTensor) -> [CubeTensor; 3] {
-        let Read { x, weight, bias, options } = read;
+    fn backward(read: Read<Self>, dy: CubeTensor) -> [Option<CubeTensor>; 4] {
+        let Read { x, tail, weight, bias, options } = read;
         let Options { bias: biased, silu } = options;
-        let ([b, _, rows, c], [.., taps]) = (dims(&x), dims(&weight));
+        let ([b, _, t, c], [.., taps]) = (dims(&x), dims(&weight));
+        let rows = taps - 1 + t;
         // As few sums as leave enough units.
         let enough = |&size: &usize| b * c * rows.div_ceil(size) >= BUSY;
         let size = [256, 128, 64].into_iter().find(enough).unwrap_or(32);
         let parts = rows.div_ceil(size);
-        let dx = empty(&x, &[b, 1, rows, c]);
+        let dx = empty(&x, &[b, 1, t, c]);
+        let d_tail = empty(&x, &if taps > 1 { [b, 1, taps - 1, c] } else { [1; 4] });
         let sums = empty(&x, &[b * parts, taps + 1, c]);
         let client = x.client.clone();
         let [d_weight, d_bias] =
@@ -79,10 +87,12 @@ impl Passes for CubeBackend {
             CubeCount::Static((c as u32).div_ceil(WIDTH), parts as u32, b as u32),
             CubeDim::new_1d(WIDTH),
             x.into_tensor_arg(),
+            tail.into_tensor_arg(),
             weight.into_tensor_arg(),
             bias.into_tensor_arg(),
             dy.into_tensor_arg(),
             dx.clone().into_tensor_arg(),
+            d_tail.clone().into_tensor_arg(),
             sums.clone().into_tensor_arg(),
             size,
             taps,
@@ -101,8 +111,29 @@ impl Passes for CubeBackend {
             COLUMNS as usize,
             STRIPES as usize,
         );
-        [dx, d_weight, d_bias]
+        [Some(dx), (taps > 1).then_some(d_tail), Some(d_weight), Some(d_bias)]
     }
+}
+
+/// Number `s` of a channel of a row, counted from the first of the `taps - 1` inputs before the call.
+#[cube]
+fn before(
+    x: &Tensor<f32>,
+    tail: &Tensor<f32>,
+    row: usize,
+    s: usize,
+    c: usize,
+    #[comptime] taps: usize,
+) -> f32 {
+    let early = comptime!(taps - 1);
+    let mut found = f32::new(0.0);
+    if s < early {
+        found = tail[row * tail.stride(0) + s * tail.stride(2) + c * tail.stride(3)];
+    }
+    if s >= early {
+        found = x[row * x.stride(0) + (s - early) * x.stride(2) + c * x.stride(3)];
+    }
+    found
 }
 
 mod forward {
@@ -111,21 +142,25 @@ mod forward {
     #[cube(launch)]
     pub(super) fn forward_kernel(
         x: &Tensor<f32>,
+        tail: &Tensor<f32>,
         weight: &Tensor<f32>,
         bias: &Tensor<f32>,
         y: &mut Tensor<f32>,
+        last: &mut Tensor<f32>,
         #[comptime] taps: usize,
         #[comptime] tokens: usize,
         #[comptime] biased: bool,
         #[comptime] silu: bool,
+        #[comptime] kept: bool,
     ) {
         let c = ABSOLUTE_POS_X as usize;
         let first = CUBE_POS_Y as usize * tokens;
         let time = y.shape(2);
         let channels = y.shape(3);
         if c < channels {
+            let row = CUBE_POS_Z as usize;
             let step = x.stride(2);
-            let mut from = CUBE_POS_Z as usize * x.stride(0) + first * step + c * x.stride(3);
+            let mut from = row * x.stride(0) + first * step + c * x.stride(3);
             let mut to = (CUBE_POS_Z as usize * time + first) * channels + c;
             let mut filter = Array::<f32>::new(taps);
             let mut window = Array::<f32>::new(taps);
@@ -133,8 +168,16 @@ mod forward {
             for j in 0..taps {
                 filter[j] = weight[c * weight.stride(2) + j * weight.stride(3)];
                 if comptime!(j + 1 < taps) {
-                    window[j] = x[from];
-                    from += step;
+                    window[j] = before(x, tail, row, first + j, c, taps);
+                }
+            }
+            if comptime!(kept) {
+                if CUBE_POS_Y == 0 {
+                    #[unroll]
+                    for j in 0..comptime!(taps - 1) {
+                        last[(row * comptime!(taps - 1) + j) * channels + c] =
+                            before(x, tail, row, time + j, c, taps);
+                    }
                 }
             }
             let mut shift = f32::new(0.0);
@@ -171,10 +214,12 @@ mod backward {
     #[cube(launch)]
     pub(super) fn backward_kernel(
         x: &Tensor<f32>,
+        tail: &Tensor<f32>,
         weight: &Tensor<f32>,
         bias: &Tensor<f32>,
         dy: &Tensor<f32>,
         dx: &mut Tensor<f32>,
+        d_tail: &mut Tensor<f32>,
         sums: &mut Tensor<f32>,
         size: usize,
         #[comptime] taps: usize,
@@ -185,9 +230,10 @@ mod backward {
         let row = CUBE_POS_Z as usize;
         let part = CUBE_POS_Y as usize;
         let first = part * size;
-        let rows = dx.shape(2);
+        let time = dx.shape(2);
         let channels = dx.shape(3);
-        let time = rows + 1 - taps;
+        let early = comptime!(taps - 1);
+        let rows = time + early;
         if c < channels {
             let mut filter = Array::<f32>::new(taps);
             let mut window = Array::<f32>::new(taps);
@@ -204,8 +250,7 @@ mod backward {
                 d_filter[j] = f32::new(0.0);
                 window[j] = f32::new(0.0);
                 if comptime!(j + 1 < taps) && start + j < rows {
-                    window[j] = x[from];
-                    from += x.stride(2);
+                    window[j] = before(x, tail, row, start + j, c, taps);
                 }
             }
             let mut shift = f32::new(0.0);
@@ -239,7 +284,11 @@ mod backward {
                         d_filter[j] += dz * window[j];
                     }
                     d_shift += dz;
-                    dx[(row * rows + s) * channels + c] = sum;
+                    if s >= early {
+                        dx[(row * time + s - early) * channels + c] = sum;
+                    } else {
+                        d_tail[(row * early + s) * channels + c] = sum;
+                    }
                 }
                 #[unroll]
                 for j in 1..taps {

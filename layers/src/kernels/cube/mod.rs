@@ -1,9 +1,11 @@
 //! Kernels for graphics devices, in CubeCL: for CUDA, Vulkan and WebGPU from one source, so within what WebGPU
 //! promises: `f32`, 8 storage buffers, 16 KiB of shared memory, 256 units to a cube, no subgroups.
 
+mod append;
 mod buffer;
 mod conv;
 mod functions;
+pub(super) mod linear;
 mod lstm;
 mod norm;
 mod pointwise;
@@ -13,9 +15,11 @@ mod softmax;
 mod sum;
 pub(super) mod tiled;
 
+pub(crate) use append::join;
 pub(super) use buffer::fits;
 pub(super) use conv::convolves;
 pub(super) use lstm::gates;
 pub(super) use norm::normalises;
 pub(super) use pointwise::maps;
+pub(super) use rotary::rotate_two;
 pub(super) use softmax::attends;

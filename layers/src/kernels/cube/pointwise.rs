@@ -243,6 +243,12 @@ mod forward {
             if comptime!(function == Function::EluPlusOne) {
                 found = scale * (f32::max(a, f32::new(0.0)) + f32::exp(f32::min(a, f32::new(0.0))));
             }
+            if comptime!(function == Function::LogGate) {
+                found = -(scale * softplus(-(a + p[column(p, x, at)])));
+            }
+            if comptime!(function == Function::Skip) {
+                found = a + p[column(p, x, at)] * y[place(y, at)];
+            }
             if comptime!(function == Function::SiluGate) {
                 let gate = y[place(y, at)];
                 found = a * (gate * sigmoid(gate));
@@ -339,6 +345,15 @@ mod backward {
                 }
                 if comptime!(function == Function::EluPlusOne) {
                     by_x = scale * f32::exp(f32::min(a, f32::new(0.0)));
+                }
+                if comptime!(function == Function::LogGate) {
+                    by_x = scale * sigmoid(-(a + p[column(p, x, at)]));
+                    d_p += grad * by_x;
+                }
+                if comptime!(function == Function::Skip) {
+                    by_x = one;
+                    by_y = p[column(p, x, at)];
+                    d_p += grad * y[place(y, at)];
                 }
                 if comptime!(function == Function::SiluGate) {
                     let gate = y[place(y, at)];

@@ -66,7 +66,8 @@ pub(crate) fn run(
             let data = TensorData::new(lengths.iter().map(|&n| n as f64).collect(), [lengths.len(), 1, 1, 1]);
             Tensor::<4>::from_data(data, (&p.device().inner(), p.dtype()))
         }
-        None => Tensor::zeros([1; 4], (&p.device().inner(), p.dtype())),
+        // From data, not of zeros, which a graphics device would be told to make.
+        None => Tensor::from_data([[[[0.0f32]]]], (&p.device().inner(), p.dtype())),
     };
     let [p, h, c] = [p, h, c].map(|x| x.unsqueeze_dim::<4>(1).into_dispatch());
     let (weight, lengths) = (weight.unsqueeze::<4>().into_dispatch(), lengths.into_dispatch());

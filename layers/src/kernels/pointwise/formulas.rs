@@ -51,6 +51,10 @@ pub(super) fn value<E: Vector, const FUSED: bool, const F: u8>(
         -(numbers.scale * softplus::<E, FUSED>(-x))
     } else if F == Function::EluPlusOne as u8 {
         numbers.scale * elu_plus_one::<E, FUSED>(x)
+    } else if F == Function::LogGate as u8 {
+        -(numbers.scale * softplus::<E, FUSED>(-(x + p)))
+    } else if F == Function::Skip as u8 {
+        fused::<E, FUSED>(p, y, x)
     } else if F == Function::SiluGate as u8 {
         x * (y * sigmoid::<E, FUSED>(y))
     } else if F == Function::SigmoidGate as u8 {
@@ -92,6 +96,11 @@ pub(super) fn slopes<E: Vector, const FUSED: bool, const F: u8>(
     } else if F == Function::EluPlusOne as u8 {
         let power = (if x > none { none } else { x }).exponential::<FUSED>();
         [numbers.scale * power, none, none, none, none]
+    } else if F == Function::LogGate as u8 {
+        let slope = numbers.scale * sigmoid::<E, FUSED>(-(x + p));
+        [slope, none, none, slope, none]
+    } else if F == Function::Skip as u8 {
+        [one, p, none, y, none]
     } else if F == Function::SiluGate as u8 {
         let [value, slope] = silu::<E, FUSED>(y);
         [value, x * slope, none, none, none]

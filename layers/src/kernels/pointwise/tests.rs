@@ -53,6 +53,7 @@ fn plain([x, y, z, p, q]: Five, formula: Formula) -> Tensor<4> {
         Function::GeluTanh => gelu(x),
         Function::LogSigmoid => softplus(x.neg()).mul_scalar(-scale),
         Function::EluPlusOne => (activation::relu(x.clone()) + x.clamp_max(0.0).exp()).mul_scalar(scale),
+        Function::LogGate => softplus((x + p).neg()).mul_scalar(-scale),
         Function::SiluGate => x * activation::silu(y),
         Function::SigmoidGate => x * activation::sigmoid(y),
         Function::GeluGate => x * gelu(y),
@@ -64,6 +65,7 @@ fn plain([x, y, z, p, q]: Five, formula: Formula) -> Tensor<4> {
         }
         Function::Erase => x * y.exp().neg(),
         Function::Share => x / y.add_scalar(scale),
+        Function::Skip => x + y * p,
         Function::GateInput => {
             let root = (x.clone().neg().tanh() * x.mul_scalar(2.0).exp().add_scalar(1.0)).sqrt();
             root * activation::sigmoid(y + p) * z

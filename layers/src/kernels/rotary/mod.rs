@@ -53,6 +53,14 @@ pub(crate) fn run(x: Tensor<4>, table: Tensor<4>) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as Rotary>::rotary(x.into_dispatch(), table.into_dispatch()))
 }
 
+/// The same for two tensors in one launch; `None` where they do not lie on a graphics device without gradients.
+#[cfg(feature = "cube")]
+pub(crate) fn run_two(x: &Tensor<4>, z: &Tensor<4>, table: &Tensor<4>) -> Option<[Tensor<4>; 2]> {
+    let plain = |x: &Tensor<4>| x.clone().try_into_primitive::<Cube>().ok();
+    let both = super::cube::rotate_two(&plain(x)?, &plain(z)?, &plain(table)?);
+    Some(both.map(Tensor::from_primitive::<Cube>))
+}
+
 /// The operation as backends see it; see [`run`].
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
 pub(crate) trait Rotary: Backend {

@@ -81,6 +81,16 @@ fn graphics_devices_find_the_same() {
             for (found, expected) in found.iter().zip(&expected) {
                 assert!(error(found, expected) <= 1e-6, "{sizes:?}");
             }
+            // With one that has fewer heads, both without gradients.
+            let fewer = x.clone().narrow(1, 0, 1).mul_scalar(0.5);
+            let on = |x: &Tensor<4>| x.clone().to_device(&device);
+            let two = run_two(&on(&x), &on(&fewer), &there).expect("it lies there");
+            for (found, x) in two.into_iter().zip([&x, &fewer]) {
+                let expected = numbers(plain(x.clone(), table.clone()));
+                assert!(error(&numbers(found), &expected) <= 1e-6, "{sizes:?}, two");
+            }
+            assert!(run_two(&x, &fewer, &table).is_none());
+            assert!(run_two(&on(&x).autodiff().require_grad(), &on(&fewer).autodiff(), &there).is_none());
             // Tokens before heads.
             let x = x.swap_dims(1, 2);
             let turned = |x: Tensor<4>| x.swap_dims(1, 2);

@@ -24,6 +24,13 @@ fn agree(device: &Device, inputs: &Recurrence, block: Option<usize>, what: &str)
         let off = error(&found[i], &expected[i]);
         assert!(off <= if i < 2 { 1e-5 } else { 1e-4 }, "{what}: {name} off by {off:e}");
     }
+    // Without gradients the last memory is a tensor of its own.
+    let (y, memory) = run(on(device, inputs));
+    assert_eq!([y.dims(), memory.dims()], [inputs.v.dims(), inputs.memory.dims()]);
+    for (found, expected) in [y, memory].into_iter().zip(&expected) {
+        let off = error(&numbers(found), expected);
+        assert!(off <= 1e-5, "{what}: off by {off:e} without gradients");
+    }
 }
 
 #[test]

@@ -127,6 +127,13 @@ impl Recurrence {
         let log_d = log_d.unwrap_or_else(none);
         let width = log_d.dims()[3];
         let log_d = log_d.cast(k.dtype()).expand([b, h, t, width]);
+        #[cfg(feature = "cube")]
+        {
+            let all = [&q, &k, &v, &log_d, &memory].into_iter().chain(rank_one.iter().flatten());
+            if let Some(found) = graphics::untracked(&all.cloned().collect::<Vec<_>>(), block) {
+                return found;
+            }
+        }
         let [q, k, v, log_d, memory] = [q, k, v, log_d, memory].map(Tensor::into_dispatch);
         let out = match rank_one {
             None => <Dispatch as Tiled>::linear(q, k, v, log_d, memory, block),

@@ -11,7 +11,8 @@ use super::plan::{ACROSS, Plan, SLICE, TILE};
 /// One chunk of tokens of one slice of one head: cubes are `[slices, chunks, b h]`.
 ///
 /// `q`, `k`: `[b, h, t, n]`, `v: [b, h, t, p]`, `extra: [b, h, t, width]`, the logarithms of decays, with `a` and `b`
-/// beside them where there is rank one; `memory: [b, h, chunks, n, p]`; `out: [b, h, t + n, p]`. `kept` takes the
+/// beside them where there is rank one; `memory: [b, h, chunks, n, p]`; `out: [b, h, t + n, p]`, or
+/// `[b, h, t, p]` where the last memory lies `apart`. `kept` takes the
 /// memories before every segment, `[b, h, chunks, segments, n, p]`, and from `reads_at` on what tokens read,
 /// `[b, h, t, p]`.
 #[cube(launch)]
@@ -23,11 +24,13 @@ pub(super) fn forward(
     memory: &Tensor<f32>,
     kept: &mut Tensor<f32>,
     out: &mut Tensor<f32>,
+    last_memory: &mut Tensor<f32>,
     chunk: usize,
     segments: usize,
     reads_at: usize,
     #[comptime] plan: Plan,
     #[comptime] keep: bool,
+    #[comptime] apart: bool,
 ) {
     let (n, p, rank_one) = comptime!((plan.n, plan.p, plan.rank_one));
     let (keys, units, share) = comptime!((plan.keys(), plan.units(), plan.share()));
@@ -37,6 +40,8 @@ pub(super) fn forward(
     let head = CUBE_POS_Z as usize;
     let unit = UNIT_POS as usize;
     let t = q.shape(2);
+    // Of the outputs, and of the memory where it lies below them.
+    let rows = t + comptime!(if apart { 0 } else { n });
     let first = which * chunk;
     let last = min(first + chunk, t);
     let row = (unit / ACROSS) * TILE;
@@ -119,13 +124,17 @@ pub(super) fn forward(
             let value = slice * SLICE + at % SLICE;
             if token < last && value < p {
                 let sum = sum_over_keys(&shares, (at / SLICE) * share, at % SLICE, units);
-                out[(head * (t + n) + token) * p + value] = sum;
+                out[(head * rows + token) * p + value] = sum;
             }
             at += units;
         }
         begin += tokens;
     }
     if last == t {
-        store(&state, out, (head * (t + n) + t) * p, row, column, n, p);
+        if comptime!(apart) {
+            store(&state, last_memory, head * comptime!(n * p), row, column, n, p);
+        } else {
+            store(&state, out, (head * rows + t) * p, row, column, n, p);
+        }
     }
 }

@@ -160,10 +160,25 @@ impl Inputs {
 
     /// The outputs with the last memory below them, `[b, h, t + n, p]`, and what the way back needs.
     pub(crate) fn forward(&self, block: Option<usize>, keep: bool) -> (CubeTensor, CubeTensor) {
+        let [out, kept, _] = self.launch(block, keep, false);
+        (out, kept)
+    }
+
+    /// The outputs, `[b, h, t, p]`, and the last memory, where there is no way back: parts of one tensor would be copied
+    /// on their way to other kernels.
+    pub(crate) fn forward_apart(&self, block: Option<usize>) -> (CubeTensor, CubeTensor) {
+        let [y, _, memory] = self.launch(block, false, true);
+        (y, memory)
+    }
+
+    /// The outputs, what the way back needs if it is to be kept, and the last memory if it is to be `apart`.
+    fn launch(&self, block: Option<usize>, keep: bool, apart: bool) -> [CubeTensor; 3] {
         let layout @ Layout { plan, heads, t, .. } = self.layout(block);
         let Plan { n, p, .. } = plan;
         let shape = self.k.meta.shape();
-        let out = empty(&self.k, &[shape[0], shape[1], t + n, p]);
+        let below = if apart { 0 } else { n };
+        let out = empty(&self.k, &[shape[0], shape[1], t + below, p]);
+        let last = empty(&self.k, &if apart { [shape[0], shape[1], n, p] } else { [1; 4] });
         let reads = if self.rank_one { heads * t * p } else { 0 };
         let kept = empty(&self.k, &[if keep { layout.kept() + reads } else { 1 }]);
         let memory = if layout.chunks() == 1 {
@@ -186,13 +201,15 @@ impl Inputs {
             memory.into_tensor_arg(),
             kept.clone().into_tensor_arg(),
             out.clone().into_tensor_arg(),
+            last.clone().into_tensor_arg(),
             layout.chunk,
             layout.segments(),
             layout.kept(),
             plan,
             keep,
+            apart,
         );
-        (out, kept)
+        [out, kept, last]
     }
 
     /// Memories before every chunk, or their gradients after every chunk, at a place in a buffer, from what is written

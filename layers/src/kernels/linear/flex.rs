@@ -1,15 +1,13 @@
-//! A linear map of a few tokens, as in decoding: `y = x W + b` without gradients. Floor: memory, `W` is read once.
+//! The kernel on Flex: one matrix at a time.
 
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::rows::{PANEL, Panels, add, add_product, add_row};
-use super::vector::{Vector, dots, vectors};
-use super::view::{Head, Number, View, view};
-
-/// For how many tokens the matrix is read once.
-pub(crate) const FEW: std::ops::RangeInclusive<usize> = 1..=4;
+use super::FEW;
+use crate::kernels::rows::{PANEL, Panels, add, add_product, add_row};
+use crate::kernels::vector::{Vector, dots, vectors};
+use crate::kernels::view::{Head, Number, View, view};
 
 /// Numbers of a matrix from which on several threads are worth waking.
 const LARGE: usize = 1 << 18;
@@ -115,73 +113,5 @@ fn add_dots<E: Vector, const FUSED: bool>(
         for (left, y) in left.chunks_exact(depth).zip(y.chunks_exact_mut(count)) {
             add(&mut y[from..(from + BLOCK).min(count)], &dots::<E, FUSED, BLOCK>(left, block));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::testing::{Draw, error, numbers};
-
-    fn check([rows, n, m]: [usize; 3], turned: bool, biased: bool, seed: u64) {
-        let mut draw = Draw::new(seed);
-        let x = draw.tensor::<2>([rows, n], -1.0, 1.0);
-        let weight = if turned {
-            draw.tensor::<2>([m, n], -1.0, 1.0).transpose()
-        } else {
-            // A part of something wider.
-            draw.tensor::<2>([n, m + 3], -1.0, 1.0).narrow(1, 2, m)
-        };
-        let bias = biased.then(|| draw.tensor::<1>([m], -1.0, 1.0));
-        for (dtype, limit) in [(DType::F32, 1e-5), (DType::F64, 1e-12)] {
-            let (x, weight) = (x.clone().cast(dtype), weight.clone().cast(dtype));
-            let bias = bias.clone().map(|bias| bias.cast(dtype));
-            let found = run(&x, &weight, bias.as_ref()).expect("it is for the kernel");
-            let expected = x.cast(DType::F64).matmul(weight.cast(DType::F64));
-            let expected = match bias {
-                Some(bias) => expected + bias.cast(DType::F64).unsqueeze(),
-                None => expected,
-            };
-            let off = error(&numbers(found), &numbers(expected));
-            assert!(off <= limit, "[{rows}, {n}, {m}], turned {turned}: off by {off:e}");
-        }
-    }
-
-    #[test]
-    fn it_is_the_product_at_every_size() {
-        // Around panels, their parts, and the size from which on threads share.
-        let sizes =
-            [[1, 1, 1], [1, 5, 64], [2, 7, 63], [3, 9, 81], [4, 30, 200], [1, 300, 1_000], [1, 40, 9]];
-        for (seed, size) in (0..).zip(sizes) {
-            for turned in [false, true] {
-                check(size, turned, turned, seed);
-            }
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn it_is_the_product_whatever_is_asked(
-            size in [1usize..=4, 1usize..=40, 1usize..=150],
-            turned: bool,
-            biased: bool,
-            seed in any::<u64>(),
-        ) {
-            check(size, turned, biased, seed);
-        }
-    }
-
-    #[test]
-    fn it_declines_what_it_cannot_do() {
-        let (x, weight) = (Draw::new(1).tensor([2, 3], -1.0, 1.0), Draw::new(2).tensor([3, 4], -1.0, 1.0));
-        assert!(run(&x, &weight, None).is_some());
-        assert!(run(&x, &weight, Some(&Draw::new(3).tensor([3], -1.0, 1.0))).is_none());
-        assert!(run(&x.clone().autodiff(), &weight.clone().autodiff().require_grad(), None).is_none());
-        assert!(run(&x.clone().cast(DType::F64), &weight, None).is_none());
-        assert!(run(&x.repeat_dim(0, 3), &weight, None).is_none());
     }
 }

@@ -1,0 +1,35 @@
+//! Linear maps of a few tokens, as in decoding: `y = x W + b` without gradients. Floor: memory, `W` is read once.
+//!
+//! On graphics devices all maps of the same tokens are one launch, and every map fills a tensor of its own.
+
+#[cfg(feature = "flex")]
+mod flex;
+#[cfg(all(test, feature = "flex"))]
+mod tests;
+
+#[cfg(feature = "cube")]
+use burn::tensor::Tensor;
+
+#[cfg(feature = "cube")]
+pub(crate) use super::cube::linear::{on_graphics, project};
+#[cfg(feature = "flex")]
+pub(crate) use flex::run;
+
+/// For how many tokens the matrix is read once.
+pub(crate) const FEW: std::ops::RangeInclusive<usize> = 1..=4;
+
+/// Columns of a matrix, and what is added to their products.
+#[cfg(feature = "cube")]
+#[derive(Clone, Debug)]
+pub(crate) struct Map {
+    /// `[n, m]`; of `heads` blocks below each other, where each maps its own of the inputs
+    pub(crate) weight: Tensor<2>,
+    /// How many blocks it has, 1 for a whole matrix
+    pub(crate) heads: usize,
+    /// `[m]` each, of a whole matrix
+    pub(crate) biases: Vec<Tensor<1>>,
+    /// The first of the columns, 0 of blocks
+    pub(crate) first: usize,
+    /// How many they are, `heads m` of blocks
+    pub(crate) width: usize,
+}
