@@ -263,12 +263,10 @@ impl Driver for Live<'_> {
         let measure =
             |limits: &Limits, effort| limits.measure(point, self.plan.sizes, effort, &super::interrupted);
         let Some(baseline) = &mut self.baseline else { return measure(&self.limits, effort) };
-        let mut first = None;
-        if round % 2 == 0 {
-            first = measure(&self.limits, effort)?;
-        }
+        // Who is first takes turns too.
+        let before = if round.is_multiple_of(2) { measure(&self.limits, effort)? } else { None };
         baseline.take(point, round, |limits| measure(limits, self.plan.effort))?;
-        if round % 2 == 0 { Ok(first) } else { measure(&self.limits, effort) }
+        if round.is_multiple_of(2) { Ok(before) } else { measure(&self.limits, effort) }
     }
 
     fn keep(&mut self, record: Record) -> Result<()> {

@@ -35,8 +35,12 @@ pub(crate) fn elu_plus_one<const D: usize>(x: Tensor<D>, scale: f64) -> Tensor<D
     })
 }
 
-/// `x / (sum + eps)`, with a sum for each row: `[…, n]` and `[…, 1]`.
+/// `x / (sum + eps)`, with a sum for each row: `[…, t, n]` and `[…, t, 1]`.
 pub(crate) fn share<const D: usize>(x: Tensor<D>, sum: Tensor<D>, eps: f64) -> Tensor<D> {
+    if x.dims()[D - 2] == 1 {
+        // For one token the two operations take less time than making a kernel ready.
+        return x / sum.add_scalar(eps);
+    }
     let sum = sum.expand(x.dims());
     Formula { scale: eps, ..Formula::new(Function::Share) }
         .run([x, sum], [], |[x, sum], []| x / sum.add_scalar(eps))

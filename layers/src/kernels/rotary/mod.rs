@@ -56,6 +56,9 @@ pub(crate) fn run(x: Tensor<4>, table: Tensor<4>) -> Tensor<4> {
 /// The same for two tensors in one launch; `None` where they do not lie on a graphics device without gradients.
 #[cfg(feature = "cube")]
 pub(crate) fn run_two(x: &Tensor<4>, z: &Tensor<4>, table: &Tensor<4>) -> Option<[Tensor<4>; 2]> {
+    if !super::linear::on_graphics(x) {
+        return None;
+    }
     let plain = |x: &Tensor<4>| x.clone().try_into_primitive::<Cube>().ok();
     let both = super::cube::rotate_two(&plain(x)?, &plain(z)?, &plain(table)?);
     Some(both.map(Tensor::from_primitive::<Cube>))
