@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # How often `seqzoo-bench compare` calls a build slower that is not (A/A), and how often it finds a slow-down of a fifth
-# that was planted (`run --plant`), each measured in turns with its baseline. On an idle machine, about ten minutes, after
+# that was planted (`run --plant`), each measured in turns with its baseline. On an idle machine, a quarter of an hour, after
 # `cargo build --release -p seqzoo-bench`: detection.sh [TRIALS]
 set -euo pipefail
 trials=${1:-20}
 bench=${SEQZOO_BENCH:-${CARGO_TARGET_DIR:-target}/release/seqzoo-bench}
-choice=(--preset quick --arch lstm,gla --tasks prefill --lengths 512 --batches 1 --rounds 7)
+choice=(--preset quick --arch lstm,gla --tasks prefill --lengths 512 --batches 1 --rounds 24)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 

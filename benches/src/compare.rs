@@ -2,15 +2,16 @@
 //!
 //! Points are compared one by one and, with more certainty, by subject and task: the geometric mean of the ratios
 //! of a group. Intervals are bootstrapped over rounds (see [`crate::stats`]) and widened for the number of
-//! comparisons, so that many points do not make a false alarm. Sets that were measured in turns are compared round by
-//! round, by the median of the rounds' ratios. Counted quantities need no statistics: more is more.
+//! comparisons, so that many points do not make a false alarm. Of sets that were measured in turns the same rounds are
+//! drawn. A time is the first decile of its repetitions: whatever else the machine does makes them longer, never
+//! shorter. Counted quantities need no statistics: more is more.
 
 use std::fmt::Write;
 
 use rand_chacha::ChaCha8Rng;
 
 use crate::point::{MACHINE, Point, Task};
-use crate::stats::{draw, interval, median, resampled_median};
+use crate::stats::{Draw, draw, interval, resampled};
 use crate::summary::Summary;
 
 /// Chance of any false alarm among the comparisons of a kind.
@@ -23,6 +24,8 @@ const ALLOCATED_TOLERANCE: f64 = 0.01;
 pub struct Strictness {
     /// Share by which the time may differ.
     pub tolerance: f64,
+    /// Which of the repetitions is the time.
+    pub quantile: f64,
     /// Resamples of each interval.
     pub resamples: usize,
     /// Leave the clock out.
@@ -33,7 +36,7 @@ pub struct Strictness {
 
 impl Default for Strictness {
     fn default() -> Self {
-        Self { tolerance: 0.05, resamples: 2000, counted_only: false, in_turns: false }
+        Self { tolerance: 0.05, quantile: 0.1, resamples: 2000, counted_only: false, in_turns: false }
     }
 }
 
@@ -145,28 +148,20 @@ pub fn ratio(
     strictness: Strictness,
 ) -> Ratio {
     let mean = |logs: f64| (logs / pairs.len() as f64).exp();
-    let middle = |(old, new): &Pair<'_>| match strictness.in_turns {
-        true => median(&round_ratios(old, new)),
-        false => new.seconds() / old.seconds(),
-    };
+    let middle =
+        |(old, new): &Pair<'_>| new.quantile(strictness.quantile) / old.quantile(strictness.quantile);
     let middle = mean(pairs.iter().map(|pair| middle(pair).ln()).sum());
     let rounds = |side: fn(&(&Summary, &Summary)) -> usize| pairs.iter().map(side).max().unwrap_or(0);
     let (old_rounds, new_rounds) = (rounds(|p| p.0.rounds.len()), rounds(|p| p.1.rounds.len()));
     let level = 1.0 - 2.0 * FALSE_ALARM / comparisons.max(1) as f64;
     let interval = interval(level.max(0.5), strictness.resamples, |rng: &mut ChaCha8Rng| {
         // One drawing of rounds for the whole group: a slow moment slows all of it.
-        let (olds, news) = (draw(old_rounds, rng), draw(new_rounds, rng));
+        let olds = draw(old_rounds, rng);
+        let news = if strictness.in_turns { olds.clone() } else { draw(new_rounds, rng) };
         let logs = pairs.iter().map(|(old, new)| {
-            if strictness.in_turns {
-                let one = |&round: &usize| {
-                    let [old, new] = [old, new].map(|side| resampled_median(&side.rounds, &[round], rng));
-                    new / old
-                };
-                let ratios: Vec<f64> = olds.iter().map(one).filter(|ratio| ratio.is_finite()).collect();
-                median(&ratios).ln()
-            } else {
-                (resampled_median(&new.rounds, &news, rng) / resampled_median(&old.rounds, &olds, rng)).ln()
-            }
+            let mut of =
+                |side: &Summary, draw: &Draw| resampled(strictness.quantile, &side.rounds, draw, rng);
+            (of(new, &news) / of(old, &olds)).ln()
         });
         let logs: Vec<f64> = logs.filter(|log| log.is_finite()).collect();
         (logs.iter().sum::<f64>() / logs.len() as f64).exp()
@@ -179,12 +174,6 @@ pub fn ratio(
         Verdict::Same
     };
     Ratio { what, ratio: middle, interval, verdict }
-}
-
-/// New over old of each round that has both.
-fn round_ratios(old: &Summary, new: &Summary) -> Vec<f64> {
-    let rounds = old.rounds.iter().zip(&new.rounds);
-    rounds.map(|(old, new)| median(new) / median(old)).filter(|ratio| ratio.is_finite()).collect()
 }
 
 /// Counted quantities and outcomes that differ.

@@ -28,7 +28,7 @@ pub fn ratios(summaries: &[Summary]) -> Vec<Row> {
             .find(|s| s.point.subject == peer.counterpart && s.measured() && s.point.matches(&theirs.point));
         pairs.extend(ours.map(|ours| (theirs, ours)));
     }
-    let strictness = Strictness { tolerance: 0.0, in_turns: true, ..Strictness::default() };
+    let strictness = Strictness { tolerance: 0.0, quantile: 0.5, in_turns: true, ..Strictness::default() };
     (pairs.iter())
         .map(|pair| Row {
             point: pair.0.point.clone(),

@@ -34,14 +34,14 @@ pub fn draw(rounds: usize, rng: &mut ChaCha8Rng) -> Draw {
     (0..rounds).map(|_| rng.random_range(0..rounds.max(1))).collect()
 }
 
-/// The median of a resample: of each drawn round as many of its samples as it has, with repetition.
-pub fn resampled_median(rounds: &[Vec<f64>], draw: &[usize], rng: &mut ChaCha8Rng) -> f64 {
+/// A quantile of a resample: of each drawn round as many of its samples as it has, with repetition.
+pub fn resampled(q: f64, rounds: &[Vec<f64>], draw: &[usize], rng: &mut ChaCha8Rng) -> f64 {
     let mut samples: Vec<f64> = Vec::new();
     for round in draw.iter().filter_map(|&i| rounds.get(i)).filter(|round| !round.is_empty()) {
         samples.extend((0..round.len()).map(|_| round[rng.random_range(0..round.len())]));
     }
     samples.sort_by(f64::total_cmp);
-    of_sorted(&samples, 0.5)
+    of_sorted(&samples, q)
 }
 
 /// The middle `level` of a statistic over `resamples` seeded draws; values that are not finite are left out.
@@ -63,7 +63,7 @@ pub fn median_interval(rounds: &[Vec<f64>], level: f64) -> (f64, (f64, f64)) {
     let all: Vec<f64> = rounds.iter().flatten().copied().collect();
     let interval = interval(level, RESAMPLES, |rng| {
         let draw = draw(rounds.len(), rng);
-        resampled_median(rounds, &draw, rng)
+        resampled(0.5, rounds, &draw, rng)
     });
     (median(&all), interval)
 }
