@@ -5,7 +5,7 @@
 set -euo pipefail
 trials=${1:-20}
 bench=${SEQZOO_BENCH:-${CARGO_TARGET_DIR:-target}/release/seqzoo-bench}
-choice=(--preset quick --arch lstm,gla --tasks prefill --lengths 512 --batches 1 --rounds 24)
+choice=(--preset quick --arch lstm,gla --tasks prefill --lengths 512 --batches 1 --rounds 21)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
