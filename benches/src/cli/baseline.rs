@@ -79,19 +79,20 @@ fn version(program: &Path) -> Result<String> {
 }
 
 impl Baseline {
-    /// Measures a point and keeps what came of it, unless it is known from before.
+    /// Measures a point and keeps what came of it, unless it is known from before; `false` if it was stopped.
     pub(super) fn take(
         &mut self,
         point: &Point,
         round: usize,
         measure: impl FnOnce(&Limits) -> Result<Option<Outcome>>,
-    ) -> Result<()> {
-        if !self.known.insert((point.to_string(), round)) {
-            return Ok(());
+    ) -> Result<bool> {
+        let key = (point.to_string(), round);
+        if self.known.contains(&key) {
+            return Ok(true);
         }
-        match measure(&self.limits)? {
-            Some(outcome) => self.store.append(&Record { point: point.clone(), round, outcome }),
-            None => Ok(()),
-        }
+        let Some(outcome) = measure(&self.limits)? else { return Ok(false) };
+        self.store.append(&Record { point: point.clone(), round, outcome })?;
+        self.known.insert(key);
+        Ok(true)
     }
 }

@@ -265,7 +265,9 @@ impl Driver for Live<'_> {
         let Some(baseline) = &mut self.baseline else { return measure(&self.limits, effort) };
         // Who is first takes turns too.
         let before = if round.is_multiple_of(2) { measure(&self.limits, effort)? } else { None };
-        baseline.take(point, round, |limits| measure(limits, self.plan.effort))?;
+        if !baseline.take(point, round, |limits| measure(limits, self.plan.effort))? {
+            return Ok(None);
+        }
         if round.is_multiple_of(2) { Ok(before) } else { measure(&self.limits, effort) }
     }
 
