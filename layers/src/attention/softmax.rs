@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::{Cached, append, hidden};
 use super::scores::{Read, Scoring};
 use crate::error::{head_dim, require};
-use crate::nn::{Activation, Linear, Norm, NormConfig, Rope, RopeConfig, gated, project_all, split_heads};
+use crate::nn::{Activation, Linear, Norm, NormConfig, Rope, RopeConfig, gated, project_with, split_heads};
 use crate::system::{Cost, Form, HeadMixer, Mixer, Run, State, Terms, Views, token_by_token};
 use crate::{Error, Init, Result};
 
@@ -189,8 +189,7 @@ impl Attention {
     /// Projects the call's tokens and adds their keys and values to the cache.
     pub(super) fn read(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Read, State)> {
         let t = x.dims()[1];
-        let all = project_all(x, &[&self.q_proj, &self.k_proj, &self.v_proj]);
-        let [q, k, v] = all.try_into().expect("as many as there are maps");
+        let ([q, k, v], _) = project_with(x, [&self.q_proj, &self.k_proj, &self.v_proj], &[]);
         let mut q = self.query(q);
         let mut k = split_heads(k, self.kv_heads());
         if let Some(norm) = &self.k_norm {

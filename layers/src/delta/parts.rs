@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, Gated, Linear, RmsNorm, Steps, project_all, put_tail,
+    Activation, CausalConv, CausalConvConfig, Gated, Linear, RmsNorm, Steps, project_with, put_tail,
     short_conv,
 };
 use crate::system::{MEMORY, Run, State, fresh};
@@ -109,10 +109,7 @@ impl Qkv {
         state: &mut State,
         run: Run<'_>,
     ) -> Result<([Tensor<3>; 3], Vec<Tensor<3>>)> {
-        let maps = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let mut all = project_all(x, &[&maps, others].concat());
-        let rest = all.split_off(maps.len());
-        let [q, k, v] = all.try_into().expect("as many as there are maps");
+        let ([q, k, v], rest) = project_with(x, [&self.q_proj, &self.k_proj, &self.v_proj], others);
         let mut address = |name, x, conv: &Option<CausalConv>| match conv {
             Some(_) => short_conv(name, conv, x, state, run),
             None => Ok(self.activation.apply(x)),

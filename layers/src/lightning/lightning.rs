@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::lrpe::{Lrpe, LrpeLayers};
 use crate::error::{head_dim, require};
 use crate::nn::{
-    Activation, Gated, LayerNorm, Linear, Norm, RmsNorm, SrmsNorm, merge_heads, project_all, split_heads,
+    Activation, Gated, LayerNorm, Linear, Norm, RmsNorm, SrmsNorm, merge_heads, project_with, split_heads,
 };
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views, fresh};
 use crate::{Error, Init, Result};
@@ -344,10 +344,9 @@ impl LinearMixer for Lightning {
     fn system(&self, x: Tensor<3>, state: &mut State, _run: Run<'_>) -> Result<(System, Self::Aux)> {
         let (h, config, time) = (self.config.heads, &self.config, x.dims()[1]);
         let first_gate_map = self.gate_down.as_ref().or(self.gate_proj.as_ref());
-        let maps = [&self.q_proj, &self.k_proj, &self.v_proj].into_iter().chain(first_gate_map);
-        let mut all = project_all(x, &maps.collect::<Vec<_>>());
-        let gate = all.split_off(3).pop();
-        let [q, k, v] = all.try_into().expect("as many as there are maps");
+        let maps = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let ([q, k, v], mut rest) = project_with(x, maps, first_gate_map.as_slice());
+        let gate = rest.pop();
         let q = config.activation.apply(q);
         let k = config.activation.apply(k);
         let v = config.value_activation.apply(v);

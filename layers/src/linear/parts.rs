@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use crate::error::require;
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, log_sigmoid,
-    project_all, put_tail, repeat_heads, scaled_sigmoid, short_conv, split_heads,
+    project_with, put_tail, repeat_heads, scaled_sigmoid, short_conv, split_heads,
 };
 use crate::system::{MEMORY, Run, State, fresh};
 use crate::{Error, Init, Result};
@@ -158,10 +158,7 @@ impl Qkv {
         run: Run<'_>,
     ) -> Result<([Tensor<4>; 3], Vec<Tensor<3>>)> {
         let Sizes { heads, kv_heads, .. } = self.sizes;
-        let maps = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let mut all = project_all(x, &[&maps, others].concat());
-        let rest = all.split_off(maps.len());
-        let [q, k, v] = all.try_into().expect("as many as there are maps");
+        let ([q, k, v], rest) = project_with(x, [&self.q_proj, &self.k_proj, &self.v_proj], others);
         let q = convolve("conv_q", &self.conv_q, q, state, run)?;
         let k = convolve("conv_k", &self.conv_k, k, state, run)?;
         let v = convolve("conv_v", &self.conv_v, v, state, run)?;

@@ -72,7 +72,7 @@ impl Linear {
 }
 
 /// What every one of `maps` makes of `x`: in one kernel for few tokens on a graphics device.
-pub(crate) fn project_all<const D: usize>(x: Tensor<D>, maps: &[&Linear]) -> Vec<Tensor<D>> {
+fn project_all<const D: usize>(x: Tensor<D>, maps: &[&Linear]) -> Vec<Tensor<D>> {
     #[cfg(feature = "cube")]
     if let Some(all) =
         on_graphics(&x, || maps.iter().map(|map| map.columns(0, map.weight.dims()[1])).collect())
@@ -80,6 +80,17 @@ pub(crate) fn project_all<const D: usize>(x: Tensor<D>, maps: &[&Linear]) -> Vec
         return all;
     }
     maps.iter().map(|map| map.forward(x.clone())).collect()
+}
+
+/// The same of `maps`, and of `others` beside them.
+pub(crate) fn project_with<const D: usize, const N: usize>(
+    x: Tensor<D>,
+    maps: [&Linear; N],
+    others: &[&Linear],
+) -> ([Tensor<D>; N], Vec<Tensor<D>>) {
+    let mut all = project_all(x, &[&maps, others].concat());
+    let rest = all.split_off(N);
+    (all.try_into().expect("as many as there are maps"), rest)
 }
 
 /// `x: [b, t, h n]` through matrices with a block per head on their diagonals, `[h, n, m]`: `[b, t, h, m]` each.

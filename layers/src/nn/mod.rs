@@ -16,7 +16,7 @@ use gates::gelu_tanh;
 pub(crate) use gates::{Steps, add_skip, elu_plus_one, erase, log_gate, share};
 pub use gates::{gated, log_sigmoid, scaled_log_sigmoid, scaled_sigmoid, silu, softplus};
 pub use linear::{Linear, project};
-pub(crate) use linear::{project_all, project_blocks};
+pub(crate) use linear::{project_blocks, project_with};
 pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, SrmsNorm, l2_normalize, rms_normalize};
 pub use normalize::Gated;
 pub(crate) use normalize::{Normalize, Scaling};

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::require;
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Formula, Function, LOG_ZERO, Linear, MOST_SLOPE, gated,
-    project_all, project_blocks, softplus,
+    project_blocks, project_with, softplus,
 };
 use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, engine, fresh};
 use crate::{Error, Init, Result};
@@ -279,8 +279,7 @@ impl LinearMixer for RgLru {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Tensor<3>)> {
-        let both = project_all(x, &[&self.y_proj, &self.x_proj]);
-        let [gate, mut u] = both.try_into().expect("as many as there are maps");
+        let ([gate, mut u], _) = project_with(x, [&self.y_proj, &self.x_proj], &[]);
         if let Some(conv) = &self.conv {
             let (y, tail) = conv.forward(u, state.get(CONV)?, run.lengths);
             state.put(CONV, tail);
