@@ -2,16 +2,17 @@
 //!
 //! Points are compared one by one and, with more certainty, by subject and task: the geometric mean of the ratios
 //! of a group. Intervals are bootstrapped over rounds (see [`crate::stats`]) and widened for the number of
-//! comparisons, so that many points do not make a false alarm. Of sets that were measured in turns the same rounds are
-//! drawn. A time is the first decile of its repetitions: whatever else the machine does makes them longer, never
-//! shorter. Counted quantities need no statistics: more is more.
+//! comparisons, so that many points do not make a false alarm. Where two builds took turns, a ratio is the median over
+//! pairs of repetitions, one of each, next to each other in time: what slows the machine for a while slows both. Else a time is
+//! the first decile of its repetitions: whatever else the machine does makes them longer, never shorter. Counted
+//! quantities need no statistics: more is more.
 
 use std::fmt::Write;
 
 use rand_chacha::ChaCha8Rng;
 
 use crate::point::{MACHINE, Point, Task};
-use crate::stats::{Draw, draw, interval, resampled};
+use crate::stats::{draw, interval, median, resampled};
 use crate::summary::Summary;
 
 /// Chance of any false alarm among the comparisons of a kind.
@@ -24,19 +25,30 @@ const ALLOCATED_TOLERANCE: f64 = 0.01;
 pub struct Strictness {
     /// Share by which the time may differ.
     pub tolerance: f64,
-    /// Which of the repetitions is the time.
+    /// Which of the repetitions is the time, where they are not compared in pairs.
     pub quantile: f64,
     /// Resamples of each interval.
     pub resamples: usize,
     /// Leave the clock out.
     pub counted_only: bool,
-    /// Both were measured in turns, so that what slows a round slows it in both.
-    pub in_turns: bool,
+    /// What of both was measured next to each other.
+    pub turns: Turns,
+}
+
+/// What of two sets of results was measured next to each other, so that what slows it in one slows it in the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turns {
+    /// Nothing.
+    Apart,
+    /// Each round.
+    Rounds,
+    /// Each repetition of a round.
+    Repetitions,
 }
 
 impl Default for Strictness {
     fn default() -> Self {
-        Self { tolerance: 0.05, quantile: 0.1, resamples: 2000, counted_only: false, in_turns: false }
+        Self { tolerance: 0.05, quantile: 0.1, resamples: 2000, counted_only: false, turns: Turns::Apart }
     }
 }
 
@@ -147,25 +159,36 @@ pub fn ratio(
     comparisons: usize,
     strictness: Strictness,
 ) -> Ratio {
-    let mean = |logs: f64| (logs / pairs.len() as f64).exp();
-    let middle =
-        |(old, new): &Pair<'_>| new.quantile(strictness.quantile) / old.quantile(strictness.quantile);
-    let middle = mean(pairs.iter().map(|pair| middle(pair).ln()).sum());
-    let rounds = |side: fn(&(&Summary, &Summary)) -> usize| pairs.iter().map(side).max().unwrap_or(0);
-    let (old_rounds, new_rounds) = (rounds(|p| p.0.rounds.len()), rounds(|p| p.1.rounds.len()));
+    let mean = |logs: Vec<f64>| (logs.iter().sum::<f64>() / logs.len() as f64).exp();
     let level = 1.0 - 2.0 * FALSE_ALARM / comparisons.max(1) as f64;
-    let interval = interval(level.max(0.5), strictness.resamples, |rng: &mut ChaCha8Rng| {
-        // One drawing of rounds for the whole group: a slow moment slows all of it.
-        let olds = draw(old_rounds, rng);
-        let news = if strictness.in_turns { olds.clone() } else { draw(new_rounds, rng) };
-        let logs = pairs.iter().map(|(old, new)| {
-            let mut of =
-                |side: &Summary, draw: &Draw| resampled(strictness.quantile, &side.rounds, draw, rng);
-            (of(new, &news) / of(old, &olds)).ln()
+    let interval = |statistic: &mut dyn FnMut(&mut ChaCha8Rng) -> Vec<f64>| {
+        interval(level.max(0.5), strictness.resamples, |rng| {
+            mean(statistic(rng).into_iter().filter(|log| log.is_finite()).collect())
+        })
+    };
+    // One drawing of rounds for the whole group: a slow moment slows all of it.
+    let most = |side: fn(&Pair<'_>) -> usize| pairs.iter().map(side).max().unwrap_or(0);
+    let (old_rounds, new_rounds) = (most(|p| p.0.rounds.len()), most(|p| p.1.rounds.len()));
+    let (middle, interval) = if strictness.turns == Turns::Repetitions {
+        let ratios: Vec<Vec<Vec<f64>>> = pairs.iter().map(paired).collect();
+        let interval = interval(&mut |rng| {
+            let draw = draw(old_rounds.min(new_rounds), rng);
+            ratios.iter().map(|rounds| resampled(0.5, rounds, &draw, rng).ln()).collect()
         });
-        let logs: Vec<f64> = logs.filter(|log| log.is_finite()).collect();
-        (logs.iter().sum::<f64>() / logs.len() as f64).exp()
-    });
+        (mean(ratios.iter().map(|rounds| median(&rounds.concat()).ln()).collect()), interval)
+    } else {
+        let q = strictness.quantile;
+        let interval = interval(&mut |rng| {
+            let olds = draw(old_rounds, rng);
+            let apart = strictness.turns == Turns::Apart;
+            let news = if apart { draw(new_rounds, rng) } else { olds.clone() };
+            let log = |(old, new): &Pair<'_>| {
+                (resampled(q, &new.rounds, &news, rng) / resampled(q, &old.rounds, &olds, rng)).ln()
+            };
+            pairs.iter().map(log).collect()
+        });
+        (mean(pairs.iter().map(|(old, new)| (new.quantile(q) / old.quantile(q)).ln()).collect()), interval)
+    };
     let verdict = if interval.0 > 1.0 + strictness.tolerance {
         Verdict::Slower
     } else if interval.1 < 1.0 / (1.0 + strictness.tolerance) {
@@ -174,6 +197,13 @@ pub fn ratio(
         Verdict::Same
     };
     Ratio { what, ratio: middle, interval, verdict }
+}
+
+/// New over old of every pair of repetitions, by round.
+fn paired((old, new): &Pair<'_>) -> Vec<Vec<f64>> {
+    let ratios =
+        |(old, new): (&Vec<f64>, &Vec<f64>)| old.iter().zip(new).map(|(old, new)| new / old).collect();
+    old.rounds.iter().zip(&new.rounds).map(ratios).collect()
 }
 
 /// Counted quantities and outcomes that differ.

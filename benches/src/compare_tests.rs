@@ -11,25 +11,31 @@ use crate::summary::summarise;
 fn sweep(seed: u64, slow: impl Fn(&str) -> f64) -> Vec<Summary> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let speeds: Vec<f64> = (0..3).map(|_| LogNormal::new(0.0, 0.02).unwrap().sample(&mut rng)).collect();
-    sweep_at(seed, &speeds, slow)
+    sweep_at(seed, 3, |round, _| speeds[round], slow)
 }
 
-/// The same with given speeds of the rounds.
-fn sweep_at(seed: u64, speeds: &[f64], slow: impl Fn(&str) -> f64) -> Vec<Summary> {
+/// The same at the given speed of each round and repetition.
+fn sweep_at(
+    seed: u64,
+    rounds: usize,
+    speed: impl Fn(usize, usize) -> f64,
+    slow: impl Fn(&str) -> f64,
+) -> Vec<Summary> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (round_noise, noise) = (LogNormal::new(0.0, 0.02).unwrap(), LogNormal::new(0.0, 0.04).unwrap());
     let mut records = Vec::new();
-    for (round, speed) in speeds.iter().enumerate() {
+    for round in 0..rounds {
         for (i, subject) in ["attention", "gated_deltanet", "lstm", "mamba2"].into_iter().enumerate() {
             for (task, time) in
                 [(Task::Prefill, 128), (Task::Prefill, 1024), (Task::Train, 512), (Task::Decode, 64)]
             {
                 let process = round_noise.sample(&mut rng);
-                let base = 1e-3 * (i + 1) as f64 * (time as f64 / 128.0) * slow(subject) * speed * process;
+                let base = 1e-3 * (i + 1) as f64 * (time as f64 / 128.0) * slow(subject) * process;
                 let seconds = (0..12)
-                    .map(|_| {
+                    .map(|repetition| {
                         let hit = rng.random_range(0..12) == 0;
-                        base * noise.sample(&mut rng) * if hit { rng.random_range(1.2..3.0) } else { 1.0 }
+                        let hit = if hit { rng.random_range(1.2..3.0) } else { 1.0 };
+                        base * speed(round, repetition) * noise.sample(&mut rng) * hit
                     })
                     .collect();
                 let point = Point {
@@ -70,22 +76,35 @@ fn a_slow_down_of_a_fifth_is_found_and_noise_is_not() {
     assert_eq!((found, false_alarms, innocent), (20, 0, 0));
 }
 
+/// Planted slow-downs of a fifth that are found and equal pairs that are called slower, of twenty each.
+fn detected(speed: impl Fn(usize, usize) -> f64 + Copy, turns: Turns) -> (usize, usize) {
+    let strictness = Strictness { turns, ..strictness() };
+    let (mut found, mut false_alarms) = (0, 0);
+    for trial in 0..20 {
+        let base = sweep_at(2 * trial, 3, speed, |_| 1.0);
+        let again = sweep_at(2 * trial + 1, 3, speed, |_| 1.0);
+        let planted = sweep_at(2 * trial + 1, 3, speed, |subject| if subject == "lstm" { 1.2 } else { 1.0 });
+        found += usize::from(compare(&base, &planted, strictness).regressed());
+        false_alarms += usize::from(compare(&base, &again, strictness).regressed());
+    }
+    (found, false_alarms)
+}
+
 #[test]
 fn rounds_that_were_measured_in_turns_may_differ_much() {
     // Between its first and its third round the machine becomes half as fast.
-    let speeds = [1.0, 1.5, 2.0];
-    let in_turns = Strictness { in_turns: true, ..strictness() };
-    let (mut found, mut unpaired, mut false_alarms) = (0, 0, 0);
-    for trial in 0..20 {
-        let base = sweep_at(2 * trial, &speeds, |_| 1.0);
-        let again = sweep_at(2 * trial + 1, &speeds, |_| 1.0);
-        let planted = sweep_at(2 * trial + 1, &speeds, |subject| if subject == "lstm" { 1.2 } else { 1.0 });
-        false_alarms += usize::from(compare(&base, &again, in_turns).regressed());
-        found += usize::from(compare(&base, &planted, in_turns).regressed());
-        unpaired += usize::from(compare(&base, &planted, strictness()).regressed());
-    }
-    assert_eq!((found, false_alarms), (20, 0));
-    assert!(unpaired < 5, "found {unpaired} without");
+    let speed = |round: usize, _| 1.0 + 0.5 * round as f64;
+    assert_eq!(detected(speed, Turns::Rounds), (20, 0));
+    assert_eq!(detected(speed, Turns::Repetitions), (20, 0));
+    let (found, _) = detected(speed, Turns::Apart);
+    assert!(found < 5, "found {found} without");
+}
+
+#[test]
+fn repetitions_that_were_measured_in_turns_may_differ_much() {
+    // In the middle of each round the machine becomes half as fast, in every round a little later.
+    let speed = |round, repetition| if repetition < 4 + 2 * round { 1.0 } else { 2.0 };
+    assert_eq!(detected(speed, Turns::Repetitions), (20, 0));
 }
 
 #[test]

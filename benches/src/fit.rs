@@ -1,6 +1,6 @@
 //! Scaling: `seconds = a + b · T^c`, fitted to the medians at each length by relative error.
 
-use crate::stats::{Draw, draw, interval, median, resampled};
+use crate::stats::{draw, interval, median, resampled};
 
 /// Resamples of the interval on the exponent.
 const RESAMPLES: usize = 200;
@@ -53,7 +53,7 @@ pub fn fit(lengths: &[AtLength]) -> Option<Fit> {
     let rounds = lengths.iter().map(|(_, rounds)| rounds.len()).max().unwrap_or(0);
     let interval = interval(0.95, RESAMPLES, |rng| {
         // The same rounds at every length: a slow moment slows them all.
-        let draw: Draw = draw(rounds, rng);
+        let draw = draw(rounds, rng);
         let points: Vec<(f64, f64)> =
             lengths.iter().map(|(length, rounds)| (*length, resampled(0.5, rounds, &draw, rng))).collect();
         let known: Vec<_> = points.into_iter().filter(|(_, seconds)| seconds.is_finite()).collect();

@@ -1,6 +1,6 @@
 //! Peers against the architectures they stand beside, at equal points of one run.
 
-use crate::compare::{Ratio, Strictness, Verdict, ratio};
+use crate::compare::{Ratio, Strictness, Turns, Verdict, ratio};
 use crate::peers::peer;
 use crate::point::{Point, Task};
 use crate::summary::Summary;
@@ -28,7 +28,8 @@ pub fn ratios(summaries: &[Summary]) -> Vec<Row> {
             .find(|s| s.point.subject == peer.counterpart && s.measured() && s.point.matches(&theirs.point));
         pairs.extend(ours.map(|ours| (theirs, ours)));
     }
-    let strictness = Strictness { tolerance: 0.0, quantile: 0.5, in_turns: true, ..Strictness::default() };
+    let strictness =
+        Strictness { tolerance: 0.0, quantile: 0.5, turns: Turns::Rounds, ..Strictness::default() };
     (pairs.iter())
         .map(|pair| Row {
             point: pair.0.point.clone(),

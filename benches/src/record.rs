@@ -37,7 +37,7 @@ pub struct Header {
     pub sizes: Sizes,
     /// Notes on what was left out and why.
     pub notes: Vec<String>,
-    /// The same in two files whose points were measured in turns, round by round.
+    /// The same in two files whose points were measured in turns, repetition by repetition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turns: Option<String>,
 }

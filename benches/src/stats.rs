@@ -26,11 +26,8 @@ pub fn median(samples: &[f64]) -> f64 {
     quantile(samples, 0.5)
 }
 
-/// The rounds of a resample, by index.
-pub type Draw = Vec<usize>;
-
-/// As many rounds as there are, with repetition.
-pub fn draw(rounds: usize, rng: &mut ChaCha8Rng) -> Draw {
+/// The rounds of a resample, by index: as many as there are, with repetition.
+pub fn draw(rounds: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
     (0..rounds).map(|_| rng.random_range(0..rounds.max(1))).collect()
 }
 

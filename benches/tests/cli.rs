@@ -91,22 +91,41 @@ fn a_killed_sweep_loses_at_most_the_running_point_and_goes_on() {
     assert_eq!(fs::read(&killed).unwrap(), bytes);
 }
 
+/// Interrupts a sweep as soon as its file has three lines.
 #[cfg(unix)]
-#[test]
-fn ctrl_c_keeps_what_is_finished() {
-    let dir = tempfile::tempdir().unwrap();
-    let out = path(dir.path(), "a.jsonl");
+fn interrupt(args: &[&str], out: &str) {
     let mut child =
-        Command::new(PROGRAM).args(tiny(&out)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Command::new(PROGRAM).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let started = Instant::now();
-    while fs::read(&out).map_or(0, |text| text.iter().filter(|&&b| b == b'\n').count()) < 3 {
+    while fs::read(out).map_or(0, |text| text.iter().filter(|&&b| b == b'\n').count()) < 3 {
         assert!(started.elapsed() < Duration::from_secs(60), "no progress");
         std::thread::sleep(Duration::from_millis(2));
     }
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    let results = Results::load(Path::new(&out)).unwrap();
+    let results = Results::load(Path::new(out)).unwrap();
     assert!(results.records.iter().all(|r| r.outcome.done().is_some()), "a stopped child is no outcome");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_keeps_what_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = path(dir.path(), "a.jsonl");
+    interrupt(&tiny(&out), &out);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_stopped_baseline_is_measured_when_the_sweep_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, baseline) = (path(dir.path(), "a.jsonl"), path(dir.path(), "b.jsonl"));
+    let mut args = tiny(&out);
+    args.extend(["--baseline", PROGRAM, "--baseline-out", &baseline]);
+    interrupt(&args, &out);
+    args.push("--resume");
+    succeeds(&args);
+    assert_eq!(keys(&out), keys(&baseline));
 }
 
 /// The outcomes of one architecture under limits.

@@ -79,20 +79,20 @@ fn version(program: &Path) -> Result<String> {
 }
 
 impl Baseline {
-    /// Measures a point and keeps what came of it, unless it is known from before; `false` if it was stopped.
-    pub(super) fn take(
-        &mut self,
-        point: &Point,
-        round: usize,
-        measure: impl FnOnce(&Limits) -> Result<Option<Outcome>>,
-    ) -> Result<bool> {
-        let key = (point.to_string(), round);
-        if self.known.contains(&key) {
-            return Ok(true);
-        }
-        let Some(outcome) = measure(&self.limits)? else { return Ok(false) };
+    /// What measures it.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether a point is known from before.
+    pub(super) fn knows(&self, point: &Point, round: usize) -> bool {
+        self.known.contains(&(point.to_string(), round))
+    }
+
+    /// Keeps what came of a point.
+    pub(super) fn keep(&mut self, point: &Point, round: usize, outcome: Outcome) -> Result<()> {
         self.store.append(&Record { point: point.clone(), round, outcome })?;
-        self.known.insert(key);
-        Ok(true)
+        self.known.insert((point.to_string(), round));
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use seqzoo_bench::compare::{Strictness, compare, markdown};
+use seqzoo_bench::compare::{Strictness, Turns, compare, markdown};
 use seqzoo_bench::store::Results;
 use seqzoo_bench::summary::summarise;
 use seqzoo_bench::{Error, Result};
@@ -38,10 +38,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "warning: the two were measured on different machines or thread counts; `--counted` compares the rest"
         );
     }
+    let in_turns = old.header.turns.is_some() && old.header.turns == new.header.turns;
     let strictness = Strictness {
         tolerance: args.tolerance,
         counted_only: args.counted,
-        in_turns: old.header.turns.is_some() && old.header.turns == new.header.turns,
+        turns: if in_turns { Turns::Repetitions } else { Turns::Apart },
         ..Strictness::default()
     };
     let comparison = compare(&summarise(&old.records), &summarise(&new.records), strictness);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use seqzoo::compare::{Machine, now};
-use seqzoo_bench::child::Limits;
+use seqzoo_bench::child::{Limits, measure_in_turns};
 use seqzoo_bench::plan::{Choice, Plan, Preset};
 use seqzoo_bench::point::{FormArg, MACHINE, Point, Task};
 use seqzoo_bench::record::{Header, Outcome, Record, SCHEMA};
@@ -260,15 +260,23 @@ impl Driver for Live<'_> {
         if let Some((_, factor)) = self.plant.as_ref().filter(|(subject, _)| *subject == point.subject) {
             effort.stretch = *factor;
         }
-        let measure =
-            |limits: &Limits, effort| limits.measure(point, self.plan.sizes, effort, &super::interrupted);
-        let Some(baseline) = &mut self.baseline else { return measure(&self.limits, effort) };
+        let (sizes, stop) = (self.plan.sizes, &super::interrupted);
+        let Some(baseline) = self.baseline.as_mut().filter(|baseline| !baseline.knows(point, round)) else {
+            return self.limits.measure(point, sizes, effort, stop);
+        };
+        let mut builds = [(baseline.limits(), self.plan.effort), (&self.limits, effort)];
         // Who is first takes turns too.
-        let before = if round.is_multiple_of(2) { measure(&self.limits, effort)? } else { None };
-        if !baseline.take(point, round, |limits| measure(limits, self.plan.effort))? {
-            return Ok(None);
+        let ours_first = round.is_multiple_of(2);
+        if ours_first {
+            builds.reverse();
         }
-        if round.is_multiple_of(2) { Ok(before) } else { measure(&self.limits, effort) }
+        let Some(mut outcomes) = measure_in_turns(builds, point, sizes, stop)? else { return Ok(None) };
+        if ours_first {
+            outcomes.reverse();
+        }
+        let [before, after] = outcomes;
+        baseline.keep(point, round, before)?;
+        Ok(Some(after))
     }
 
     fn keep(&mut self, record: Record) -> Result<()> {

@@ -76,11 +76,16 @@ fn pieces(time: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..time).step_by(PIECE).map(move |start| (start, PIECE.min(time - start)))
 }
 
-/// Measures a point: once cold, once to warm up, then as often as the effort says.
+/// Measures a point: once cold, once to warm up, then as often as the effort says, each time after its `turn` has come.
 ///
 /// # Errors
 /// When the subject is unknown, does not offer the task, or fails.
-pub fn measure(point: &Point, sizes: Sizes, effort: Effort) -> Result<Measurement> {
+pub fn measure(
+    point: &Point,
+    sizes: Sizes,
+    effort: Effort,
+    turn: &mut dyn FnMut() -> Result<()>,
+) -> Result<Measurement> {
     let work = match peers::library(&point.subject) {
         None if point.subject == MACHINE => machine::work(point),
         None if point.subject.starts_with(MODEL) => model::work(point),
@@ -105,11 +110,11 @@ pub fn measure(point: &Point, sizes: Sizes, effort: Effort) -> Result<Measuremen
         Ok::<u64, Error>(state_bytes)
     };
     let (state_bytes, launches) = launches::count(&mut repeat)?;
-    let mut seconds = Vec::with_capacity(effort.most);
-    let started = Instant::now();
+    let mut seconds: Vec<f64> = Vec::with_capacity(effort.most);
     while seconds.len() < effort.most
-        && (seconds.len() < effort.least || started.elapsed().as_secs_f64() < effort.seconds)
+        && (seconds.len() < effort.least || seconds.iter().sum::<f64>() < effort.seconds)
     {
+        turn()?;
         let start = Instant::now();
         repeat()?;
         let planned = start.elapsed().mul_f64(effort.stretch.max(1.0));
@@ -196,7 +201,7 @@ mod tests {
             let form = Form::Auto;
             let point =
                 Point { subject: subject.into(), task, form, device: "flex".into(), batch: 2, time: 8 };
-            let m = measure(&point, sizes, effort).unwrap();
+            let m = measure(&point, sizes, effort, &mut || Ok(())).unwrap();
             assert!(m.seconds.len() >= 2 && m.seconds.iter().all(|&s| s > 0.0), "{point}");
             assert!(m.first_seconds > 0.0 && m.peak_bytes > 0, "{point}");
             assert!(m.counted.flops > 0.0 && m.counted.bytes > 0.0, "{point}");
@@ -244,10 +249,10 @@ mod tests {
             time: 1,
         };
         let effort = Effort { seconds: 0.0, least: 1, most: 1, stretch: 1.0 };
-        let error = measure(&point, Sizes::default(), effort).unwrap_err().to_string();
+        let error = measure(&point, Sizes::default(), effort, &mut || Ok(())).unwrap_err().to_string();
         assert!(error.contains("abacus"), "{error}");
         let typo = Point { subject: "gated_deltnet".into(), ..point };
-        let error = measure(&typo, Sizes::default(), effort).unwrap_err().to_string();
+        let error = measure(&typo, Sizes::default(), effort, &mut || Ok(())).unwrap_err().to_string();
         assert!(error.contains("did you mean `gated_deltanet`?"), "{error}");
     }
 }
