@@ -1,4 +1,4 @@
-"""Measures one layer of PyTorch, transformers or flash-linear-attention, or a small model of transformers.
+"""Measures one layer or kernel of PyTorch, transformers or flash-linear-attention, or a small model of transformers.
 
 Run by `seqzoo-bench` with a job as JSON in its first argument; prints the outcome as one line of JSON. The layers have
 the width, heads and memory of the architecture they stand beside, and do the same: projections, core, output map.
@@ -234,6 +234,105 @@ class Model(nn.Module):
         return output.logits, next(output[name] for name in self.CACHES if output.get(name) is not None)
 
 
+def recurrence(q, k, v, log, a=None, b=None, *, chunk):
+    """H_t = (diag(exp(log_t)) + b_t a_tᵀ) H_{t-1} + k_t v_tᵀ, y_t = H_tᵀ q_t: all chunks at once, then their states one after the
+    other. The decays are one number or one per channel."""
+    t = q.shape[2]
+    q, k, v, log, *ab = (F.pad(x, (0, 0, 0, -t % chunk)).unflatten(2, (-1, chunk)) for x in (q, k, v, log, a, b) if x is not None)
+    since = log.cumsum(3)
+    last = since[:, :, :, -1:]
+    past, future, kept = q * since.exp(), (-since).exp(), (last - since).exp()
+    y = (past @ (k * future).transpose(3, 4)).tril() @ v
+    write = (k * kept).transpose(3, 4) @ v
+    decay, memory, before = last.exp().transpose(3, 4).unbind(2), torch.zeros_like(write[:, :, 0]), []
+    if not ab:
+        for d, w in zip(decay, write.unbind(2)):
+            before.append(memory)
+            memory = memory * d + w
+        return (y + past @ torch.stack(before, 2)).flatten(2, 3)[:, :, :t]
+    a, b = ab
+    reads = a * (since - log).exp()
+    system = -(reads @ (b * future).transpose(3, 4)).tril(-1)
+    right = torch.cat([reads, (reads @ (k * future).transpose(3, 4)).tril(-1) @ v], -1)
+    solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    old, new = (x.unbind(2) for x in solved.split([q.shape[-1], v.shape[-1]], -1))
+    values = []
+    for d, w, back, o, n in zip(decay, write.unbind(2), (b * kept).transpose(3, 4).unbind(2), old, new):
+        before.append(memory)
+        values.append(o @ memory + n)
+        memory = memory * d + back @ values[-1] + w
+    scores = (past @ (b * future).transpose(3, 4)).tril()
+    return (y + past @ torch.stack(before, 2) + scores @ torch.stack(values, 2)).flatten(2, 3)[:, :, :t]
+
+
+def scan(log, u, *, chunk):
+    """h_t = exp(log_t) h_{t-1} + u_t: all chunks at once, then their states one after the other."""
+    t = u.shape[2]
+    log, u = (F.pad(x, (0, 0, 0, -t % chunk)).unflatten(2, (-1, chunk)) for x in (log, u))
+    since = log.cumsum(3)
+    decay = since.exp()
+    inside = decay * (u * (-since).exp()).cumsum(3)
+    state, before = torch.zeros_like(u[:, :, 0, :1]), []
+    for d, w in zip(decay[:, :, :, -1:].unbind(2), inside[:, :, :, -1:].unbind(2)):
+        before.append(state)
+        state = state * d + w
+    return (inside + decay * torch.stack(before, 2)).flatten(2, 3)[:, :, :t]
+
+
+def convolution(x, weight, *, chunk):
+    x = F.pad(x[:, 0].transpose(1, 2), (weight.shape[3] - 1, 0))
+    return F.silu(F.conv1d(x, weight[0].transpose(0, 1), groups=weight.shape[2])).transpose(1, 2)
+
+
+def attention(q, k, v, *, chunk):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class Kernel(nn.Module):
+    """A kernel without a layer around it, 8 heads of 64 or 512 channels; what it reads is drawn once."""
+
+    # Of inputs per token and head their numbers, where the decays are, and the function.
+    KINDS = {
+        "attention": ([64] * 3, None, attention),
+        "scalar": ([64, 64, 64, 1], 3, recurrence),
+        "diagonal": ([64] * 4, 3, recurrence),
+        "delta": ([64, 64, 64, 1, 64, 64], 3, recurrence),
+        "delta_diagonal": ([64] * 6, 3, recurrence),
+        "scan": ([64] * 2, 0, scan),
+        "conv": ([], None, convolution),
+    }
+
+    def __init__(self, name, batch, time, train, device):
+        super().__init__()
+        widths, decays, self.function = self.KINDS[name]
+        scale = 1.0 if name == "attention" else 0.1
+        shapes = [(batch, 8, time, n) for n in widths] or [(batch, 1, time, 512), (1, 1, 512, 4)]
+        self.inputs = [torch.randn(shape, device=device) * scale for shape in shapes]
+        if decays is not None:
+            self.inputs[decays] = -self.inputs[decays].abs().clamp(max=0.1)
+        self.inputs = [x.requires_grad_(train) for x in self.inputs]
+        # The fastest of three lengths; what does not work in chunks has one.
+        self.chunk = 64
+        if self.function in (recurrence, scan):
+            self.chunk = min((32, 64, 128), key=self.seconds)
+
+    def seconds(self, chunk):
+        self.chunk = chunk
+        times = []
+        for _ in range(3):
+            begin = time.perf_counter()
+            y, _ = self(None)
+            if y.requires_grad:
+                y.sum().backward()
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    def forward(self, _, state=None):
+        for x in self.inputs:
+            x.grad = None
+        return self.function(*self.inputs, chunk=self.chunk), ()
+
+
 LAYERS = {
     "torch/attention": Attention,
     "torch/linear_attention": LinearAttention,
@@ -260,7 +359,11 @@ def measure(job):
     d, b, t, task = job["sizes"]["d_model"], point["batch"], point["time"], point["task"]
     n = round(math.sqrt(job["sizes"]["state"] / HEADS))
     torch.manual_seed(0)
-    if job.get("model"):
+    kernel = point["subject"].partition("/kernel/")[2]
+    if kernel:
+        with contextlib.nullcontext() if task == "train" else torch.inference_mode():
+            layer, x = Kernel(kernel, b, t, task == "train", device), None
+    elif job.get("model"):
         layer = Model(job["model"]).to(device)
         x = (torch.arange(b * t) % layer.vocab).view(b, t).to(device)
     else:
@@ -280,7 +383,7 @@ def measure(job):
         if task == "train":
             layer.zero_grad()
             y, after = layer(x)
-            (y * y).mean().backward()
+            (y.sum() if kernel else (y * y).mean()).backward()
         else:
             y, after = layer(x[:, :1], state) if task == "decode" else layer(x)
         if start is not None:

@@ -16,6 +16,7 @@ mod error;
 pub mod fit;
 pub mod hardware;
 pub mod heap;
+pub mod kernels;
 pub mod launches;
 pub mod measure;
 pub mod models;

@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use seqzoo_layers::system::Form;
 
+use crate::kernels::KERNEL;
 use crate::models::MODEL;
 use crate::point::{MACHINE, Task};
 
@@ -103,11 +104,53 @@ pub const PEERS: &[Peer] = &[
         tasks: NO_TRAIN,
     },
     Peer { name: "candle/lstm", counterpart: "lstm", what: "candle_nn::LSTM", tasks: NO_TRAIN },
+    kernel("torch/kernel/attention", "kernel/attention", "scaled_dot_product_attention"),
+    kernel("torch/kernel/scalar", "kernel/scalar", TORCH_CHUNKS),
+    kernel("torch/kernel/diagonal", "kernel/diagonal", TORCH_CHUNKS),
+    kernel("torch/kernel/delta", "kernel/delta", TORCH_CHUNKS),
+    kernel("torch/kernel/delta_diagonal", "kernel/delta_diagonal", TORCH_CHUNKS),
+    kernel("torch/kernel/scan", "kernel/scan", TORCH_CHUNKS),
+    kernel("torch/kernel/conv", "kernel/conv", "conv1d and silu"),
+    kernel("tensors/kernel/attention", "kernel/attention", TENSORS),
+    kernel("tensors/kernel/scalar", "kernel/scalar", TENSORS),
+    kernel("tensors/kernel/diagonal", "kernel/diagonal", TENSORS),
+    kernel("tensors/kernel/delta", "kernel/delta", TENSORS),
+    kernel("tensors/kernel/delta_diagonal", "kernel/delta_diagonal", TENSORS),
+    kernel("tensors/kernel/scan", "kernel/scan", TENSORS),
+    kernel("tensors/kernel/conv", "kernel/conv", TENSORS),
+    kernel("steps/kernel/scalar", "kernel/scalar", STEPS),
+    kernel("steps/kernel/diagonal", "kernel/diagonal", STEPS),
+    kernel("steps/kernel/delta", "kernel/delta", STEPS),
+    kernel("steps/kernel/delta_diagonal", "kernel/delta_diagonal", STEPS),
+    kernel("steps/kernel/scan", "kernel/scan", STEPS),
 ];
+
+const TORCH_CHUNKS: &str = "the same in chunks, of the fastest length of three";
+const TENSORS: &str = "our tensor operations, without the kernel";
+const STEPS: &str = "our recurrence, token by token: the reference";
+
+/// What stands beside a kernel without a layer around it.
+const fn kernel(name: &'static str, counterpart: &'static str, what: &'static str) -> Peer {
+    Peer { name, counterpart, what, tasks: NO_DECODE }
+}
+
+impl Peer {
+    /// Whether a list of the user means it: by its name, by its library, or, beside a kernel, by `kernel`. An empty list means
+    /// all that stand beside a layer or a model.
+    pub fn named(&self, list: &[String]) -> bool {
+        let kernel = self.counterpart.starts_with(KERNEL);
+        let group = if kernel { KERNELS } else { library(self.name).unwrap_or_default() };
+        (list.is_empty() && !kernel) || list.iter().any(|word| word == self.name || word == group)
+    }
+}
+
+/// The word for all peers of [`crate::kernels`].
+const KERNELS: &str = "kernel";
 
 /// The library of a subject, `None` for our own.
 pub fn library(subject: &str) -> Option<&str> {
-    subject.split_once('/').map(|(library, _)| library).filter(|_| !subject.starts_with(MODEL))
+    let ours = subject.starts_with(MODEL) || subject.starts_with(KERNEL);
+    subject.split_once('/').map(|(library, _)| library).filter(|_| !ours)
 }
 
 /// The peer of that name.
@@ -120,6 +163,7 @@ pub fn offers(subject: &str, task: Task, form: Form) -> bool {
     match peer(subject) {
         Some(peer) => peer.tasks.contains(&task) && form == Form::Auto,
         None if subject.starts_with(MODEL) => task == Task::Decode && form == Form::Auto,
+        None if subject.starts_with(KERNEL) => NO_DECODE.contains(&task) && form == Form::Auto,
         None => subject != MACHINE,
     }
 }
@@ -130,7 +174,7 @@ pub fn offers(subject: &str, task: Task, form: Form) -> bool {
 /// In words why not, and what would help.
 pub fn available(library: &str, python: &str) -> Result<String, String> {
     match library {
-        "burn" => Ok("part of this build".into()),
+        "burn" | "tensors" | "steps" => Ok("part of this build".into()),
         "candle" if cfg!(feature = "candle") => Ok("part of this build".into()),
         "candle" => Err("not compiled in; build with `--features candle`".into()),
         module => {
@@ -162,6 +206,27 @@ mod tests {
         assert!(
             offers("model/llama", Task::Decode, Form::Auto)
                 && !offers("model/llama", Task::Train, Form::Auto)
+        );
+    }
+
+    #[test]
+    fn every_kernel_stands_beside_its_tensor_form_and_pytorch() {
+        use crate::kernels::Kernel;
+        for kernel in Kernel::ALL {
+            for library in ["torch", "tensors"] {
+                let found = peer(&format!("{library}/{KERNEL}{}", kernel.name())).unwrap();
+                assert_eq!(found.counterpart, format!("{KERNEL}{}", kernel.name()));
+                assert!(
+                    found.named(&["kernel".into()]) && !found.named(&[]) && !found.named(&["torch".into()])
+                );
+            }
+        }
+        for found in PEERS.iter().filter(|peer| ["tensors", "steps"].contains(&library(peer.name).unwrap())) {
+            assert!(Kernel::of(found.name).is_some() && Kernel::of(found.counterpart).is_some());
+        }
+        assert!(
+            !offers("kernel/scan", Task::Decode, Form::Auto)
+                && offers("kernel/scan", Task::Train, Form::Auto)
         );
     }
 

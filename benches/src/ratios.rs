@@ -3,6 +3,7 @@
 use crate::compare::{Ratio, Strictness, Turns, Verdict, ratio};
 use crate::peers::peer;
 use crate::point::{Point, Task};
+use crate::record::Counted;
 use crate::summary::Summary;
 
 /// One row: a peer at one point.
@@ -16,6 +17,8 @@ pub struct Row {
     pub seconds: (f64, f64),
     /// Our time over the peer's: below 1 ours is faster.
     pub ratio: Ratio,
+    /// What ours costs on paper.
+    pub counted: Counted,
 }
 
 /// Every matched pair.
@@ -36,6 +39,7 @@ pub fn ratios(summaries: &[Summary]) -> Vec<Row> {
             ours: pair.1.point.subject.clone(),
             seconds: (pair.1.seconds(), pair.0.seconds()),
             ratio: ratio(pair.0.point.to_string(), &[*pair], pairs.len(), strictness),
+            counted: pair.1.counted,
         })
         .collect()
 }

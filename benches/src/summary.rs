@@ -107,6 +107,13 @@ pub struct Ceilings {
     pub bandwidth: f64,
 }
 
+impl Ceilings {
+    /// Seconds that operations and bytes take at least.
+    pub fn floor(&self, counted: &Counted) -> f64 {
+        (counted.flops / self.flops).max(counted.bytes / self.bandwidth)
+    }
+}
+
 /// The ceilings, where both were measured: the best of all repetitions.
 pub fn ceilings(summaries: &[Summary], device: &str) -> Option<Ceilings> {
     let best = |task: Task| {

@@ -361,6 +361,24 @@ fn peers_are_listed_and_missing_ones_skipped_with_a_reason() {
     fails(&["peers", "--peer", "burn", "--out", &path(dir.path(), "x.md")], 1, &["x.md", "peers.jsonl"]);
 }
 
+#[test]
+fn kernels_are_measured_beside_their_tensor_forms_and_recurrences() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = path(dir.path(), "kernels.jsonl");
+    let mut args = vec!["peers", "--peer", "kernel", "--python", "no-such-python", "--preset", "tiny"];
+    args.extend(["--lengths", "40", "--batches", "1", "--threads", "1", "--out", &out]);
+    let table = succeeds(&args);
+    for row in [
+        "| tensors/kernel/conv | kernel/conv | prefill 1 × 40 |",
+        "| steps/kernel/delta | kernel/delta | train 1 × 40 |",
+    ] {
+        assert!(table.contains(row), "no {row} in {table}");
+    }
+    let results = Results::load(Path::new(&out)).unwrap();
+    assert!(results.records.iter().all(|r| r.outcome.done().is_some()), "{table}");
+    assert!(results.header.notes.iter().any(|note| note.contains("torch/kernel/scan skipped")));
+}
+
 /// `web/site/test/records.test.ts` writes the same file, line by line.
 #[test]
 fn what_a_browser_measured_is_reported_beside_native_results() {

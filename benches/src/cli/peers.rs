@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use seqzoo::registry::MixerConfig;
+use seqzoo_bench::kernels::KERNEL;
 use seqzoo_bench::models::MODEL;
 use seqzoo_bench::peers::{PEERS, available, library};
 use seqzoo_bench::report::{self, Data};
@@ -19,7 +20,8 @@ use super::run::{SweepArgs, code, without_folder};
 pub(crate) struct Args {
     #[command(flatten)]
     sweep: SweepArgs,
-    /// Peers or libraries, such as `torch` or `burn/lstm` [default: all that are here].
+    /// Peers or libraries, such as `torch` or `burn/lstm`; `kernel` for all beside kernels without a layer around them
+    /// [default: all others that are here].
     #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = known_peer)]
     peer: Vec<String>,
     /// The Python that has torch.
@@ -34,7 +36,8 @@ pub(crate) struct Args {
 }
 
 fn known_peer(name: &str) -> Result<String, String> {
-    if PEERS.iter().any(|p| p.name == name || library(p.name) == Some(name)) {
+    let list = [name.to_string()];
+    if PEERS.iter().any(|p| p.named(&list)) {
         return Ok(name.into());
     }
     let names: Vec<&str> = PEERS.iter().map(|p| p.name).collect();
@@ -46,22 +49,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (mut subjects, mut notes, mut listing) = (Vec::new(), Vec::new(), String::new());
     for peer in PEERS {
         let library = library(peer.name).unwrap_or_default();
-        let wanted = args.peer.is_empty() || args.peer.iter().any(|p| p == peer.name || p == library);
-        if !wanted {
+        if !peer.named(&args.peer) {
             continue;
         }
         if !answers.iter().any(|(known, _)| *known == library) {
             answers.push((library, available(library, &args.python)));
         }
         let answer = answers.iter().find(|(known, _)| *known == library).map(|(_, answer)| answer);
-        let ours = peer.counterpart.starts_with(MODEL) || MixerConfig::named(peer.counterpart).is_some();
+        let beside_layer = [MODEL, KERNEL].iter().all(|group| !peer.counterpart.starts_with(group));
+        let ours = !beside_layer || MixerConfig::named(peer.counterpart).is_some();
         let skipped = match answer {
             Some(Ok(_)) if ours => None,
             Some(Err(reason)) => Some(reason.clone()),
             _ => Some(format!("`{}` is not in this registry", peer.counterpart)),
         };
         let state = skipped.clone().map_or_else(|| "here".into(), |reason| format!("skipped: {reason}"));
-        let _ = writeln!(listing, "{:<24} beside {:<18} {}; {state}", peer.name, peer.counterpart, peer.what);
+        let _ = writeln!(listing, "{:<28} beside {:<21} {}; {state}", peer.name, peer.counterpart, peer.what);
         match skipped {
             Some(reason) => {
                 eprintln!("{} skipped: {reason}", peer.name);

@@ -3,6 +3,7 @@
 mod burn_nn;
 #[cfg(feature = "candle")]
 mod candle;
+mod kernel;
 mod layer;
 mod machine;
 mod model;
@@ -17,6 +18,7 @@ use seqzoo::registry::AnyMixer;
 use seqzoo_layers::system::{Cost, Mixer};
 use seqzoo_layers::{Init, device};
 
+use crate::kernels::KERNEL;
 use crate::models::MODEL;
 use crate::peers;
 use crate::plan::Effort;
@@ -89,7 +91,9 @@ pub fn measure(
     let work = match peers::library(&point.subject) {
         None if point.subject == MACHINE => machine::work(point),
         None if point.subject.starts_with(MODEL) => model::work(point),
+        None if point.subject.starts_with(KERNEL) => kernel::work(point),
         None => layer::work(point, sizes),
+        Some("tensors" | "steps") => kernel::work(point),
         Some("burn") => burn_nn::work(point, sizes),
         #[cfg(feature = "candle")]
         Some("candle") => candle::work(point, sizes),
@@ -192,6 +196,8 @@ mod tests {
             ("attention", Task::Decode),
             ("model/llama", Task::Decode),
             ("model/mamba2", Task::Decode),
+            ("kernel/scan", Task::Prefill),
+            ("kernel/delta", Task::Train),
             ("burn/lstm", Task::Prefill),
             ("burn/lstm", Task::Decode),
             ("burn/attention", Task::Train),

@@ -258,9 +258,20 @@ pub(super) fn peers(data: &Data) -> [Table; 2] {
             command,
         ]);
     }
-    let note = "The same at every size, with the interval of each ratio, widened for their number.";
-    let head =
-        ["peer", "ours", "what, batch × tokens", "ours", "peer", "ours / peer", "interval", "", "command"];
+    let note = "The same at every size, with the interval of each ratio, widened for their number. The floor is what the \
+                machine's measured ceilings leave for the operations and bytes of ours.";
+    let head = [
+        "peer",
+        "ours",
+        "what, batch × tokens",
+        "floor",
+        "ours",
+        "peer",
+        "ours / peer",
+        "interval",
+        "",
+        "command",
+    ];
     let mut each = Table::new("Against other libraries, at every size", note, &head);
     each.rows = (rows.iter())
         .map(|row| {
@@ -268,6 +279,7 @@ pub(super) fn peers(data: &Data) -> [Table; 2] {
                 row.point.subject.clone(),
                 row.ours.clone(),
                 ratios::size(&row.point),
+                data.ceilings(&row.point.device).map_or("–".into(), |c| ms(c.floor(&row.counted))),
                 ms(row.seconds.0),
                 ms(row.seconds.1),
                 ratio(row.ratio.ratio),
