@@ -64,35 +64,50 @@ impl<'a, E: Vector> Panels<'a, E> {
     }
 }
 
-/// `out += left matrix`, row by row, both contiguous.
+/// `out += left matrix`, row by row, both contiguous; `space` is for [`TALL`] rows side by side.
 #[inline(always)]
-pub(super) fn add_product<E: Vector, const FUSED: bool>(left: &[E], matrix: &Panels<'_, E>, out: &mut [E]) {
+pub(super) fn add_product<E: Vector, const FUSED: bool>(
+    left: &[E],
+    matrix: &Panels<'_, E>,
+    out: &mut [E],
+    space: &mut Vec<[E; TALL]>,
+) {
     let Panels { rows: depth, columns, stride, .. } = *matrix;
     let count = left.len() / depth;
+    let tall = if matrix.whole || columns >= PANEL { count / TALL } else { 0 };
+    space.resize(tall * depth, [E::default(); TALL]);
+    for (rows, side_by_side) in left.chunks_exact(TALL * depth).zip(space.chunks_exact_mut(depth)) {
+        let (a, rest) = rows.split_at(depth);
+        let (b, rest) = rest.split_at(depth);
+        let (c, d) = rest.split_at(depth);
+        for k in 0..depth {
+            side_by_side[k] = [a[k], b[k], c[k], d[k]];
+        }
+    }
     for index in 0..columns.div_ceil(PANEL) {
         let first = index * PANEL;
         let to = (first + PANEL).min(columns);
-        let whole = matrix.whole || to - first == PANEL;
-        let mut row = 0;
-        while row < count {
-            let next = if whole && row + TALL <= count { row + TALL } else { row + 1 };
-            let left = &left[row * depth..next * depth];
-            let out = &mut out[row * columns..next * columns];
-            if next - row == TALL {
-                let (a, rest) = left.split_at(depth);
-                let (b, rest) = rest.split_at(depth);
-                let (c, d) = rest.split_at(depth);
-                for at in (first..to).step_by(NARROW) {
-                    let panel = &matrix.numbers[index * matrix.step + at - first..];
-                    let sums = tile::<E, FUSED, TALL, NARROW>([a, b, c, d], panel, stride);
-                    for (i, sums) in sums.iter().enumerate() {
-                        add(&mut out[i * columns + at..i * columns + to.min(at + NARROW)], sums);
-                    }
-                }
+        let tall = if matrix.whole || to - first == PANEL { tall } else { 0 };
+        for (left, out) in space.chunks_exact(depth).zip(out.chunks_exact_mut(TALL * columns)).take(tall) {
+            let panel = &matrix.numbers[index * matrix.step..];
+            let both = if stride == PANEL {
+                let (panel, _) = panel.as_chunks::<PANEL>();
+                [half::<E, FUSED, false>(left, panel), half::<E, FUSED, true>(left, panel)]
             } else {
-                add_row::<E, FUSED>(left, matrix, index, &mut out[first..to]);
+                [
+                    tile::<E, FUSED, TALL, NARROW>(left, panel, stride),
+                    tile::<E, FUSED, TALL, NARROW>(left, &panel[NARROW..], stride),
+                ]
+            };
+            for (sums, at) in both.iter().zip((first..to).step_by(NARROW)) {
+                for (i, sums) in sums.iter().enumerate() {
+                    add(&mut out[i * columns + at..i * columns + to.min(at + NARROW)], sums);
+                }
             }
-            row = next;
+        }
+        for row in tall * TALL..count {
+            let out = &mut out[row * columns..][first..to];
+            add_row::<E, FUSED>(&left[row * depth..][..depth], matrix, index, out);
         }
     }
 }
@@ -106,13 +121,14 @@ pub(super) fn add_row<E: Vector, const FUSED: bool>(
     out: &mut [E],
 ) {
     let panel = &matrix.numbers[index * matrix.step..];
+    let (side_by_side, _) = left.as_chunks::<1>();
     if matrix.whole || out.len() == PANEL {
-        let sums = tile::<E, FUSED, 1, PANEL>([left], panel, matrix.stride);
+        let sums = tile::<E, FUSED, 1, PANEL>(side_by_side, panel, matrix.stride);
         return add(out, &sums[0]);
     }
     let mut first = 0;
     while out.len() - first >= 16 {
-        let sums = tile::<E, FUSED, 1, 16>([left], &panel[first..], matrix.stride);
+        let sums = tile::<E, FUSED, 1, 16>(side_by_side, &panel[first..], matrix.stride);
         add(&mut out[first..first + 16], &sums[0]);
         first += 16;
     }
@@ -134,26 +150,41 @@ pub(super) fn add<E: Vector>(to: &mut [E], sums: &[E]) {
     }
 }
 
-/// `Σ_k left[k] panel[k]`
+/// `Σ_k left[k] panel[k]` of some rows side by side.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the tile stays in registers")]
 fn tile<E: Vector, const FUSED: bool, const R: usize, const W: usize>(
-    left: [&[E]; R],
+    left: &[[E; R]],
     panel: &[E],
     stride: usize,
 ) -> [[E; W]; R] {
     let mut sums = [[E::default(); W]; R];
-    let depth = left[0].len();
-    let mut left = left;
-    for row in &mut left {
-        *row = &row[..depth];
-    }
-    for k in 0..depth {
+    for k in 0..left.len() {
         let right: &[E; W] = panel[k * stride..].first_chunk().expect("panels have whole rows");
         for r in 0..R {
-            let x = left[r][k];
             for j in 0..W {
-                sums[r][j] = fused::<E, FUSED>(x, right[j], sums[r][j]);
+                sums[r][j] = fused::<E, FUSED>(left[k][r], right[j], sums[r][j]);
+            }
+        }
+    }
+    sums
+}
+
+/// The same for [`TALL`] rows and the first half of a panel's columns or the `LAST`, where no check can fail in the loop:
+/// it would keep the sums in memory.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the tile stays in registers")]
+fn half<E: Vector, const FUSED: bool, const LAST: bool>(
+    left: &[[E; TALL]],
+    panel: &[[E; PANEL]],
+) -> [[E; NARROW]; TALL] {
+    let mut sums = [[E::default(); NARROW]; TALL];
+    let from = if LAST { PANEL - NARROW } else { 0 };
+    let panel = &panel[..left.len()];
+    for k in 0..left.len() {
+        for r in 0..TALL {
+            for j in 0..NARROW {
+                sums[r][j] = fused::<E, FUSED>(left[k][r], panel[k][from + j], sums[r][j]);
             }
         }
     }

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::FEW;
-use crate::kernels::rows::{PANEL, Panels, add, add_product, add_row};
+use crate::kernels::rows::{PANEL, Panels, TALL, add, add_product, add_row};
 use crate::kernels::vector::{Vector, dots, vectors};
 use crate::kernels::view::{Head, Number, View, view};
 
@@ -74,12 +74,13 @@ fn multiply<E: Vector>(left: &[E], weight: View<'_, E>, y: &mut [E]) {
         let panels = y.par_chunks_mut(PANEL).enumerate();
         panels.for_each(|(index, y)| one_panel(left, &matrix, index, y));
     } else {
-        all_panels(left, &matrix, y);
+        all_panels(left, &matrix, y, &mut Vec::new());
     }
 }
 
 vectors! {
-    fn all_panels = add_product(left: &[E], matrix: &Panels<'_, E>, y: &mut [E])
+    fn all_panels =
+        add_product(left: &[E], matrix: &Panels<'_, E>, y: &mut [E], space: &mut Vec<[E; TALL]>)
 }
 
 vectors! {

@@ -120,12 +120,13 @@ fn read_tokens<E: Vector, const FUSED: bool>(
     let ([_, n], count) = (inputs.sizes(), rows.h.len());
     let [mut h, mut c] = [0, 1].map(|part| inputs.starts(part, rows.first, count));
     let (mut gates, mut space) = (vec![E::default(); count * 4 * n], vec![E::default(); 4 * n]);
+    let mut side_by_side = Vec::new();
     for step in 0..inputs.time {
         let t = inputs.token(step);
         for (i, gates) in gates.chunks_exact_mut(4 * n).enumerate() {
             gates.copy_from_slice(p.head(rows.first + i).some(t, 0, 4 * n, &mut space));
         }
-        add_product::<E, FUSED>(&h, weight, &mut gates);
+        add_product::<E, FUSED>(&h, weight, &mut gates, &mut side_by_side);
         let cells = h.chunks_exact_mut(n).zip(c.chunks_exact_mut(n)).zip(gates.chunks_exact_mut(4 * n));
         for (i, ((h, c), gates)) in cells.enumerate() {
             if inputs.has(rows.first + i, t) {
@@ -235,6 +236,7 @@ fn read_tokens_back<E: Vector, const FUSED: bool>(
     dh.fill(E::default());
     dc.fill(E::default());
     let mut d_gates = vec![E::default(); count * 4 * n];
+    let mut side_by_side = Vec::new();
     let mut spaces = vec![E::default(); 5 * 4 * n];
     let mut spaces = spaces.chunks_exact_mut(4 * n);
     let mut space = || spaces.next().expect("one for each row that is read");
@@ -263,7 +265,7 @@ fn read_tokens_back<E: Vector, const FUSED: bool>(
             }
             p[(i * time + t) * 4 * n..][..4 * n].copy_from_slice(d_gates);
         }
-        add_product::<E, FUSED>(&d_gates, weight, dh);
+        add_product::<E, FUSED>(&d_gates, weight, dh, &mut side_by_side);
     }
 }
 
