@@ -114,10 +114,8 @@ pub fn measure(
         Ok::<u64, Error>(state_bytes)
     };
     let (state_bytes, launches) = launches::count(&mut repeat)?;
-    let mut seconds: Vec<f64> = Vec::with_capacity(effort.most);
-    while seconds.len() < effort.most
-        && (seconds.len() < effort.least || seconds.iter().sum::<f64>() < effort.seconds)
-    {
+    let (mut seconds, mut spent) = (Vec::with_capacity(effort.most), 0.0);
+    while seconds.len() < effort.most && (seconds.len() < effort.least || spent < effort.seconds) {
         turn()?;
         let start = Instant::now();
         repeat()?;
@@ -125,7 +123,9 @@ pub fn measure(
         while start.elapsed() < planned {
             std::hint::spin_loop();
         }
-        seconds.push(start.elapsed().as_secs_f64());
+        let took = start.elapsed().as_secs_f64();
+        seconds.push(took);
+        spent += took;
     }
     let counted = Counted {
         flops: cost.flops,

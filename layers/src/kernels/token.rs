@@ -11,7 +11,7 @@ use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::vector::{Vector, fused, vectors};
+use super::vector::{Vector, add_scaled, vectors};
 use super::view::{Number, View, view};
 use crate::system::Transition;
 
@@ -120,27 +120,18 @@ fn advance_head<E: Vector, const FUSED: bool>(token: &Token<'_, E>, head: usize,
     let rank_one = token.a.as_ref().zip(token.b.as_ref()).map(|(a, b)| (one(a, n), one(b, n)));
     if let Some((a, _)) = &rank_one {
         for (i, &a) in a.iter().enumerate() {
-            add_scaled::<E, FUSED>(&mut read, a, memory.some(i, 0, p, &mut space));
+            add_scaled::<E, FUSED, 1>(&mut read, [a], [memory.some(i, 0, p, &mut space)]);
         }
     }
     let decay = token.decay.as_ref().map(|decay| one(decay, n));
     for (i, out) in out.chunks_exact_mut(p).enumerate() {
         let factor = decay.as_ref().map_or(E::of(1.0), |decay| decay[i].exponential::<FUSED>());
-        add_scaled::<E, FUSED>(out, factor, memory.some(i, 0, p, &mut space));
-        if let Some((_, b)) = &rank_one {
-            add_scaled::<E, FUSED>(out, b[i], &read);
+        let before = memory.some(i, 0, p, &mut space);
+        match &rank_one {
+            Some((_, b)) => add_scaled::<E, FUSED, 3>(out, [factor, b[i], k[i]], [before, &read, &v]),
+            None => add_scaled::<E, FUSED, 2>(out, [factor, k[i]], [before, &v]),
         }
-        add_scaled::<E, FUSED>(out, k[i], &v);
-        add_scaled::<E, FUSED>(y, q[i], out);
-    }
-}
-
-/// `to += factor from`
-#[inline(always)]
-fn add_scaled<E: Vector, const FUSED: bool>(to: &mut [E], factor: E, from: &[E]) {
-    let from = &from[..to.len()];
-    for (i, x) in to.iter_mut().enumerate() {
-        *x = fused::<E, FUSED>(factor, from[i], *x);
+        add_scaled::<E, FUSED, 1>(y, [q[i]], [out]);
     }
 }
 

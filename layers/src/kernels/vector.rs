@@ -289,8 +289,8 @@ pub(super) fn dots<E: Real, const FUSED: bool, const N: usize>(x: &[E], rows: [&
     for r in 0..N {
         found[r] = together(sums[r]);
         let row = &rows[r][x.len() - rest.len()..][..rest.len()];
-        for (&x, &y) in rest.iter().zip(row) {
-            found[r] += x * y;
+        for i in 0..rest.len() {
+            found[r] += rest[i] * row[i];
         }
     }
     found
@@ -314,16 +314,64 @@ pub(super) fn sum<E: Real>(x: &[E]) -> E {
     sum
 }
 
+/// `Σ sums`; bounds are fixed, so that it stays in registers.
 #[inline(always)]
-fn together<E: Real>(mut sums: [E; LANES]) -> E {
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for i in 0..width {
-            sums[i] += sums[i + width];
+fn together<E: Real>(sums: [E; LANES]) -> E {
+    let (mut eight, mut four, mut two) = ([E::default(); 8], [E::default(); 4], [E::default(); 2]);
+    for i in 0..8 {
+        eight[i] = sums[i] + sums[i + 8];
+    }
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    for i in 0..2 {
+        two[i] = four[i] + four[i + 2];
+    }
+    two[0] + two[1]
+}
+
+/// `to += Σ factors[i] rows[i]`, all as long as `to`, in blocks of lanes: the compiler runs short rows number by number.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that each block is a register")]
+pub(super) fn add_scaled<E: Real, const FUSED: bool, const N: usize>(
+    to: &mut [E],
+    factors: [E; N],
+    rows: [&[E]; N],
+) {
+    let (blocks, rest) = to.as_chunks_mut::<LANES>();
+    let done = blocks.len() * LANES;
+    for (k, block) in blocks.iter_mut().enumerate() {
+        let mut sums = *block;
+        for r in 0..N {
+            let row: &[E; LANES] = rows[r][k * LANES..].first_chunk().expect("rows are as long as `to`");
+            for i in 0..LANES {
+                sums[i] = fused::<E, FUSED>(factors[r], row[i], sums[i]);
+            }
+        }
+        *block = sums;
+    }
+    for (i, to) in rest.iter_mut().enumerate() {
+        for r in 0..N {
+            *to = fused::<E, FUSED>(factors[r], rows[r][done + i], *to);
         }
     }
-    sums[0]
+}
+
+/// The largest of `x` and `least`.
+#[inline(always)]
+pub(super) fn largest<E: Vector>(x: &[E], least: E) -> E {
+    let mut tops = [least; LANES];
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    for block in blocks {
+        for i in 0..LANES {
+            tops[i] = if block[i] > tops[i] { block[i] } else { tops[i] };
+        }
+    }
+    let mut top = least;
+    for &x in tops.iter().chain(rest) {
+        top = if x > top { x } else { top };
+    }
+    top
 }
 
 #[cfg(test)]

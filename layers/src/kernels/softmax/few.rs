@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::tiles::{Inputs, Shifts};
 use super::weights::FLOOR;
-use crate::kernels::vector::{Vector, dots, fused, vectors};
+use crate::kernels::vector::{Vector, add_scaled, dots, fused, largest, sum as total, vectors};
 use crate::kernels::view::Head;
 
 /// Up to how many queries per head this is faster than tiles.
@@ -76,7 +76,9 @@ fn answer_query<E: Vector, const FUSED: bool>(
         let last = first + weights.len() - 1;
         for (j, weights) in weights.chunks_mut(BLOCK).enumerate() {
             let found = dots::<E, FUSED, BLOCK>(&q, rows(k, first + j * BLOCK, last, n, &mut space));
-            weights.copy_from_slice(&found[..weights.len()]);
+            for (i, weight) in weights.iter_mut().enumerate() {
+                *weight = found[i];
+            }
         }
         if let Some(cap) = cap {
             for score in weights.iter_mut() {
@@ -89,23 +91,19 @@ fn answer_query<E: Vector, const FUSED: bool>(
             }
         }
         let before = top;
-        for &score in &*weights {
-            top = if score > top { score } else { top };
-        }
+        top = largest(weights, top);
         for weight in weights.iter_mut() {
             *weight = (*weight - top).power::<FUSED>();
         }
         let factor = (before - top).power::<FUSED>();
-        sum *= factor;
+        sum = fused::<E, FUSED>(sum, factor, total(weights));
         scale(y, factor);
         for (j, weights) in weights.chunks(BLOCK).enumerate() {
             let mut four = [E::default(); BLOCK];
-            four[..weights.len()].copy_from_slice(weights);
-            for &weight in weights {
-                sum += weight;
+            for (i, &weight) in weights.iter().enumerate() {
+                four[i] = weight;
             }
-            let [a, b, c, d] = rows(v, first + j * BLOCK, last, y.len(), &mut space);
-            add_rows::<E, FUSED>(y, four, a, b, c, d);
+            add_scaled::<E, FUSED, BLOCK>(y, four, rows(v, first + j * BLOCK, last, y.len(), &mut space));
         }
     }
     *log_sum = E::of(top.to_f64() + sum.to_f64().max(f64::MIN_POSITIVE).log2());
@@ -137,21 +135,4 @@ fn rows<'a, E: Vector>(
         spaces = rest;
     }
     rows
-}
-
-/// `y += Σ weights[i] rows[i]`. The rows are arguments of their own because those are known not to overlap with `y`.
-#[inline(always)]
-fn add_rows<E: Vector, const FUSED: bool>(
-    y: &mut [E],
-    weights: [E; BLOCK],
-    a: &[E],
-    b: &[E],
-    c: &[E],
-    d: &[E],
-) {
-    let (a, b, c, d) = (&a[..y.len()], &b[..y.len()], &c[..y.len()], &d[..y.len()]);
-    for (i, y) in y.iter_mut().enumerate() {
-        let (near, far) = (fused::<E, FUSED>(weights[0], a[i], *y), weights[2] * c[i]);
-        *y = fused::<E, FUSED>(weights[1], b[i], near) + fused::<E, FUSED>(weights[3], d[i], far);
-    }
 }
