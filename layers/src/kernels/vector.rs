@@ -288,9 +288,11 @@ pub(super) fn dots<E: Real, const FUSED: bool, const N: usize>(x: &[E], rows: [&
     let mut found = [E::default(); N];
     for r in 0..N {
         found[r] = together(sums[r]);
-        let row = &rows[r][x.len() - rest.len()..][..rest.len()];
-        for i in 0..rest.len() {
-            found[r] += rest[i] * row[i];
+    }
+    let done = x.len() - rest.len();
+    for (i, &x) in rest.iter().enumerate() {
+        for r in 0..N {
+            found[r] += x * rows[r][done + i];
         }
     }
     found
