@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How often `seqzoo-bench compare` calls a build slower that is not (A/A), and how often it finds a slow-down of a fifth
-# that was planted (`run --plant`), each measured in turns with its baseline. On an idle machine, a quarter of an hour, after
+# that was planted (`run --plant`), each measured in turns with its baseline. A quarter of an hour on an idle machine, after
 # `cargo build --release -p seqzoo-bench`: detection.sh [TRIALS]
 set -euo pipefail
 trials=${1:-20}
