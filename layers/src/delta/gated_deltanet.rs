@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::parts::{HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, check_steps};
 use crate::error::require;
 use crate::nn::{
-    Activation, Gated, Linear, Normalize, Scaling, erase, repeat_heads, scaled_sigmoid, split_heads,
+    Activation, Ended, Ending, Gated, Linear, Normalize, Scaling, erase, repeat_heads, split_heads,
 };
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
@@ -141,11 +141,13 @@ impl LinearMixer for GatedDeltaNet {
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
         let sizes = self.config.sizes();
-        let others: Vec<&Linear> =
-            [&self.a_proj, &self.b_proj].into_iter().chain(self.output.first_gate_map()).collect();
+        let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
+        let first = [Ended::from(&self.a_proj), self.b_proj.then(Ending::Sigmoid(most))];
+        let others: Vec<Ended<'_>> =
+            first.into_iter().chain(self.output.first_gate_map().map(Ended::from)).collect();
         let ([q, k, v], rest) = self.qkv.forward_with(x, &others, state, run)?;
         let mut rest = rest.into_iter();
-        let [a, b] = [(); 2].map(|()| rest.next().expect("the maps to decay and step come first"));
+        let [a, beta] = [(); 2].map(|()| rest.next().expect("the maps to decay and step come first"));
         let unit = |x, gain| {
             let norm = Normalize::plain(Scaling { gain, ..Scaling::l2(1e-6) });
             repeat_heads(norm.run(split_heads(x, sizes.heads), None), sizes.group())
@@ -153,9 +155,7 @@ impl LinearMixer for GatedDeltaNet {
         let (q, k) = (unit(q, (sizes.n as f64).powf(-0.5)), unit(k, 1.0));
         let v = split_heads(v, sizes.value_heads);
 
-        let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
-        let beta = scaled_sigmoid(b, most).swap_dims(1, 2);
-        let log_a = self.decay.forward(a);
+        let (beta, log_a) = (beta.swap_dims(1, 2), self.decay.forward(a));
         Ok((delta_system(log_a, beta, q, k, v), self.output.gate_of(rest.next())))
     }
 

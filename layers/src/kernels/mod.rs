@@ -55,7 +55,7 @@ mod vector;
 mod view;
 
 #[cfg(feature = "cube")]
-pub(crate) use cube::join;
+pub(crate) use cube::{columns, join};
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

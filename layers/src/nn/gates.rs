@@ -83,8 +83,8 @@ pub(crate) fn erase(x: Tensor<4>, log: Tensor<4>) -> Tensor<4> {
     Formula::new(Function::Erase).run([x, log], [], |[x, log], []| x * log.exp().neg())
 }
 
-/// `scale log sigmoid(x + bias)`, `x: [b, t, n]`, `bias: [n]`
-pub(crate) fn log_gate(x: Tensor<3>, bias: Option<Tensor<1>>, scale: f64) -> Tensor<3> {
+/// `scale log sigmoid(x + bias)`, `x: […, n]`, `bias: [n]`
+pub(super) fn log_gate<const D: usize>(x: Tensor<D>, bias: Option<Tensor<1>>, scale: f64) -> Tensor<D> {
     let Some(bias) = bias else { return scaled_log_sigmoid(x, scale) };
     Formula { scale, ..Formula::new(Function::LogGate) }
         .run([x], [bias.unsqueeze()], |[x], [bias]| plain_softplus((x + bias).neg()).mul_scalar(-scale))
@@ -132,6 +132,25 @@ impl Steps {
         self.formula(Function::StepDecay).run([x], parameters, |[x], [bias, log_rate]| {
             self.clamp(plain_softplus(x + bias)) * log_rate.exp().neg()
         })
+    }
+
+    /// Decays and steps, as [`Self::decays`] and [`Self::steps`] give them: in one kernel on a graphics device without
+    /// gradients.
+    pub(crate) fn decays_and_steps(
+        self,
+        x: Tensor<3>,
+        bias: Tensor<1>,
+        log_rate: Tensor<1>,
+    ) -> [Tensor<3>; 2] {
+        #[cfg(feature = "cube")]
+        {
+            let parameters = [bias.clone().unsqueeze(), log_rate.clone().unsqueeze()];
+            let formula = self.formula(Function::StepDecay);
+            if let Some(both) = formula.run_twice(Function::Step, [x.clone()], parameters) {
+                return both;
+            }
+        }
+        [self.decays(x.clone(), bias.clone(), log_rate), self.steps(x, bias)]
     }
 
     fn clamp(self, steps: Tensor<3>) -> Tensor<3> {

@@ -3,6 +3,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use super::Activation;
+#[cfg(feature = "cube")]
+use super::formula::{Formula, Function};
+use super::gates::{log_gate, scaled_sigmoid};
 #[cfg(any(feature = "flex", feature = "cube"))]
 use crate::kernels;
 
@@ -49,46 +53,136 @@ impl Linear {
         x: Tensor<D>,
         widths: [usize; N],
     ) -> [Tensor<D>; N] {
-        let mut end = 0;
-        let starts = widths.map(|width| {
-            end += width;
-            end - width
-        });
         #[cfg(feature = "cube")]
-        if let Some(parts) = on_graphics(&x, || (0..N).map(|i| self.columns(starts[i], widths[i])).collect())
         {
-            return std::array::from_fn(|i| parts[i].clone());
+            let starts = starts(widths);
+            let maps = || (0..N).map(|i| self.columns(starts[i], widths[i])).collect();
+            if let Some(parts) = on_graphics(&x, maps) {
+                return std::array::from_fn(|i| parts[i].clone());
+            }
         }
-        let y = self.forward(x);
-        std::array::from_fn(|i| y.clone().narrow(D - 1, starts[i], widths[i]))
+        columns_of(&self.forward(x), widths)
+    }
+
+    /// The map and a function of every number that it makes.
+    pub(crate) fn then(&self, ending: Ending) -> Ended<'_> {
+        Ended { map: self, ending }
     }
 
     /// What the kernel for graphics devices makes some of the outputs of.
     #[cfg(feature = "cube")]
     fn columns(&self, first: usize, width: usize) -> kernels::linear::Map {
         let biases = self.bias.iter().map(|bias| bias.val()).collect();
-        kernels::linear::Map { weight: self.weight.val(), heads: 1, biases, first, width }
+        kernels::linear::Map { weight: self.weight.val(), heads: 1, biases, first, width, then: None }
+    }
+}
+
+/// Where parts of `widths` begin.
+fn starts<const N: usize>(widths: [usize; N]) -> [usize; N] {
+    let mut end = 0;
+    widths.map(|width| {
+        end += width;
+        end - width
+    })
+}
+
+/// Parts of `widths` numbers of the last axis, which add up to all.
+pub(crate) fn columns_of<const D: usize, const N: usize>(
+    x: &Tensor<D>,
+    widths: [usize; N],
+) -> [Tensor<D>; N] {
+    let starts = starts(widths);
+    std::array::from_fn(|i| columns(x, starts[i], widths[i]))
+}
+
+/// `width` numbers of the last axis from `first` on: where they lie on a graphics device, if they may begin there.
+fn columns<const D: usize>(x: &Tensor<D>, first: usize, width: usize) -> Tensor<D> {
+    #[cfg(feature = "cube")]
+    if kernels::enabled()
+        && let Some(found) = kernels::columns(x, first, width)
+    {
+        return found;
+    }
+    x.clone().narrow(D - 1, first, width)
+}
+
+/// What becomes of every number that a linear map makes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ending {
+    Activation(Activation),
+    /// `scale sigmoid(y)`
+    Sigmoid(f64),
+    /// `scale log sigmoid(y)`
+    LogSigmoid(f64),
+}
+
+/// A linear map and its ending, which few tokens on a graphics device meet in the same kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended<'a> {
+    map: &'a Linear,
+    ending: Ending,
+}
+
+impl<'a> From<&'a Linear> for Ended<'a> {
+    fn from(map: &'a Linear) -> Self {
+        map.then(Ending::Activation(Activation::Identity))
+    }
+}
+
+impl Ended<'_> {
+    /// Maps the last axis.
+    pub(crate) fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        let [y] = project_all(x, &[self]).try_into().expect("one for each map");
+        y
+    }
+
+    /// One after the other.
+    fn plainly<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        let Self { map, ending } = self;
+        match ending {
+            // The bias goes with the function.
+            Ending::LogSigmoid(scale) => {
+                let bias = map.bias.as_ref().map(|bias| bias.val());
+                log_gate(project(x, map.weight.val(), None), bias, scale)
+            }
+            Ending::Activation(activation) => activation.apply(map.forward(x)),
+            Ending::Sigmoid(scale) => scaled_sigmoid(map.forward(x), scale),
+        }
+    }
+
+    /// In the kernel for graphics devices, which has no functions but these.
+    #[cfg(feature = "cube")]
+    fn whole(self) -> Option<kernels::linear::Map> {
+        let Self { map, ending } = self;
+        let then = match ending {
+            Ending::Activation(Activation::Identity) => None,
+            Ending::Activation(activation) => Some(Formula::new(activation.function()?)),
+            Ending::Sigmoid(scale) => Some(Formula { scale, ..Formula::new(Function::Sigmoid) }),
+            Ending::LogSigmoid(scale) => Some(Formula { scale, ..Formula::new(Function::LogSigmoid) }),
+        };
+        Some(kernels::linear::Map { then, ..map.columns(0, map.weight.dims()[1]) })
     }
 }
 
 /// What every one of `maps` makes of `x`: in one kernel for few tokens on a graphics device.
-fn project_all<const D: usize>(x: Tensor<D>, maps: &[&Linear]) -> Vec<Tensor<D>> {
+fn project_all<const D: usize>(x: Tensor<D>, maps: &[Ended<'_>]) -> Vec<Tensor<D>> {
     #[cfg(feature = "cube")]
-    if let Some(all) =
-        on_graphics(&x, || maps.iter().map(|map| map.columns(0, map.weight.dims()[1])).collect())
+    if kernels::linear::on_graphics(&x)
+        && let Some(whole) = maps.iter().map(|map| map.whole()).collect::<Option<_>>()
+        && let Some(all) = on_graphics(&x, || whole)
     {
         return all;
     }
-    maps.iter().map(|map| map.forward(x.clone())).collect()
+    maps.iter().map(|map| map.plainly(x.clone())).collect()
 }
 
 /// The same of `maps`, and of `others` beside them.
-pub(crate) fn project_with<const D: usize, const N: usize>(
+pub(crate) fn project_with<'a, const D: usize, const N: usize>(
     x: Tensor<D>,
-    maps: [&Linear; N],
-    others: &[&Linear],
+    maps: [impl Into<Ended<'a>>; N],
+    others: &[Ended<'a>],
 ) -> ([Tensor<D>; N], Vec<Tensor<D>>) {
-    let mut all = project_all(x, &[&maps, others].concat());
+    let mut all = project_all(x, &[&maps.map(Into::into), others].concat());
     let rest = all.split_off(N);
     (all.try_into().expect("as many as there are maps"), rest)
 }
@@ -101,7 +195,7 @@ pub(crate) fn project_blocks<const N: usize>(x: Tensor<3>, blocks: [Tensor<3>; N
         let map = |blocks: &Tensor<3>| {
             let [heads, n, m] = blocks.dims();
             let weight = blocks.clone().reshape([heads * n, m]);
-            kernels::linear::Map { weight, heads, biases: Vec::new(), first: 0, width: heads * m }
+            kernels::linear::Map { weight, heads, biases: Vec::new(), first: 0, width: heads * m, then: None }
         };
         blocks.iter().map(map).collect()
     }) {
@@ -129,7 +223,7 @@ pub fn project<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Ten
     #[cfg(feature = "cube")]
     if let Some(y) = on_graphics(&x, || {
         let (weight, biases, width) = (weight.clone(), bias.iter().cloned().collect(), weight.dims()[1]);
-        vec![kernels::linear::Map { weight, heads: 1, biases, first: 0, width }]
+        vec![kernels::linear::Map { weight, heads: 1, biases, first: 0, width, then: None }]
     }) {
         return only(y);
     }

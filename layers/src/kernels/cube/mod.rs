@@ -16,10 +16,11 @@ mod sum;
 pub(super) mod tiled;
 
 pub(crate) use append::join;
+pub(crate) use buffer::columns;
 pub(super) use buffer::fits;
-pub(super) use conv::convolves;
+pub(super) use conv::{convolve_parts, convolves};
 pub(super) use lstm::gates;
 pub(super) use norm::normalises;
-pub(super) use pointwise::maps;
+pub(super) use pointwise::{map_twice, maps};
 pub(super) use rotary::rotate_two;
 pub(super) use softmax::attends;

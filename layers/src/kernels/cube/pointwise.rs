@@ -10,20 +10,19 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use super::buffer::{dims, empty};
+use super::buffer::{ALIGNED, dims, empty, part_of};
 use super::functions::sigmoid;
 use super::sum::{COLUMNS, add_up};
 use crate::kernels::pointwise::{Passes, Read};
 use crate::nn::{Formula, Function, LOG_ZERO, MOST_SLOPE};
+
+pub(super) use self::formulas::alone;
 
 /// Units of a cube.
 const UNITS: u32 = 64;
 
 /// Units that keep a device busy.
 const BUSY: usize = 1 << 16;
-
-/// Numbers at multiples of which a part of a buffer may begin on every device, 256 bytes.
-const ALIGNED: usize = 64;
 
 /// Whether the kernel can run these: `x: [a, b, m, n]`.
 pub(in crate::kernels) fn maps(x: &burn::tensor::Tensor<4>) -> bool {
@@ -33,31 +32,46 @@ pub(in crate::kernels) fn maps(x: &burn::tensor::Tensor<4>) -> bool {
     fits && super::fits(x, m.saturating_mul(n).div_ceil(COLUMNS))
 }
 
+/// What the function makes of the inputs, and in a second part of the same buffer, `apart` numbers after the first, what
+/// another makes of them.
+fn launch(read: &Read<CubeBackend>, second: Option<Function>) -> (CubeTensor, usize) {
+    let [x, y, z, p, q] = &read.all;
+    let Formula { function, scale, low, high } = read.formula;
+    let sizes = dims(x);
+    let count: usize = sizes.iter().product();
+    let apart = count.next_multiple_of(ALIGNED);
+    let out = if second.is_some() { empty(x, &[2 * apart]) } else { empty(x, &sizes) };
+    let units = CubeDim::new_1d(UNITS);
+    forward::forward_kernel::launch(
+        &x.client,
+        calculate_cube_count_elemwise(&x.client, count, units),
+        units,
+        x.clone().into_tensor_arg(),
+        y.clone().into_tensor_arg(),
+        z.clone().into_tensor_arg(),
+        p.clone().into_tensor_arg(),
+        q.clone().into_tensor_arg(),
+        out.clone().into_tensor_arg(),
+        scale as f32,
+        low as f32,
+        high as f32,
+        count,
+        apart,
+        function,
+        second,
+    );
+    (out, apart)
+}
+
+/// What two functions make of the same inputs.
+pub(in crate::kernels) fn map_twice(read: &Read<CubeBackend>, second: Function) -> [CubeTensor; 2] {
+    let (out, apart) = launch(read, Some(second));
+    [0, apart].map(|start| part_of(&out, start, dims(&read.all[0])))
+}
+
 impl Passes for CubeBackend {
     fn forward(read: &Read<Self>) -> CubeTensor {
-        let [x, y, z, p, q] = &read.all;
-        let Formula { function, scale, low, high } = read.formula;
-        let sizes = dims(x);
-        let out = empty(x, &sizes);
-        let count = sizes.iter().product();
-        let units = CubeDim::new_1d(UNITS);
-        forward::forward_kernel::launch(
-            &x.client,
-            calculate_cube_count_elemwise(&x.client, count, units),
-            units,
-            x.clone().into_tensor_arg(),
-            y.clone().into_tensor_arg(),
-            z.clone().into_tensor_arg(),
-            p.clone().into_tensor_arg(),
-            q.clone().into_tensor_arg(),
-            out.clone().into_tensor_arg(),
-            scale as f32,
-            low as f32,
-            high as f32,
-            count,
-            function,
-        );
-        out
+        launch(read, None).0
     }
 
     fn backward(read: Read<Self>, dy: CubeTensor) -> [Option<CubeTensor>; 5] {
@@ -77,8 +91,6 @@ impl Passes for CubeBackend {
         let sums = empty(&x, &if parameters > 0 { [parts, 2, columns] } else { [1; 3] });
         let units = CubeDim::new_1d(UNITS);
         let client = x.client.clone();
-        let dtype = x.dtype;
-        let device = x.device.clone();
         backward::backward_kernel::launch(
             &client,
             calculate_cube_count_elemwise(&client, parts * columns, units),
@@ -100,10 +112,7 @@ impl Passes for CubeBackend {
             apart,
             function,
         );
-        let part = |which: usize| {
-            let handle = grads.handle.clone().offset_start((which * apart * size_of::<f32>()) as u64);
-            CubeTensor::new_contiguous(client.clone(), device.clone(), sizes.into(), handle, dtype)
-        };
+        let part = |which: usize| part_of(&grads, which * apart, sizes);
         let second = tensors > 1 && function != Function::GateDecay;
         let tensors = [Some(part(0)), second.then(|| part(1)), (tensors > 2).then(|| part(2))];
         let (p, q) = match parameters {
@@ -203,10 +212,32 @@ mod formulas {
         let step = softplus(z);
         select(step < low || step > high, f32::new(0.0), sigmoid(z))
     }
+
+    /// Functions of a number alone, which itself comes out for the others.
+    #[cube]
+    pub(crate) fn alone(a: f32, scale: f32, #[comptime] function: Function) -> f32 {
+        let mut found = a;
+        if comptime!(function == Function::Silu) {
+            found = a * sigmoid(a);
+        }
+        if comptime!(function == Function::Sigmoid) {
+            found = scale * sigmoid(a);
+        }
+        if comptime!(function == Function::GeluTanh) {
+            found = gelu(a);
+        }
+        if comptime!(function == Function::LogSigmoid) {
+            found = -(scale * softplus(-a));
+        }
+        if comptime!(function == Function::EluPlusOne) {
+            found = scale * (f32::max(a, f32::new(0.0)) + f32::exp(f32::min(a, f32::new(0.0))));
+        }
+        found
+    }
 }
 
 mod forward {
-    use super::formulas::{column, gelu, minus_expm1, place, softplus, step};
+    use super::formulas::{alone, column, gelu, minus_expm1, place, softplus, step};
     use super::*;
 
     #[cube(launch)]
@@ -222,68 +253,77 @@ mod forward {
         low: f32,
         high: f32,
         count: usize,
+        apart: usize,
         #[comptime] function: Function,
+        #[comptime] second: Option<Function>,
     ) {
         let at = ABSOLUTE_POS;
         if at < count {
-            let a = x[place(x, at)];
-            let mut found = a;
-            if comptime!(function == Function::Silu) {
-                found = a * sigmoid(a);
+            out[at] = value(x, y, z, p, q, at, scale, low, high, function);
+            if comptime!(second.is_some()) {
+                let function = comptime!(second.unwrap_or(function));
+                out[apart + at] = value(x, y, z, p, q, at, scale, low, high, function);
             }
-            if comptime!(function == Function::Sigmoid) {
-                found = scale * sigmoid(a);
-            }
-            if comptime!(function == Function::GeluTanh) {
-                found = gelu(a);
-            }
-            if comptime!(function == Function::LogSigmoid) {
-                found = -(scale * softplus(-a));
-            }
-            if comptime!(function == Function::EluPlusOne) {
-                found = scale * (f32::max(a, f32::new(0.0)) + f32::exp(f32::min(a, f32::new(0.0))));
-            }
-            if comptime!(function == Function::LogGate) {
-                found = -(scale * softplus(-(a + p[column(p, x, at)])));
-            }
-            if comptime!(function == Function::Skip) {
-                found = a + p[column(p, x, at)] * y[place(y, at)];
-            }
-            if comptime!(function == Function::SiluGate) {
-                let gate = y[place(y, at)];
-                found = a * (gate * sigmoid(gate));
-            }
-            if comptime!(function == Function::SigmoidGate) {
-                found = a * sigmoid(y[place(y, at)]);
-            }
-            if comptime!(function == Function::GeluGate) {
-                found = a * gelu(y[place(y, at)]);
-            }
-            if comptime!(function == Function::Step) {
-                found = step(a + p[column(p, x, at)], low, high);
-            }
-            if comptime!(function == Function::StepDecay) {
-                found = -(f32::exp(q[column(q, x, at)]) * step(a + p[column(p, x, at)], low, high));
-            }
-            if comptime!(function == Function::GateDecay) {
-                let rate = scale * softplus(q[column(q, x, at)]);
-                let reset = y[place(y, at)];
-                let keep = f32::new(1.0) - reset;
-                found = reset * f32::new(comptime!(LOG_ZERO as f32))
-                    - keep * (rate * sigmoid(a + p[column(p, x, at)]));
-            }
-            if comptime!(function == Function::Erase) {
-                found = -(a * f32::exp(y[place(y, at)]));
-            }
-            if comptime!(function == Function::Share) {
-                found = a / (y[place(y, at)] + scale);
-            }
-            if comptime!(function == Function::GateInput) {
-                let root = f32::sqrt(minus_expm1(a + a));
-                found = root * sigmoid(y[place(y, at)] + p[column(p, x, at)]) * z[place(z, at)];
-            }
-            out[at] = found;
         }
+    }
+
+    /// Number `at` of what a function makes of its inputs.
+    #[cube]
+    #[allow(clippy::too_many_arguments, reason = "what a function takes")]
+    fn value(
+        x: &Tensor<f32>,
+        y: &Tensor<f32>,
+        z: &Tensor<f32>,
+        p: &Tensor<f32>,
+        q: &Tensor<f32>,
+        at: usize,
+        scale: f32,
+        low: f32,
+        high: f32,
+        #[comptime] function: Function,
+    ) -> f32 {
+        let a = x[place(x, at)];
+        let mut found = alone(a, scale, function);
+        if comptime!(function == Function::LogGate) {
+            found = -(scale * softplus(-(a + p[column(p, x, at)])));
+        }
+        if comptime!(function == Function::Skip) {
+            found = a + p[column(p, x, at)] * y[place(y, at)];
+        }
+        if comptime!(function == Function::SiluGate) {
+            let gate = y[place(y, at)];
+            found = a * (gate * sigmoid(gate));
+        }
+        if comptime!(function == Function::SigmoidGate) {
+            found = a * sigmoid(y[place(y, at)]);
+        }
+        if comptime!(function == Function::GeluGate) {
+            found = a * gelu(y[place(y, at)]);
+        }
+        if comptime!(function == Function::Step) {
+            found = step(a + p[column(p, x, at)], low, high);
+        }
+        if comptime!(function == Function::StepDecay) {
+            found = -(f32::exp(q[column(q, x, at)]) * step(a + p[column(p, x, at)], low, high));
+        }
+        if comptime!(function == Function::GateDecay) {
+            let rate = scale * softplus(q[column(q, x, at)]);
+            let reset = y[place(y, at)];
+            let keep = f32::new(1.0) - reset;
+            found = reset * f32::new(comptime!(LOG_ZERO as f32))
+                - keep * (rate * sigmoid(a + p[column(p, x, at)]));
+        }
+        if comptime!(function == Function::Erase) {
+            found = -(a * f32::exp(y[place(y, at)]));
+        }
+        if comptime!(function == Function::Share) {
+            found = a / (y[place(y, at)] + scale);
+        }
+        if comptime!(function == Function::GateInput) {
+            let root = f32::sqrt(minus_expm1(a + a));
+            found = root * sigmoid(y[place(y, at)] + p[column(p, x, at)]) * z[place(z, at)];
+        }
+        found
     }
 }
 
