@@ -122,25 +122,4 @@ impl Formula {
         }
         plain(tensors, parameters)
     }
-
-    /// What this function and a second one, which takes no more, make of the same: in one kernel, where they lie on a
-    /// graphics device without gradients.
-    #[cfg(feature = "cube")]
-    pub(crate) fn run_twice<const D: usize, const N: usize, const M: usize>(
-        self,
-        second: Function,
-        tensors: [Tensor<D>; N],
-        parameters: [Tensor<D>; M],
-    ) -> Option<[Tensor<D>; 2]> {
-        if !kernels::enabled() || !kernels::linear::on_graphics(&tensors[0]) {
-            return None;
-        }
-        let dims = tensors[0].dims();
-        let inputs = kernels::pointwise::Inputs {
-            tensors: tensors.map(four).into(),
-            parameters: parameters.map(four).into(),
-        };
-        let both = if inputs.applies(self) { inputs.run_twice(self, second) } else { None };
-        both.map(|both| both.map(|x| x.reshape(dims)))
-    }
 }

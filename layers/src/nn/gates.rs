@@ -2,8 +2,10 @@
 
 use burn::tensor::{Tensor, activation};
 
-use super::Activation;
 use super::formula::{Formula, Function};
+use super::{Activation, repeat_heads, split_heads};
+#[cfg(feature = "cube")]
+use crate::kernels;
 
 /// `x sigmoid(x)`
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
@@ -134,23 +136,28 @@ impl Steps {
         })
     }
 
-    /// Decays and steps, as [`Self::decays`] and [`Self::steps`] give them: in one kernel on a graphics device without
-    /// gradients.
-    pub(crate) fn decays_and_steps(
+    /// Decays, `[b, h, t]`, as [`Self::decays`] gives them, and keys times steps, `[b, h, t, n]`, of `key: [b, t, groups n]`
+    /// that some heads in a row share: in one kernel on a graphics device without gradients.
+    pub(crate) fn decays_and_keys(
         self,
         x: Tensor<3>,
         bias: Tensor<1>,
         log_rate: Tensor<1>,
-    ) -> [Tensor<3>; 2] {
+        key: Tensor<3>,
+        groups: usize,
+    ) -> (Tensor<3>, Tensor<4>) {
         #[cfg(feature = "cube")]
-        {
-            let parameters = [bias.clone().unsqueeze(), log_rate.clone().unsqueeze()];
-            let formula = self.formula(Function::StepDecay);
-            if let Some(both) = formula.run_twice(Function::Step, [x.clone()], parameters) {
-                return both;
+        if kernels::enabled() && kernels::linear::on_graphics(&x) {
+            let Formula { low, high, .. } = self.formula(Function::Step);
+            let both = kernels::decays_and_keys(&key, groups, &x, [&bias, &log_rate], [low, high]);
+            if let Some([log, keys]) = both {
+                return (log.squeeze_dim(3), keys);
             }
         }
-        [self.decays(x.clone(), bias.clone(), log_rate), self.steps(x, bias)]
+        let shared = x.dims()[2] / groups;
+        let log = self.decays(x.clone(), bias.clone(), log_rate).swap_dims(1, 2);
+        let steps = self.steps(x, bias).swap_dims(1, 2).unsqueeze_dim::<4>(3);
+        (log, repeat_heads(split_heads(key, groups), shared) * steps)
     }
 
     fn clamp(self, steps: Tensor<3>) -> Tensor<3> {

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::Activation;
 #[cfg(feature = "cube")]
 use super::formula::{Formula, Function};
-use super::gates::{log_gate, scaled_sigmoid};
+use super::gates::log_gate;
 #[cfg(any(feature = "flex", feature = "cube"))]
 use crate::kernels;
 
@@ -110,8 +110,6 @@ fn columns<const D: usize>(x: &Tensor<D>, first: usize, width: usize) -> Tensor<
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ending {
     Activation(Activation),
-    /// `scale sigmoid(y)`
-    Sigmoid(f64),
     /// `scale log sigmoid(y)`
     LogSigmoid(f64),
 }
@@ -146,7 +144,6 @@ impl Ended<'_> {
                 log_gate(project(x, map.weight.val(), None), bias, scale)
             }
             Ending::Activation(activation) => activation.apply(map.forward(x)),
-            Ending::Sigmoid(scale) => scaled_sigmoid(map.forward(x), scale),
         }
     }
 
@@ -157,7 +154,6 @@ impl Ended<'_> {
         let then = match ending {
             Ending::Activation(Activation::Identity) => None,
             Ending::Activation(activation) => Some(Formula::new(activation.function()?)),
-            Ending::Sigmoid(scale) => Some(Formula { scale, ..Formula::new(Function::Sigmoid) }),
             Ending::LogSigmoid(scale) => Some(Formula { scale, ..Formula::new(Function::LogSigmoid) }),
         };
         Some(kernels::linear::Map { then, ..map.columns(0, map.weight.dims()[1]) })

@@ -209,13 +209,11 @@ impl LinearMixer for Mamba2 {
             None => columns_of(&silu(xbc), widths),
         };
         let v = split_heads(x, h);
-        let [b, c] = [b, c].map(|x| repeat_heads(split_heads(x, groups), h / groups));
+        let c = repeat_heads(split_heads(c, groups), h / groups);
 
         let steps = Steps { low: self.config.dt_limit_low, high: self.config.dt_limit_high };
-        let [log_a, dt] =
-            steps.decays_and_steps(dt, self.dt_bias.val(), self.a_log.val()).map(|x| x.swap_dims(1, 2));
         // Δ goes with B, not with x: the feed-through D acts on x itself.
-        let k = b * dt.unsqueeze_dim::<4>(3);
+        let (log_a, k) = steps.decays_and_keys(dt, self.dt_bias.val(), self.a_log.val(), b, groups);
         let skip = self.d.val().reshape([1, h, 1, 1]);
         Ok((System::outer(Transition::Scalar { log_a }, c, k, v).with_skip(skip), z))
     }

@@ -99,7 +99,7 @@ pub(crate) fn run_with(
 /// A system with all that stands around its memory in one kernel, on a graphics device without gradients.
 #[cfg(feature = "cube")]
 fn run_on_graphics(system: &System, memory: &Tensor<4>, form: Form) -> Option<(Tensor<4>, Tensor<4>)> {
-    let System { transition, io, skip, gain, .. } = system;
+    let System { transition, io, skip, gain, packed, .. } = system;
     if !kernels::linear::on_graphics(memory) || !matches!(form, Form::Auto | Form::Chunked { .. }) {
         return None;
     }
@@ -107,7 +107,8 @@ fn run_on_graphics(system: &System, memory: &Tensor<4>, form: Form) -> Option<(T
         Form::Chunked { size } => Some(size.max(1)),
         _ => None,
     };
-    kernels::tiled::Recurrence::new(transition, io, memory)?.run_on_graphics(block, *gain, skip.as_ref())
+    let around = kernels::tiled::Around { gain: *gain, skip: skip.as_ref(), packed: packed.as_ref() };
+    kernels::tiled::Recurrence::new(transition, io, memory)?.run_on_graphics(block, around)
 }
 
 /// Entry `t` becomes entry `t+1`'s, the last one 0: `[b, h, t, n]`.

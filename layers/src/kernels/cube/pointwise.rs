@@ -16,7 +16,7 @@ use super::sum::{COLUMNS, add_up};
 use crate::kernels::pointwise::{Passes, Read};
 use crate::nn::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 
-pub(super) use self::formulas::alone;
+pub(super) use self::formulas::{alone, column, minus_expm1, place, softplus, step};
 
 /// Units of a cube.
 const UNITS: u32 = 64;
@@ -32,46 +32,31 @@ pub(in crate::kernels) fn maps(x: &burn::tensor::Tensor<4>) -> bool {
     fits && super::fits(x, m.saturating_mul(n).div_ceil(COLUMNS))
 }
 
-/// What the function makes of the inputs, and in a second part of the same buffer, `apart` numbers after the first, what
-/// another makes of them.
-fn launch(read: &Read<CubeBackend>, second: Option<Function>) -> (CubeTensor, usize) {
-    let [x, y, z, p, q] = &read.all;
-    let Formula { function, scale, low, high } = read.formula;
-    let sizes = dims(x);
-    let count: usize = sizes.iter().product();
-    let apart = count.next_multiple_of(ALIGNED);
-    let out = if second.is_some() { empty(x, &[2 * apart]) } else { empty(x, &sizes) };
-    let units = CubeDim::new_1d(UNITS);
-    forward::forward_kernel::launch(
-        &x.client,
-        calculate_cube_count_elemwise(&x.client, count, units),
-        units,
-        x.clone().into_tensor_arg(),
-        y.clone().into_tensor_arg(),
-        z.clone().into_tensor_arg(),
-        p.clone().into_tensor_arg(),
-        q.clone().into_tensor_arg(),
-        out.clone().into_tensor_arg(),
-        scale as f32,
-        low as f32,
-        high as f32,
-        count,
-        apart,
-        function,
-        second,
-    );
-    (out, apart)
-}
-
-/// What two functions make of the same inputs.
-pub(in crate::kernels) fn map_twice(read: &Read<CubeBackend>, second: Function) -> [CubeTensor; 2] {
-    let (out, apart) = launch(read, Some(second));
-    [0, apart].map(|start| part_of(&out, start, dims(&read.all[0])))
-}
-
 impl Passes for CubeBackend {
     fn forward(read: &Read<Self>) -> CubeTensor {
-        launch(read, None).0
+        let [x, y, z, p, q] = &read.all;
+        let Formula { function, scale, low, high } = read.formula;
+        let sizes = dims(x);
+        let out = empty(x, &sizes);
+        let count = sizes.iter().product();
+        let units = CubeDim::new_1d(UNITS);
+        forward::forward_kernel::launch(
+            &x.client,
+            calculate_cube_count_elemwise(&x.client, count, units),
+            units,
+            x.clone().into_tensor_arg(),
+            y.clone().into_tensor_arg(),
+            z.clone().into_tensor_arg(),
+            p.clone().into_tensor_arg(),
+            q.clone().into_tensor_arg(),
+            out.clone().into_tensor_arg(),
+            scale as f32,
+            low as f32,
+            high as f32,
+            count,
+            function,
+        );
+        out
     }
 
     fn backward(read: Read<Self>, dy: CubeTensor) -> [Option<CubeTensor>; 5] {
@@ -132,7 +117,7 @@ mod formulas {
 
     /// Where number `at` of the output is in `x`.
     #[cube]
-    pub(super) fn place(x: &Tensor<f32>, at: usize) -> usize {
+    pub(crate) fn place(x: &Tensor<f32>, at: usize) -> usize {
         let (b, m, n) = (x.shape(1), x.shape(2), x.shape(3));
         let row = at / n;
         let head = row / m;
@@ -141,14 +126,14 @@ mod formulas {
 
     /// Where the parameter for number `at` of `x` is.
     #[cube]
-    pub(super) fn column(p: &Tensor<f32>, x: &Tensor<f32>, at: usize) -> usize {
+    pub(crate) fn column(p: &Tensor<f32>, x: &Tensor<f32>, at: usize) -> usize {
         let n = x.shape(3);
         (at / n % x.shape(2) % p.shape(2)) * p.stride(2) + (at % n) * p.stride(3)
     }
 
     /// `log(1 + e^z)`: the logarithm of `1 + y`, `y ≤ 1`, is `2 artanh(y / (2 + y))`, by its series.
     #[cube]
-    pub(super) fn softplus(z: f32) -> f32 {
+    pub(crate) fn softplus(z: f32) -> f32 {
         let y = f32::exp(-f32::abs(z));
         let s = y / (y + f32::new(2.0));
         let square = s * s;
@@ -166,7 +151,7 @@ mod formulas {
 
     /// `1 - e^v` for `v ≤ 0`, without cancellation near 0.
     #[cube]
-    pub(super) fn minus_expm1(v: f32) -> f32 {
+    pub(crate) fn minus_expm1(v: f32) -> f32 {
         let one = f32::new(1.0);
         let mut sum = v * f32::new(comptime!(1.0 / 9.0)) + one;
         sum = sum * v * f32::new(comptime!(1.0 / 8.0)) + one;
@@ -203,7 +188,7 @@ mod formulas {
     }
 
     #[cube]
-    pub(super) fn step(z: f32, low: f32, high: f32) -> f32 {
+    pub(crate) fn step(z: f32, low: f32, high: f32) -> f32 {
         f32::min(f32::max(softplus(z), low), high)
     }
 
@@ -253,17 +238,11 @@ mod forward {
         low: f32,
         high: f32,
         count: usize,
-        apart: usize,
         #[comptime] function: Function,
-        #[comptime] second: Option<Function>,
     ) {
         let at = ABSOLUTE_POS;
         if at < count {
             out[at] = value(x, y, z, p, q, at, scale, low, high, function);
-            if comptime!(second.is_some()) {
-                let function = comptime!(second.unwrap_or(function));
-                out[apart + at] = value(x, y, z, p, q, at, scale, low, high, function);
-            }
         }
     }
 

@@ -19,8 +19,6 @@ use burn_cubecl::CubeBackend as Cube;
 
 use super::gradient::{self, track};
 use crate::nn::Formula;
-#[cfg(feature = "cube")]
-use crate::nn::Function;
 
 /// Tensors `[a, b, m, n]`, and parameters `[1, 1, 1, n]` or `[1, 1, m, n]`.
 #[derive(Clone, Debug)]
@@ -48,28 +46,12 @@ impl Inputs {
 
     /// `[a, b, m, n]`
     pub(crate) fn run(self, formula: Formula) -> Tensor<4> {
-        let [x, y, z, p, q] = self.five().map(Tensor::into_dispatch);
-        Tensor::from_dispatch(<Dispatch as Pointwise>::pointwise(x, y, z, p, q, formula))
-    }
-
-    /// What that function and a second one make of these, in one kernel, where they lie on a graphics device without
-    /// gradients.
-    #[cfg(feature = "cube")]
-    pub(crate) fn run_twice(&self, formula: Formula, second: Function) -> Option<[Tensor<4>; 2]> {
-        let plain = |x: Tensor<4>| x.try_into_primitive::<Cube>().ok();
-        let [x, y, z, p, q] = self.five().map(plain);
-        let read = Read { all: [x?, y?, z?, p?, q?], formula };
-        Some(super::cube::map_twice(&read, second).map(Tensor::from_primitive::<Cube>))
-    }
-
-    /// `x`, `y`, `z`, `p`, `q`; in place of what the function does not take, which is neither read nor differentiated,
-    /// the first of them.
-    fn five(&self) -> [Tensor<4>; 5] {
         let Self { tensors, parameters } = self;
-        std::array::from_fn(|i| match i {
-            0..3 => tensors.get(i).unwrap_or(&tensors[0]).clone(),
-            _ => parameters.get(i - 3).unwrap_or(&tensors[0]).clone(),
-        })
+        // In place of what the function does not take: it is neither read nor differentiated.
+        let pick = |from: &[Tensor<4>], i: usize| from.get(i).unwrap_or(&tensors[0]).clone().into_dispatch();
+        let [x, y, z] = std::array::from_fn(|i| pick(&tensors, i));
+        let [p, q] = std::array::from_fn(|i| pick(&parameters, i));
+        Tensor::from_dispatch(<Dispatch as Pointwise>::pointwise(x, y, z, p, q, formula))
     }
 }
 

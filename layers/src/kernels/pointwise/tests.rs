@@ -230,25 +230,6 @@ fn graphics_devices_find_the_same() {
     }
 }
 
-/// Two functions of the same inputs in one kernel are what they are apart.
-#[cfg(feature = "cube")]
-#[test]
-fn two_at_once_are_both() {
-    for device in crate::testing::graphics() {
-        for (dims, every) in SIZES {
-            let five = inputs(Function::StepDecay, dims, every, 5).map(|x| x.to_device(&device));
-            let limits = Formula { low: 0.3, high: 1.5, ..Formula::new(Function::StepDecay) };
-            let all = Inputs { tensors: five[..1].to_vec(), parameters: five[3..].to_vec() };
-            let both = all.run_twice(limits, Function::Step).expect("it lies there without gradients");
-            let apart = [Function::StepDecay, Function::Step]
-                .map(|function| numbers(fused(five.clone(), Formula { function, ..limits })));
-            assert_eq!(both.map(numbers), apart, "{dims:?}");
-            let leaf = all.tensors[0].clone().autodiff().require_grad();
-            assert!(Inputs { tensors: vec![leaf], ..all }.run_twice(limits, Function::Step).is_none());
-        }
-    }
-}
-
 #[test]
 fn it_declines_what_it_cannot_do() {
     let [x, y, _, p, _] = inputs(Function::Step, [2, 3, 5, 4], false, 1);

@@ -10,10 +10,12 @@ pub(super) use crate::kernels::cube::tiled::fits;
 
 type Primitive = FloatTensor<Cube>;
 
-/// The outputs and the last memory of inputs that lie on a graphics device without gradients. The outputs are `gain`
+/// The outputs and the last memory of inputs that lie on a graphics device without gradients; what a kernel reads beside
+/// each other may lie there `packed` already. The outputs are `gain`
 /// times what queries find, and `d v` more, `d: [1, h, 1, p]`.
 pub(super) fn untracked(
     inputs: &[Tensor<4>],
+    packed: Option<&Tensor<4>>,
     block: Option<usize>,
     gain: f64,
     d: Option<Tensor<4>>,
@@ -24,7 +26,8 @@ pub(super) fn untracked(
         Some(d) => Some(plain(d)?),
         None => None,
     };
-    let (y, memory) = tiled::Inputs::new(&inputs).forward_apart(block, gain, d.as_ref());
+    let packed = packed.cloned().and_then(plain);
+    let (y, memory) = tiled::Inputs::given(&inputs, packed).forward_apart(block, gain, d.as_ref());
     Some((Tensor::from_primitive::<Cube>(y), Tensor::from_primitive::<Cube>(memory)))
 }
 

@@ -109,6 +109,11 @@ pub(crate) fn fits([b, h, t, n, p]: [usize; 5], width: usize, rank_one: bool) ->
 impl Inputs {
     /// From `q`, `k`, `v`, the logarithms of decays, the memory, and `a` and `b` if there are any.
     pub(crate) fn new(inputs: &[CubeTensor]) -> Self {
+        Self::given(inputs, None)
+    }
+
+    /// The same, with the logarithms of decays, `a` and `b` beside each other already, if they are `packed`.
+    pub(crate) fn given(inputs: &[CubeTensor], packed: Option<CubeTensor>) -> Self {
         let [q, k, v, log, memory, rank_one @ ..] = inputs else {
             unreachable!("an operation has five or seven")
         };
@@ -121,7 +126,7 @@ impl Inputs {
             rank_one: !rank_one.is_empty(),
         };
         if let [a, b] = rank_one {
-            new.extra = new.pack([log, a, b]);
+            new.extra = packed.unwrap_or_else(|| new.pack([log, a, b]));
         }
         new
     }
