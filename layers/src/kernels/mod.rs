@@ -9,7 +9,7 @@
 //! | --- | --- | --- |
 //! | `append` | Flex, `f32` and `f64`; graphics, `f32`; without gradients | caches of one entry per token |
 //! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 204 numbers (132 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
-//! | `delta` | graphics, `f32`; without gradients | what gated DeltaNet makes of its projections before `tiled` |
+//! | `delta`, `steps`, `gates` | graphics, `f32`; without gradients | what gated DeltaNet, Mamba-2 and RG-LRU make of their projections for `tiled` and `scan` |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
 //! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays |

@@ -36,7 +36,7 @@ impl Linear {
         if let Some(y) = on_graphics(&x, || {
             let mut map = self.columns(0, self.weight.dims()[1]);
             map.biases.extend(second.map(|bias| bias.val()));
-            vec![map]
+            Some(vec![map])
         }) {
             return only(y);
         }
@@ -56,7 +56,7 @@ impl Linear {
         #[cfg(feature = "cube")]
         {
             let starts = starts(widths);
-            let maps = || (0..N).map(|i| self.columns(starts[i], widths[i])).collect();
+            let maps = || Some((0..N).map(|i| self.columns(starts[i], widths[i])).collect());
             if let Some(parts) = on_graphics(&x, maps) {
                 return std::array::from_fn(|i| parts[i].clone());
             }
@@ -163,10 +163,7 @@ impl Ended<'_> {
 /// What every one of `maps` makes of `x`: in one kernel for few tokens on a graphics device.
 fn project_all<const D: usize>(x: Tensor<D>, maps: &[Ended<'_>]) -> Vec<Tensor<D>> {
     #[cfg(feature = "cube")]
-    if kernels::linear::on_graphics(&x)
-        && let Some(whole) = maps.iter().map(|map| map.whole()).collect::<Option<_>>()
-        && let Some(all) = on_graphics(&x, || whole)
-    {
+    if let Some(all) = on_graphics(&x, || maps.iter().map(|map| map.whole()).collect()) {
         return all;
     }
     maps.iter().map(|map| map.plainly(x.clone())).collect()
@@ -193,7 +190,7 @@ pub(crate) fn project_blocks<const N: usize>(x: Tensor<3>, blocks: [Tensor<3>; N
             let weight = blocks.clone().reshape([heads * n, m]);
             kernels::linear::Map { weight, heads, biases: Vec::new(), first: 0, width: heads * m, then: None }
         };
-        blocks.iter().map(map).collect()
+        Some(blocks.iter().map(map).collect())
     }) {
         return std::array::from_fn(|i| {
             let [heads, _, m] = blocks[i].dims();
@@ -219,7 +216,7 @@ pub fn project<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Ten
     #[cfg(feature = "cube")]
     if let Some(y) = on_graphics(&x, || {
         let (weight, biases, width) = (weight.clone(), bias.iter().cloned().collect(), weight.dims()[1]);
-        vec![kernels::linear::Map { weight, heads: 1, biases, first: 0, width, then: None }]
+        Some(vec![kernels::linear::Map { weight, heads: 1, biases, first: 0, width, then: None }])
     }) {
         return only(y);
     }
@@ -239,13 +236,13 @@ fn few<const D: usize>(x: &Tensor<D>) -> Option<(Tensor<2>, [usize; D])> {
 #[cfg(feature = "cube")]
 fn on_graphics<const D: usize>(
     x: &Tensor<D>,
-    maps: impl FnOnce() -> Vec<kernels::linear::Map>,
+    maps: impl FnOnce() -> Option<Vec<kernels::linear::Map>>,
 ) -> Option<Vec<Tensor<D>>> {
     if !kernels::linear::on_graphics(x) {
         return None;
     }
     let (x, mut dims) = few(x)?;
-    let all = kernels::linear::project(&x, &maps())?;
+    let all = kernels::linear::project(&x, &maps()?)?;
     let whole = |y: Tensor<2>| {
         dims[D - 1] = y.dims()[1];
         y.reshape(dims)

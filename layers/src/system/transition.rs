@@ -81,6 +81,10 @@ pub struct System {
     pub gain: f64,
     /// The transition as a kernel reads it, where one has written that too: `[b, h, t, width + 2 n]`, the logarithms of
     /// decays, `a` and `b` beside each other
+    #[cfg_attr(
+        not(feature = "cube"),
+        allow(dead_code, reason = "only kernels for graphics devices read it")
+    )]
     pub(crate) packed: Option<Tensor<4>>,
     /// When a token reads
     pub read: Read,
