@@ -130,8 +130,11 @@ impl<'a> From<&'a Linear> for Ended<'a> {
 impl Ended<'_> {
     /// Maps the last axis.
     pub(crate) fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        let [y] = project_all(x, &[self]).try_into().expect("one for each map");
-        y
+        #[cfg(feature = "cube")]
+        if let Some(y) = on_graphics(&x, || Some(vec![self.whole()?])) {
+            return only(y);
+        }
+        self.plainly(x)
     }
 
     /// One after the other.
@@ -160,24 +163,20 @@ impl Ended<'_> {
     }
 }
 
-/// What every one of `maps` makes of `x`: in one kernel for few tokens on a graphics device.
-fn project_all<const D: usize>(x: Tensor<D>, maps: &[Ended<'_>]) -> Vec<Tensor<D>> {
-    #[cfg(feature = "cube")]
-    if let Some(all) = on_graphics(&x, || maps.iter().map(|map| map.whole()).collect()) {
-        return all;
-    }
-    maps.iter().map(|map| map.plainly(x.clone())).collect()
-}
-
-/// The same of `maps`, and of `others` beside them.
+/// What every one of `maps`, and of `others` beside them, makes of `x`: in one kernel for few tokens on a graphics device.
 pub(crate) fn project_with<'a, const D: usize, const N: usize>(
     x: Tensor<D>,
     maps: [impl Into<Ended<'a>>; N],
     others: &[Ended<'a>],
 ) -> ([Tensor<D>; N], Vec<Tensor<D>>) {
-    let mut all = project_all(x, &[&maps.map(Into::into), others].concat());
-    let rest = all.split_off(N);
-    (all.try_into().expect("as many as there are maps"), rest)
+    let maps = maps.map(Into::into);
+    #[cfg(feature = "cube")]
+    if let Some(mut all) = on_graphics(&x, || maps.iter().chain(others).map(|map| map.whole()).collect()) {
+        let rest = all.split_off(N);
+        return (all.try_into().expect("as many as there are maps"), rest);
+    }
+    let plainly = |map: Ended<'_>| map.plainly(x.clone());
+    (maps.map(plainly), others.iter().copied().map(plainly).collect())
 }
 
 /// `x: [b, t, h n]` through matrices with a block per head on their diagonals, `[h, n, m]`: `[b, t, h, m]` each.
