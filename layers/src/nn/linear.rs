@@ -36,7 +36,7 @@ impl Linear {
         if let Some(y) = on_graphics(&x, || {
             let mut map = self.columns(0, self.weight.dims()[1]);
             map.biases.extend(second.map(|bias| bias.val()));
-            Some(vec![map])
+            vec![map]
         }) {
             return only(y);
         }
@@ -56,7 +56,7 @@ impl Linear {
         #[cfg(feature = "cube")]
         {
             let starts = starts(widths);
-            let maps = || Some((0..N).map(|i| self.columns(starts[i], widths[i])).collect());
+            let maps = || (0..N).map(|i| self.columns(starts[i], widths[i])).collect();
             if let Some(parts) = on_graphics(&x, maps) {
                 return std::array::from_fn(|i| parts[i].clone());
             }
@@ -131,8 +131,8 @@ impl Ended<'_> {
     /// Maps the last axis.
     pub(crate) fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         #[cfg(feature = "cube")]
-        if let Some(y) = on_graphics(&x, || Some(vec![self.whole()?])) {
-            return only(y);
+        if let Some(y) = on_graphics(&x, || vec![self.whole()]) {
+            return self.rest(only(y));
         }
         self.plainly(x)
     }
@@ -150,16 +150,23 @@ impl Ended<'_> {
         }
     }
 
-    /// In the kernel for graphics devices, which has no functions but these.
+    /// What the kernel for graphics devices makes, with the ending if it has that.
     #[cfg(feature = "cube")]
-    fn whole(self) -> Option<kernels::linear::Map> {
-        let Self { map, ending } = self;
-        let then = match ending {
-            Ending::Activation(Activation::Identity) => None,
-            Ending::Activation(activation) => Some(Formula::new(activation.function()?)),
+    fn whole(self) -> kernels::linear::Map {
+        let then = match self.ending {
+            Ending::Activation(activation) => activation.function().map(Formula::new),
             Ending::LogSigmoid(scale) => Some(Formula { scale, ..Formula::new(Function::LogSigmoid) }),
         };
-        Some(kernels::linear::Map { then, ..map.columns(0, map.weight.dims()[1]) })
+        kernels::linear::Map { then, ..self.map.columns(0, self.map.weight.dims()[1]) }
+    }
+
+    /// What that kernel leaves to do.
+    #[cfg(feature = "cube")]
+    fn rest<const D: usize>(self, y: Tensor<D>) -> Tensor<D> {
+        match self.ending {
+            Ending::Activation(activation) if activation.function().is_none() => activation.apply(y),
+            _ => y,
+        }
     }
 }
 
@@ -171,7 +178,8 @@ pub(crate) fn project_with<'a, const D: usize, const N: usize>(
 ) -> ([Tensor<D>; N], Vec<Tensor<D>>) {
     let maps = maps.map(Into::into);
     #[cfg(feature = "cube")]
-    if let Some(mut all) = on_graphics(&x, || maps.iter().chain(others).map(|map| map.whole()).collect()) {
+    if let Some(all) = on_graphics(&x, || maps.iter().chain(others).map(|map| map.whole()).collect()) {
+        let mut all: Vec<_> = maps.iter().chain(others).zip(all).map(|(map, y)| map.rest(y)).collect();
         let rest = all.split_off(N);
         return (all.try_into().expect("as many as there are maps"), rest);
     }
@@ -189,7 +197,7 @@ pub(crate) fn project_blocks<const N: usize>(x: Tensor<3>, blocks: [Tensor<3>; N
             let weight = blocks.clone().reshape([heads * n, m]);
             kernels::linear::Map { weight, heads, biases: Vec::new(), first: 0, width: heads * m, then: None }
         };
-        Some(blocks.iter().map(map).collect())
+        blocks.iter().map(map).collect()
     }) {
         return std::array::from_fn(|i| {
             let [heads, _, m] = blocks[i].dims();
@@ -215,7 +223,7 @@ pub fn project<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Ten
     #[cfg(feature = "cube")]
     if let Some(y) = on_graphics(&x, || {
         let (weight, biases, width) = (weight.clone(), bias.iter().cloned().collect(), weight.dims()[1]);
-        Some(vec![kernels::linear::Map { weight, heads: 1, biases, first: 0, width, then: None }])
+        vec![kernels::linear::Map { weight, heads: 1, biases, first: 0, width, then: None }]
     }) {
         return only(y);
     }
@@ -235,13 +243,13 @@ fn few<const D: usize>(x: &Tensor<D>) -> Option<(Tensor<2>, [usize; D])> {
 #[cfg(feature = "cube")]
 fn on_graphics<const D: usize>(
     x: &Tensor<D>,
-    maps: impl FnOnce() -> Option<Vec<kernels::linear::Map>>,
+    maps: impl FnOnce() -> Vec<kernels::linear::Map>,
 ) -> Option<Vec<Tensor<D>>> {
     if !kernels::linear::on_graphics(x) {
         return None;
     }
     let (x, mut dims) = few(x)?;
-    let all = kernels::linear::project(&x, &maps()?)?;
+    let all = kernels::linear::project(&x, &maps())?;
     let whole = |y: Tensor<2>| {
         dims[D - 1] = y.dims()[1];
         y.reshape(dims)
@@ -253,4 +261,38 @@ fn on_graphics<const D: usize>(
 #[cfg(feature = "cube")]
 fn only<const D: usize>(mut all: Vec<Tensor<D>>) -> Tensor<D> {
     all.remove(0)
+}
+
+#[cfg(all(test, feature = "cube", feature = "flex"))]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::Init;
+    use crate::testing::{Draw, gap, graphics};
+
+    /// Few tokens or many, whether the kernel has the function or not.
+    #[test]
+    fn endings_follow_their_maps() {
+        use Activation::{EluPlusOne, Gelu, GeluTanh, Identity, Relu, Sigmoid, Silu};
+        let activations = [Identity, Relu, Silu, Gelu, GeluTanh, Sigmoid, EluPlusOne];
+        let endings = activations.map(Ending::Activation).into_iter().chain([Ending::LogSigmoid(0.3)]);
+        let mut init = Init::new(1, &Device::flex());
+        let map = Linear { bias: Some(init.uniform([70], -1.0, 1.0)), ..init.linear(9, 70) };
+        let endings: Vec<Ending> = endings.collect();
+        for (device, t) in graphics().into_iter().flat_map(|device| [1, 3, 20].map(|t| (device.clone(), t))) {
+            let x = Draw::new(t as u64).tensor::<3>([1, t, 9], -1.0, 1.0);
+            let there = map.clone().to_device(&device);
+            let others: Vec<Ended<'_>> = endings.iter().map(|&ending| there.then(ending)).collect();
+            let ([y], rest) = project_with(x.clone().to_device(&device), [&there], &others);
+            let on_cpu = |y: Tensor<3>| y.to_device(&Device::flex());
+            assert!(gap(on_cpu(y), map.forward(x.clone())) <= 1e-5);
+            for (&ending, found) in endings.iter().zip(rest) {
+                let expected = map.then(ending).forward(x.clone());
+                assert!(gap(on_cpu(found), expected.clone()) <= 1e-5, "{ending:?}, {t} tokens");
+                let alone = there.then(ending).forward(x.clone().to_device(&device));
+                assert!(gap(on_cpu(alone), expected) <= 1e-5, "{ending:?} alone, {t} tokens");
+            }
+        }
+    }
 }
