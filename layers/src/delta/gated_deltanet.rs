@@ -21,8 +21,10 @@ use serde::{Deserialize, Serialize};
 
 use super::parts::{HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, check_steps};
 use crate::error::require;
+#[cfg(feature = "cube")]
+use crate::kernels;
 use crate::nn::{
-    Activation, Gated, Linear, Normalize, Scaling, erase, repeat_heads, scaled_sigmoid, split_heads,
+    Activation, Ended, Gated, Linear, Normalize, Scaling, erase, repeat_heads, scaled_sigmoid, split_heads,
 };
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
@@ -126,6 +128,32 @@ pub fn delta_system(log_a: Tensor<3>, beta: Tensor<3>, q: Tensor<4>, k: Tensor<4
     System::outer(Transition::Householder { log_d, a: k, b }, q, write, v)
 }
 
+impl GatedDeltaNet {
+    /// The system from queries, keys and values behind their convolutions, and from `W_a x` and `W_b x`.
+    fn rule(&self, [q, k, v]: [Tensor<3>; 3], a: Tensor<3>, b: Tensor<3>) -> System {
+        let sizes = self.config.sizes();
+        let v = split_heads(v, sizes.value_heads);
+        let (gain, eps) = ((sizes.n as f64).powf(-0.5), 1e-6);
+        let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
+        #[cfg(feature = "cube")]
+        if kernels::enabled() && kernels::linear::on_graphics(&q) {
+            let [q, k, a, b] = [&q, &k, &a, &b].map(Clone::clone);
+            let HeadDecay { a_log, dt_bias } = &self.decay;
+            let (a_log, dt_bias, heads) = (a_log.val(), dt_bias.val(), sizes.heads);
+            let rule = kernels::GatedDelta { q, k, a, b, dt_bias, a_log, heads, gain, most, eps };
+            if let Some(system) = rule.system(&v) {
+                return system;
+            }
+        }
+        let unit = |x, gain| {
+            let norm = Normalize::plain(Scaling { gain, ..Scaling::l2(eps) });
+            repeat_heads(norm.run(split_heads(x, sizes.heads), None), sizes.group())
+        };
+        let beta = scaled_sigmoid(b, most).swap_dims(1, 2);
+        delta_system(self.decay.forward(a), beta, unit(q, gain), unit(k, 1.0), v)
+    }
+}
+
 impl LinearMixer for GatedDeltaNet {
     /// Output gate, `[b, t, h p]`.
     type Aux = Option<Gated<3>>;
@@ -140,23 +168,12 @@ impl LinearMixer for GatedDeltaNet {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
-        let sizes = self.config.sizes();
-        let others: Vec<&Linear> =
-            [&self.a_proj, &self.b_proj].into_iter().chain(self.output.first_gate_map()).collect();
-        let ([q, k, v], rest) = self.qkv.forward_with(x, &others, state, run)?;
+        let others = [&self.a_proj, &self.b_proj].into_iter().chain(self.output.first_gate_map());
+        let others: Vec<Ended<'_>> = others.map(Ended::from).collect();
+        let (qkv, rest) = self.qkv.forward_with(x, &others, state, run)?;
         let mut rest = rest.into_iter();
         let [a, b] = [(); 2].map(|()| rest.next().expect("the maps to decay and step come first"));
-        let unit = |x, gain| {
-            let norm = Normalize::plain(Scaling { gain, ..Scaling::l2(1e-6) });
-            repeat_heads(norm.run(split_heads(x, sizes.heads), None), sizes.group())
-        };
-        let (q, k) = (unit(q, (sizes.n as f64).powf(-0.5)), unit(k, 1.0));
-        let v = split_heads(v, sizes.value_heads);
-
-        let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
-        let beta = scaled_sigmoid(b, most).swap_dims(1, 2);
-        let log_a = self.decay.forward(a);
-        Ok((delta_system(log_a, beta, q, k, v), self.output.gate_of(rest.next())))
+        Ok((self.rule(qkv, a, b), self.output.gate_of(rest.next())))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {

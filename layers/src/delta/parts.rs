@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, Gated, Linear, RmsNorm, Steps, project_with, put_tail,
+    Activation, CausalConv, CausalConvConfig, Ended, Gated, Linear, RmsNorm, Steps, project_with, put_tail,
     short_conv,
 };
 use crate::system::{MEMORY, Run, State, fresh};
@@ -105,7 +105,7 @@ impl Qkv {
     pub(super) fn forward_with(
         &self,
         x: Tensor<3>,
-        others: &[&Linear],
+        others: &[Ended<'_>],
         state: &mut State,
         run: Run<'_>,
     ) -> Result<([Tensor<3>; 3], Vec<Tensor<3>>)> {

@@ -28,7 +28,8 @@ use serde::{Deserialize, Serialize};
 use super::lrpe::{Lrpe, LrpeLayers};
 use crate::error::{head_dim, require};
 use crate::nn::{
-    Activation, Gated, LayerNorm, Linear, Norm, RmsNorm, SrmsNorm, merge_heads, project_with, split_heads,
+    Activation, Ended, Ending, Gated, LayerNorm, Linear, Norm, RmsNorm, SrmsNorm, merge_heads, project_with,
+    split_heads,
 };
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views, fresh};
 use crate::{Error, Init, Result};
@@ -344,13 +345,11 @@ impl LinearMixer for Lightning {
     fn system(&self, x: Tensor<3>, state: &mut State, _run: Run<'_>) -> Result<(System, Self::Aux)> {
         let (h, config, time) = (self.config.heads, &self.config, x.dims()[1]);
         let first_gate_map = self.gate_down.as_ref().or(self.gate_proj.as_ref());
-        let maps = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let ([q, k, v], mut rest) = project_with(x, maps, first_gate_map.as_slice());
+        let others: Vec<Ended<'_>> = first_gate_map.into_iter().map(Ended::from).collect();
+        let [keys, values] = [config.activation, config.value_activation].map(Ending::Activation);
+        let maps = [self.q_proj.then(keys), self.k_proj.then(keys), self.v_proj.then(values)];
+        let ([q, k, v], mut rest) = project_with(x, maps, &others);
         let gate = rest.pop();
-        let q = config.activation.apply(q);
-        let k = config.activation.apply(k);
-        let v = config.value_activation.apply(v);
-        let q = if config.scale == 1.0 { q } else { q.mul_scalar(config.scale) };
         let gate = gate.zip(self.gate_proj.as_ref()).map(|(gate, last)| {
             let gate = if self.gate_down.is_some() { last.forward(gate) } else { gate };
             let activation = match config.gate {
@@ -364,7 +363,7 @@ impl LinearMixer for Lightning {
             let phases = lrpe.phases(state.positions(), time);
             (q, k) = (phases.apply(q), phases.apply(k));
         }
-        Ok((lightning_system(&self.slopes, q, k, v)?, gate))
+        Ok((lightning_system(&self.slopes, q, k, v)?.with_gain(config.scale), gate))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {

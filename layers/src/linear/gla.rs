@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::parts::{GatedReadout, Qkv, Sizes, channels};
 use crate::error::require;
-use crate::nn::{Activation, Gated, Linear, log_gate, project, repeat_heads, split_heads};
+use crate::nn::{Activation, Ended, Ending, Gated, Linear, repeat_heads, split_heads};
 use crate::system::{Cost, Form, Gate, LinearMixer, Run, State, System, Transition, Views};
 use crate::{Init, Result};
 
@@ -150,21 +150,21 @@ impl LinearMixer for Gla {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
-        let others: Vec<&Linear> = [&self.decay_down].into_iter().chain(&self.readout.gate_proj).collect();
+        let others = [&self.decay_down].into_iter().chain(&self.readout.gate_proj);
+        let others: Vec<Ended<'_>> = others.map(Ended::from).collect();
         let ([q, k, v], rest) = self.qkv.forward_with(x, &others, state, run)?;
         let mut rest = rest.into_iter();
         let [q, k] = [q, k].map(|x| self.config.feature_map.apply(x));
-        let q = q.mul_scalar((self.sizes.n as f64).powf(-0.5));
         let low = rest.next().expect("the map to the decay is the first");
-        let z = project(low, self.decay_up.weight.val(), None);
-        let bias = self.decay_up.bias.as_ref().map(|bias| bias.val());
-        let log_a = log_gate(z, bias, 1.0 / self.config.gate_temperature);
+        let log_a = self.decay_up.then(Ending::LogSigmoid(1.0 / self.config.gate_temperature)).forward(low);
         let log_a = match self.config.min_log_decay {
             Some(least) => log_a.clamp_min(least),
             None => log_a,
         };
         let log_a = repeat_heads(split_heads(log_a, self.sizes.kv_heads), self.sizes.group());
-        Ok((System::outer(Transition::Diagonal { log_a }, q, k, v), self.readout.gate_of(rest.next())))
+        let system = System::outer(Transition::Diagonal { log_a }, q, k, v);
+        let gain = (self.sizes.n as f64).powf(-0.5);
+        Ok((system.with_gain(gain), self.readout.gate_of(rest.next())))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, log_sigmoid,
+    Activation, CausalConv, CausalConvConfig, Ended, Gated, Linear, Normalize, RmsNorm, Scaling, log_sigmoid,
     project_with, put_tail, repeat_heads, scaled_sigmoid, short_conv, split_heads,
 };
 use crate::system::{MEMORY, Run, State, fresh};
@@ -153,7 +153,7 @@ impl Qkv {
     pub(super) fn forward_with(
         &self,
         x: Tensor<3>,
-        others: &[&Linear],
+        others: &[Ended<'_>],
         state: &mut State,
         run: Run<'_>,
     ) -> Result<([Tensor<4>; 3], Vec<Tensor<3>>)> {

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, silu};
+use super::{Activation, columns_of, silu};
 use crate::system::{Lengths, Run, State, fresh};
 use crate::{Init, Result, kernels};
 
@@ -75,14 +75,50 @@ impl CausalConv {
         tail: Tensor<3>,
         lengths: Option<&Lengths>,
     ) -> (Tensor<3>, Tensor<3>) {
-        let (b, keep) = (x.dims()[0], self.weight.dims()[1] - 1);
         let (y, last) = self.convolve(&x, &tail, lengths.is_none(), kernels::enabled());
-        let tail = match last {
-            _ if keep == 0 => self.initial_state(b),
+        (y, self.next_tail(x, tail, last, lengths))
+    }
+
+    /// The same, with the sequence in parts of `widths` channels, which add up to all: in tensors of their own on a
+    /// graphics device without gradients.
+    pub(crate) fn forward_parts<const N: usize>(
+        &self,
+        x: Tensor<3>,
+        tail: Tensor<3>,
+        lengths: Option<&Lengths>,
+        widths: [usize; N],
+    ) -> ([Tensor<3>; N], Tensor<3>) {
+        #[cfg(feature = "cube")]
+        if kernels::enabled()
+            && kernels::linear::on_graphics(&x)
+            && let silu = self.activation == Activation::Silu
+            && (silu || self.activation == Activation::Identity)
+            && let weight = self.weight.val()
+            && kernels::conv::applies(&x, &tail, &weight)
+            && let bias = self.bias.as_ref().map(|bias| bias.val())
+            && let options = (silu, lengths.is_none())
+            && let Some((parts, last)) =
+                kernels::conv::run_parts(x.clone(), tail.clone(), weight, bias, options, widths)
+        {
+            return (parts, self.next_tail(x, tail, last, lengths));
+        }
+        let (y, tail) = self.forward(x, tail, lengths);
+        (columns_of(&y, widths), tail)
+    }
+
+    /// The last inputs: those that a kernel has written, or what is cut out here.
+    fn next_tail(
+        &self,
+        x: Tensor<3>,
+        tail: Tensor<3>,
+        last: Option<Tensor<3>>,
+        lengths: Option<&Lengths>,
+    ) -> Tensor<3> {
+        match last {
+            _ if self.weight.dims()[1] == 1 => self.initial_state(x.dims()[0]),
             Some(last) => last,
             None => last_of(tail, x, lengths),
-        };
-        (y, tail)
+        }
     }
 
     /// `x: [b, t, channels]` after `tail: [b, K - 1, channels]`, convolved and activated; and the last `K - 1` inputs,

@@ -2,8 +2,10 @@
 
 use burn::tensor::{Tensor, activation};
 
-use super::Activation;
 use super::formula::{Formula, Function};
+use super::{Activation, repeat_heads, split_heads};
+#[cfg(feature = "cube")]
+use crate::kernels;
 
 /// `x sigmoid(x)`
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
@@ -83,8 +85,8 @@ pub(crate) fn erase(x: Tensor<4>, log: Tensor<4>) -> Tensor<4> {
     Formula::new(Function::Erase).run([x, log], [], |[x, log], []| x * log.exp().neg())
 }
 
-/// `scale log sigmoid(x + bias)`, `x: [b, t, n]`, `bias: [n]`
-pub(crate) fn log_gate(x: Tensor<3>, bias: Option<Tensor<1>>, scale: f64) -> Tensor<3> {
+/// `scale log sigmoid(x + bias)`, `x: […, n]`, `bias: [n]`
+pub(super) fn log_gate<const D: usize>(x: Tensor<D>, bias: Option<Tensor<1>>, scale: f64) -> Tensor<D> {
     let Some(bias) = bias else { return scaled_log_sigmoid(x, scale) };
     Formula { scale, ..Formula::new(Function::LogGate) }
         .run([x], [bias.unsqueeze()], |[x], [bias]| plain_softplus((x + bias).neg()).mul_scalar(-scale))
@@ -132,6 +134,30 @@ impl Steps {
         self.formula(Function::StepDecay).run([x], parameters, |[x], [bias, log_rate]| {
             self.clamp(plain_softplus(x + bias)) * log_rate.exp().neg()
         })
+    }
+
+    /// Decays, `[b, h, t]`, as [`Self::decays`] gives them, and keys times steps, `[b, h, t, n]`, of `key: [b, t, groups n]`
+    /// that some heads in a row share: in one kernel on a graphics device without gradients.
+    pub(crate) fn decays_and_keys(
+        self,
+        x: Tensor<3>,
+        bias: Tensor<1>,
+        log_rate: Tensor<1>,
+        key: Tensor<3>,
+        groups: usize,
+    ) -> (Tensor<3>, Tensor<4>) {
+        #[cfg(feature = "cube")]
+        if kernels::enabled() && kernels::linear::on_graphics(&x) {
+            let Formula { low, high, .. } = self.formula(Function::Step);
+            let both = kernels::decays_and_keys(&key, groups, &x, [&bias, &log_rate], [low, high]);
+            if let Some([log, keys]) = both {
+                return (log.squeeze_dim(3), keys);
+            }
+        }
+        let shared = x.dims()[2] / groups;
+        let log = self.decays(x.clone(), bias.clone(), log_rate).swap_dims(1, 2);
+        let steps = self.steps(x, bias).swap_dims(1, 2).unsqueeze_dim::<4>(3);
+        (log, repeat_heads(split_heads(key, groups), shared) * steps)
     }
 
     fn clamp(self, steps: Tensor<3>) -> Tensor<3> {

@@ -13,10 +13,10 @@ pub(crate) use conv::put_tail;
 pub use conv::{CausalConv, CausalConvConfig, short_conv};
 pub(crate) use formula::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 use gates::gelu_tanh;
-pub(crate) use gates::{Steps, add_skip, elu_plus_one, erase, log_gate, share};
+pub(crate) use gates::{Steps, add_skip, elu_plus_one, erase, share};
 pub use gates::{gated, log_sigmoid, scaled_log_sigmoid, scaled_sigmoid, silu, softplus};
+pub(crate) use linear::{Ended, Ending, columns_of, project_blocks, project_with};
 pub use linear::{Linear, project};
-pub(crate) use linear::{project_blocks, project_with};
 pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, SrmsNorm, l2_normalize, rms_normalize};
 pub use normalize::Gated;
 pub(crate) use normalize::{Normalize, Scaling};
@@ -47,6 +47,18 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// What kernels call it, if they have it.
+    #[cfg(feature = "cube")]
+    fn function(self) -> Option<Function> {
+        match self {
+            Self::Silu => Some(Function::Silu),
+            Self::GeluTanh => Some(Function::GeluTanh),
+            Self::Sigmoid => Some(Function::Sigmoid),
+            Self::EluPlusOne => Some(Function::EluPlusOne),
+            Self::Identity | Self::Relu | Self::Gelu => None,
+        }
+    }
+
     /// Applies it entry by entry.
     pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {

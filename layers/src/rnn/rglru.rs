@@ -22,6 +22,8 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
+#[cfg(feature = "cube")]
+use crate::kernels;
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Formula, Function, LOG_ZERO, Linear, MOST_SLOPE, gated,
     project_blocks, project_with, softplus,
@@ -180,6 +182,16 @@ impl RgLruCore {
         let [rows, tokens] = reset.dims();
         let reset = reset.reshape([rows, tokens, 1, 1]).expand(dims);
         let rate = self.a_param.val().reshape([1, 1, heads, width]);
+        let u = u.reshape(dims);
+        let settle = |x: Tensor<4>| x.reshape([b, 1, t, n]);
+        #[cfg(feature = "cube")]
+        if kernels::enabled() {
+            let parameters = [&self.a_gate.bias(), &rate, &self.input_gate.bias()];
+            if let Some(both) = kernels::decay_and_input([&r, &reset, &i, &u], parameters, self.c) {
+                let [log_a, input] = both.map(settle);
+                return System::direct(log_a, input);
+            }
+        }
         let decay = Formula { scale: self.c, ..Formula::new(Function::GateDecay) };
         let log_a = decay.run([r, reset], [self.a_gate.bias(), rate], |[r, reset], [bias, rate]| {
             let log_a = activation::sigmoid(r + bias) * softplus(rate).mul_scalar(-self.c);
@@ -187,11 +199,11 @@ impl RgLruCore {
         });
         // After a reset the decay is 0, and the multiplier 1.
         let input = Formula::new(Function::GateInput);
-        let inputs = [log_a.clone(), i, u.reshape(dims)];
+        let inputs = [log_a.clone(), i, u];
         let input = input.run(inputs, [self.input_gate.bias()], |[log_a, i, u], [bias]| {
             bounded_sqrt(one_minus_square(log_a)) * activation::sigmoid(i + bias) * u
         });
-        System::direct(log_a.reshape([b, 1, t, n]), input.reshape([b, 1, t, n]))
+        System::direct(settle(log_a), settle(input))
     }
 
     /// Runs the recurrence on `u: [b, t, n]` from `h0: [b, n]`; returns all `h` and the last one.

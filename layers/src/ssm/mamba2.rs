@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::require;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, Steps, gated,
-    merge_heads, repeat_heads, silu, split_heads,
+    Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, Steps, columns_of,
+    gated, merge_heads, repeat_heads, silu, split_heads,
 };
 use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition, fresh};
 use crate::{Error, Init, Result};
@@ -199,24 +199,21 @@ impl LinearMixer for Mamba2 {
         let (inner, shared) = (h * self.config.head_dim, groups * self.config.state);
         let [z, xbc, dt] = self.in_proj.forward_parts(x, [inner, inner + 2 * shared, h]);
 
-        let xbc = match &self.conv {
+        let widths = [inner, shared, shared];
+        let [x, b, c] = match &self.conv {
             Some(conv) => {
-                let (y, tail) = conv.forward(xbc, state.get(CONV)?, run.lengths);
+                let (parts, tail) = conv.forward_parts(xbc, state.get(CONV)?, run.lengths, widths);
                 state.put(CONV, tail);
-                y
+                parts
             }
-            None => silu(xbc),
+            None => columns_of(&silu(xbc), widths),
         };
-        let v = split_heads(xbc.clone().narrow(2, 0, inner), h);
-        let group =
-            |start| repeat_heads(split_heads(xbc.clone().narrow(2, start, shared), groups), h / groups);
-        let (b, c) = (group(inner), group(inner + shared));
+        let v = split_heads(x, h);
+        let c = repeat_heads(split_heads(c, groups), h / groups);
 
         let steps = Steps { low: self.config.dt_limit_low, high: self.config.dt_limit_high };
-        let log_a = steps.decays(dt.clone(), self.dt_bias.val(), self.a_log.val()).swap_dims(1, 2);
-        let dt = steps.steps(dt, self.dt_bias.val());
         // Δ goes with B, not with x: the feed-through D acts on x itself.
-        let k = b * dt.swap_dims(1, 2).unsqueeze_dim::<4>(3);
+        let (log_a, k) = steps.decays_and_keys(dt, self.dt_bias.val(), self.a_log.val(), b, groups);
         let skip = self.d.val().reshape([1, h, 1, 1]);
         Ok((System::outer(Transition::Scalar { log_a }, c, k, v).with_skip(skip), z))
     }

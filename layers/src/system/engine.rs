@@ -57,6 +57,14 @@ pub(crate) fn run_with(
     if t == 0 {
         return Ok((through, memory)); // no outputs: as empty as the input
     }
+    #[cfg(feature = "cube")]
+    if plain
+        && kernels
+        && let Some(done) = run_on_graphics(&system, &memory, form)
+    {
+        return Ok(done);
+    }
+    let system = system.settled();
     let (y, memory) = match system.io {
         Io::Outer { q, k, v } if !plain => {
             let first = (q.clone().narrow(2, 0, 1).swap_dims(2, 3) * memory.clone()).sum_dim(2);
@@ -86,6 +94,21 @@ pub(crate) fn run_with(
         None => y,
     };
     Ok((y, memory))
+}
+
+/// A system with all that stands around its memory in one kernel, on a graphics device without gradients.
+#[cfg(feature = "cube")]
+fn run_on_graphics(system: &System, memory: &Tensor<4>, form: Form) -> Option<(Tensor<4>, Tensor<4>)> {
+    let System { transition, io, skip, gain, packed, .. } = system;
+    if !kernels::linear::on_graphics(memory) || !matches!(form, Form::Auto | Form::Chunked { .. }) {
+        return None;
+    }
+    let block = match form {
+        Form::Chunked { size } => Some(size.max(1)),
+        _ => None,
+    };
+    let around = kernels::tiled::Around { gain: *gain, skip: skip.as_ref(), packed: packed.as_ref() };
+    kernels::tiled::Recurrence::new(transition, io, memory)?.run_on_graphics(block, around)
 }
 
 /// Entry `t` becomes entry `t+1`'s, the last one 0: `[b, h, t, n]`.
@@ -164,7 +187,7 @@ fn run_plain(
         (Transition::Diagonal { log_a }, Io::Direct { u, c })
             if kernels
                 && form != Form::Parallel
-                && chunk.is_some()
+                && (chunk.is_some() || form == Form::Auto && kernels::scan::takes_one_token(&u))
                 && kernels::scan::applies(&log_a, &u, &memory) =>
         {
             let (y, last) = kernels::scan::run(log_a, u, memory);

@@ -179,12 +179,12 @@ impl<M: LinearMixer> Mixer for M {
     fn views(&self, x: Tensor<3>, mut state: State) -> Result<Views> {
         self.check(&x, &state)?;
         let (system, aux) = self.system(x, &mut state, Run::default())?;
-        self.system_views(system, aux, &state)
+        self.system_views(system.settled(), aux, &state)
     }
 
     fn terms(&self, x: Tensor<3>, mut state: State) -> Result<Option<Terms>> {
         self.check(&x, &state)?;
-        Ok(Some(Terms::Linear(self.system(x, &mut state, Run::default())?.0)))
+        Ok(Some(Terms::Linear(self.system(x, &mut state, Run::default())?.0.settled())))
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {

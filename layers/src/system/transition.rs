@@ -77,6 +77,15 @@ pub struct System {
     pub io: Io,
     /// `D`, broadcastable against `v` (or `u`) at each token's last step: `y_t += d v_t`
     pub skip: Option<Tensor<4>>,
+    /// Multiplies what `C` reads; 1 but where a kernel may do so: see [`System::with_gain`]
+    pub gain: f64,
+    /// The transition as a kernel reads it, where one has written that too: `[b, h, t, width + 2 n]`, the logarithms of
+    /// decays, `a` and `b` beside each other
+    #[cfg_attr(
+        not(feature = "cube"),
+        allow(dead_code, reason = "only kernels for graphics devices read it")
+    )]
+    pub(crate) packed: Option<Tensor<4>>,
     /// When a token reads
     pub read: Read,
     /// Steps `m` of the recurrence per token, 1 but for DeltaProduct. `Λ`, `B` and `u` have `t m` entries along
@@ -87,19 +96,48 @@ pub struct System {
 impl System {
     /// `H_t = Λ_t H_{t-1} + k_t v_tᵀ`, `y_t = H_tᵀ q_t`.
     pub fn outer(transition: Transition, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Self {
-        Self { transition, io: Io::Outer { q, k, v }, skip: None, read: Read::After, steps: 1 }
+        Self {
+            transition,
+            io: Io::Outer { q, k, v },
+            skip: None,
+            gain: 1.0,
+            packed: None,
+            read: Read::After,
+            steps: 1,
+        }
     }
 
     /// `h_t = Λ_t ∘ h_{t-1} + u_t`, `y_t = h_t`.
     pub fn direct(log_a: Tensor<4>, u: Tensor<4>) -> Self {
         let (transition, io) = (Transition::Diagonal { log_a }, Io::Direct { u, c: None });
-        Self { transition, io, skip: None, read: Read::After, steps: 1 }
+        Self { transition, io, skip: None, gain: 1.0, packed: None, read: Read::After, steps: 1 }
     }
 
     /// Adds the feed-through `D`.
     pub fn with_skip(mut self, d: Tensor<4>) -> Self {
         self.skip = Some(d);
         self
+    }
+
+    /// Multiplies what queries find, as `q gain` would.
+    pub fn with_gain(mut self, gain: f64) -> Self {
+        self.gain *= gain;
+        self
+    }
+
+    /// The same with the gain in its queries, or in what reads a state per channel.
+    pub fn settled(self) -> Self {
+        if self.gain == 1.0 {
+            return self;
+        }
+        let io = match self.io {
+            Io::Outer { q, k, v } => Io::Outer { q: q.mul_scalar(self.gain), k, v },
+            Io::Direct { u, c } => {
+                let c = c.unwrap_or_else(|| u.ones_like()).mul_scalar(self.gain);
+                Io::Direct { u, c: Some(c) }
+            }
+        };
+        Self { io, gain: 1.0, ..self }
     }
 
     /// Reads before writing.
@@ -155,6 +193,6 @@ impl System {
             Io::Outer { q, k, v } => Io::Outer { q, k: k * valid.clone(), v: v * valid },
             Io::Direct { u, c } => Io::Direct { u: u * valid, c },
         };
-        Self { transition, io, ..self }
+        Self { transition, io, packed: None, ..self }
     }
 }

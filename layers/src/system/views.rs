@@ -99,6 +99,7 @@ pub struct Views {
 impl Views {
     /// All views of a linear system.
     pub fn of_system(system: System) -> Result<Self> {
+        let system = system.settled();
         let spectrum = spectrum(&system)?;
         let log_decay = match &system.transition {
             Transition::Scalar { log_a } => Some(log_a.clone().unsqueeze_dim::<4>(3)),

@@ -62,15 +62,7 @@ pub(crate) fn run(
     silu: bool,
     kept: bool,
 ) -> (Tensor<3>, Option<Tensor<3>>) {
-    let dtype = x.dtype();
-    let options = Options { bias: bias.is_some(), silu };
-    let bias = bias.unwrap_or_else(|| Tensor::empty([1], (&x.device().inner(), dtype))).cast(dtype);
-    let early = weight.dims()[1] > 1;
-    let kept = kept && early;
-    let x = x.unsqueeze_dim::<4>(1);
-    // In place of what there is not: it is neither read nor differentiated, so it must be the very tensor that is.
-    let tail = if early { tail.unsqueeze_dim::<4>(1) } else { x.clone() };
-    let all = [x, tail, weight.unsqueeze::<4>(), bias.unsqueeze::<4>()];
+    let (all, options, kept) = arguments(x, tail, weight, bias, silu, kept);
     #[cfg(feature = "flex")]
     if let Some(found) = Read::<burn::backend::Flex>::untracked(&all, options, kept) {
         return found;
@@ -82,6 +74,43 @@ pub(crate) fn run(
     let [x, tail, weight, bias] = all.map(Tensor::into_dispatch);
     let y = <Dispatch as Conv>::conv(x, tail, weight, bias, options);
     (Tensor::<4>::from_dispatch(y).squeeze_dim(1), None)
+}
+
+/// [`run`] in tensors of `widths` channels each, on a graphics device without gradients.
+#[cfg(feature = "cube")]
+pub(crate) fn run_parts<const N: usize>(
+    x: Tensor<3>,
+    tail: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    (silu, kept): (bool, bool),
+    widths: [usize; N],
+) -> Option<([Tensor<3>; N], Option<Tensor<3>>)> {
+    let (all, options, kept) = arguments(x, tail, weight, bias, silu, kept);
+    let read = Read::<Cube>::plain(&all, options)?;
+    let (parts, last) = super::cube::convolve_parts(&read, kept, &widths)?;
+    let whole = |x| Tensor::<4>::from_primitive::<Cube>(x).squeeze_dim(1);
+    let parts: Vec<Tensor<3>> = parts.into_iter().map(whole).collect();
+    Some((parts.try_into().ok()?, last.map(whole)))
+}
+
+/// What backends are given, and whether the last inputs are to be kept.
+fn arguments(
+    x: Tensor<3>,
+    tail: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    silu: bool,
+    kept: bool,
+) -> ([Tensor<4>; 4], Options, bool) {
+    let dtype = x.dtype();
+    let options = Options { bias: bias.is_some(), silu };
+    let bias = bias.unwrap_or_else(|| Tensor::empty([1], (&x.device().inner(), dtype))).cast(dtype);
+    let early = weight.dims()[1] > 1;
+    let x = x.unsqueeze_dim::<4>(1);
+    // In place of what there is not: it is neither read nor differentiated, so it must be the very tensor that is.
+    let tail = if early { tail.unsqueeze_dim::<4>(1) } else { x.clone() };
+    ([x, tail, weight.unsqueeze::<4>(), bias.unsqueeze::<4>()], options, kept && early)
 }
 
 /// What there is beside the convolution itself.
@@ -147,11 +176,15 @@ macro_rules! conv_of {
                 options: Options,
                 kept: bool,
             ) -> Option<(Tensor<3>, Option<Tensor<3>>)> {
-                let plain = |i: usize| all[i].clone().try_into_primitive::<$backend>().ok();
-                let read = Self { x: plain(0)?, tail: plain(1)?, weight: plain(2)?, bias: plain(3)?, options };
-                let (y, last) = Passes::forward(&read, kept);
+                let (y, last) = Passes::forward(&Self::plain(all, options)?, kept);
                 let whole = |x| Tensor::<4>::from_primitive::<$backend>(x).squeeze_dim(1);
                 Some((whole(y), last.map(whole)))
+            }
+
+            /// These, if they lie there without gradients.
+            fn plain(all: &[Tensor<4>; 4], options: Options) -> Option<Self> {
+                let plain = |i: usize| all[i].clone().try_into_primitive::<$backend>().ok();
+                Some(Self { x: plain(0)?, tail: plain(1)?, weight: plain(2)?, bias: plain(3)?, options })
             }
         }
     )*};

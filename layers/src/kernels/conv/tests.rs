@@ -193,6 +193,32 @@ fn graphics_devices_find_the_same() {
     }
 }
 
+/// Outputs in tensors of their own are parts of those in one.
+#[cfg(feature = "cube")]
+#[test]
+fn parts_are_parts_of_the_whole() {
+    for device in crate::testing::graphics() {
+        let (x, weight, bias) = inputs([2, 21, 90, 4], 2.0, 3);
+        let (x, tail) = apart(x, 4);
+        let [x, tail] = [x, tail].map(|x| x.to_device(&device));
+        let (weight, bias) = (weight.to_device(&device), Some(bias.to_device(&device)));
+        let (whole, last) = run(x.clone(), tail.clone(), weight.clone(), bias.clone(), true, true);
+        let parts = |widths: [usize; 3]| {
+            run_parts(x.clone(), tail.clone(), weight.clone(), bias.clone(), (true, true), widths)
+        };
+        for widths in [[1, 2, 87], [50, 7, 33], [64, 25, 1]] {
+            let (parts, kept) = parts(widths).expect("they are all channels");
+            let mut start = 0;
+            for (part, width) in parts.into_iter().zip(widths) {
+                assert_eq!(numbers(part), numbers(whole.clone().narrow(2, start, width)), "{widths:?}");
+                start += width;
+            }
+            assert_eq!(kept.map(numbers), last.clone().map(numbers));
+        }
+        assert!(parts([1, 2, 3]).is_none() && parts([0, 45, 45]).is_none());
+    }
+}
+
 #[cfg(feature = "cube")]
 fn compare(found: &[Vec<f64>], expected: &[Vec<f64>], case: &str) {
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {

@@ -1,11 +1,15 @@
 //! Tensors on a graphics device, as kernels take and make them.
 
 use burn::backend::DispatchDevice;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
 /// Most cubes along an axis of a launch.
 pub(super) const MOST_CUBES: usize = 65_535;
+
+/// Numbers at multiples of which a part of a buffer may begin on every device, 256 bytes.
+pub(super) const ALIGNED: usize = 64;
 
 /// Elements that a kernel may count to.
 const ELEMENTS: usize = 1 << 31;
@@ -33,6 +37,36 @@ pub(super) fn empty(like: &CubeTensor, dims: &[usize]) -> CubeTensor {
     tensor
 }
 
+/// A contiguous part of a buffer from number `start` on, a multiple of [`ALIGNED`].
+pub(super) fn part_of(buffer: &CubeTensor, start: usize, dims: impl Into<Shape>) -> CubeTensor {
+    let handle = buffer.handle.clone().offset_start((start * size_of::<f32>()) as u64);
+    CubeTensor::new_contiguous(
+        buffer.client.clone(),
+        buffer.device.clone(),
+        dims.into(),
+        handle,
+        buffer.dtype,
+    )
+}
+
+/// `width` numbers of the last axis from `first` on, where they lie: of a tensor on a graphics device without gradients,
+/// if a part of its buffer may begin there.
+pub(crate) fn columns<const D: usize>(x: &Tensor<D>, first: usize, width: usize) -> Option<Tensor<D>> {
+    if x.dtype() != DType::F32 || !matches!(x.device().as_dispatch(), DispatchDevice::Cube(_)) {
+        return None;
+    }
+    let x = x.clone().try_into_primitive::<CubeBackend>().ok()?;
+    let start = first * x.meta.strides()[D - 1];
+    if !start.is_multiple_of(ALIGNED) {
+        return None;
+    }
+    let mut meta = x.meta.clone();
+    meta.shape[D - 1] = width;
+    let handle = x.handle.clone().offset_start((start * size_of::<f32>()) as u64);
+    let part = CubeTensor::new(x.client.clone(), handle, *meta, x.device.clone(), x.dtype);
+    Some(Tensor::from_primitive::<CubeBackend>(part))
+}
+
 /// Sizes of a tensor of rank 4.
 pub(super) fn dims(tensor: &CubeTensor) -> [usize; 4] {
     std::array::from_fn(|axis| tensor.meta.shape()[axis])
@@ -40,11 +74,26 @@ pub(super) fn dims(tensor: &CubeTensor) -> [usize; 4] {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Tensor;
-    use burn_cubecl::CubeBackend;
-
     use super::*;
-    use crate::testing::{graphics, numbers};
+    use crate::testing::{Draw, graphics, numbers};
+
+    /// Parts are read where they lie, by kernels and by whoever copies them.
+    #[test]
+    fn columns_are_a_part() {
+        for device in graphics() {
+            let whole = Draw::new(1).tensor::<3>([2, 3, 200], -1.0, 1.0);
+            let there = whole.clone().to_device(&device);
+            for (first, width) in [(0, 200), (0, 7), (64, 1), (128, 50), (192, 8)] {
+                let found = columns(&there, first, width).expect("it begins where a part may");
+                let expected = whole.clone().narrow(2, first, width);
+                assert_eq!(numbers(found.clone()), numbers(expected.clone()), "{first} {width}");
+                let heads =
+                    |x: Tensor<3>| numbers(x.reshape([2, 3, 1, width]).swap_dims(1, 2).mul_scalar(2.0));
+                assert_eq!(heads(found), heads(expected), "{first} {width}");
+            }
+            assert!(columns(&there, 63, 1).is_none() && columns(&whole, 64, 1).is_none());
+        }
+    }
 
     /// What a kernel does not write shows in its tests.
     #[test]

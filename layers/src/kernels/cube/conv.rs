@@ -11,7 +11,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::buffer::{dims, empty};
+use super::buffer::{ALIGNED, dims, empty, part_of};
 use super::functions::sigmoid;
 use crate::kernels::conv::{Options, Passes, Read};
 
@@ -40,31 +40,62 @@ pub(in crate::kernels) fn convolves(x: &burn::tensor::Tensor<3>, taps: usize) ->
     taps <= TAPS && super::fits(x, b.max(rows.div_ceil(TOKENS)).max(sums))
 }
 
+/// Most tensors that share the channels of a launch's outputs.
+const PARTS: usize = 3;
+
+/// The outputs, in tensors of so many channels each, and the last inputs if they are to be `kept`; `None` for more
+/// tensors than a launch has.
+pub(in crate::kernels) fn convolve_parts(
+    read: &Read<CubeBackend>,
+    kept: bool,
+    widths: &[usize],
+) -> Option<(Vec<CubeTensor>, Option<CubeTensor>)> {
+    let Read { x, tail, weight, bias, options } = read;
+    let Options { bias: biased, silu } = *options;
+    let ([b, _, t, c], [.., taps]) = (dims(x), dims(weight));
+    if widths.len() > PARTS || widths.iter().sum::<usize>() != c || widths.contains(&0) {
+        return None;
+    }
+    // Where each begins: its first channel, and the place of its first number.
+    let (mut channel, mut place) = (0, 0);
+    let mut begins = [[c, 0]; PARTS];
+    for (begin, width) in begins.iter_mut().zip(widths) {
+        *begin = [channel, place];
+        channel += width;
+        place = (place + b * t * width).next_multiple_of(ALIGNED);
+    }
+    let y = empty(x, &[place]);
+    // A binding has to be there even where nothing is kept.
+    let last = empty(x, &if kept { [b, 1, taps - 1, c] } else { [1; 4] });
+    forward::forward_kernel::launch(
+        &x.client,
+        CubeCount::Static((c as u32).div_ceil(WIDTH), t.div_ceil(TOKENS) as u32, b as u32),
+        CubeDim::new_1d(WIDTH),
+        x.clone().into_tensor_arg(),
+        tail.clone().into_tensor_arg(),
+        weight.clone().into_tensor_arg(),
+        bias.clone().into_tensor_arg(),
+        y.clone().into_tensor_arg(),
+        last.clone().into_tensor_arg(),
+        begins[1][0],
+        begins[1][1],
+        begins[2][0],
+        begins[2][1],
+        taps,
+        TOKENS,
+        biased,
+        silu,
+        kept,
+    );
+    let parts = widths.iter().zip(begins).map(|(&width, [_, place])| part_of(&y, place, [b, 1, t, width]));
+    Some((parts.collect(), kept.then_some(last)))
+}
+
 impl Passes for CubeBackend {
     fn forward(read: &Read<Self>, kept: bool) -> (CubeTensor, Option<CubeTensor>) {
-        let Read { x, tail, weight, bias, options } = read;
-        let Options { bias: biased, silu } = *options;
-        let ([b, _, t, c], [.., taps]) = (dims(x), dims(weight));
-        let y = empty(x, &[b, 1, t, c]);
-        // A binding has to be there even where nothing is kept.
-        let last = empty(x, &if kept { [b, 1, taps - 1, c] } else { [1; 4] });
-        forward::forward_kernel::launch(
-            &x.client,
-            CubeCount::Static((c as u32).div_ceil(WIDTH), t.div_ceil(TOKENS) as u32, b as u32),
-            CubeDim::new_1d(WIDTH),
-            x.clone().into_tensor_arg(),
-            tail.clone().into_tensor_arg(),
-            weight.clone().into_tensor_arg(),
-            bias.clone().into_tensor_arg(),
-            y.clone().into_tensor_arg(),
-            last.clone().into_tensor_arg(),
-            taps,
-            TOKENS,
-            biased,
-            silu,
-            kept,
-        );
-        (y, kept.then_some(last))
+        let whole = convolve_parts(read, kept, &[dims(&read.x)[3]]);
+        let (mut y, last) = whole.expect("it is one tensor of all channels");
+        (y.remove(0), last)
     }
 
     fn backward(read: Read<Self>, dy: CubeTensor) -> [Option<CubeTensor>; 4] {
@@ -147,6 +178,10 @@ mod forward {
         bias: &Tensor<f32>,
         y: &mut Tensor<f32>,
         last: &mut Tensor<f32>,
+        second: usize,
+        second_at: usize,
+        third: usize,
+        third_at: usize,
         #[comptime] taps: usize,
         #[comptime] tokens: usize,
         #[comptime] biased: bool,
@@ -155,13 +190,27 @@ mod forward {
     ) {
         let c = ABSOLUTE_POS_X as usize;
         let first = CUBE_POS_Y as usize * tokens;
-        let time = y.shape(2);
-        let channels = y.shape(3);
+        let time = x.shape(2);
+        let channels = x.shape(3);
         if c < channels {
             let row = CUBE_POS_Z as usize;
             let step = x.stride(2);
+            // The channel's tensor: its first channel, how many it has, and where it lies.
+            let mut own = 0usize;
+            let mut width = second;
+            let mut part = 0usize;
+            if c >= second {
+                own = second;
+                width = third - second;
+                part = second_at;
+            }
+            if c >= third {
+                own = third;
+                width = channels - third;
+                part = third_at;
+            }
             let mut from = row * x.stride(0) + first * step + c * x.stride(3);
-            let mut to = (CUBE_POS_Z as usize * time + first) * channels + c;
+            let mut to = part + (row * time + first) * width + (c - own);
             let mut filter = Array::<f32>::new(taps);
             let mut window = Array::<f32>::new(taps);
             #[unroll]
@@ -197,7 +246,7 @@ mod forward {
                     z *= sigmoid(z);
                 }
                 y[to] = z;
-                to += channels;
+                to += width;
                 #[unroll]
                 for j in 1..taps {
                     let next = window[j];

@@ -11,8 +11,10 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::buffer::{MOST_CUBES, empty};
+use super::buffer::{MOST_CUBES, empty, part_of};
+use super::pointwise::alone;
 use crate::kernels::linear::{FEW, Map};
+use crate::nn::{Formula, Function};
 
 /// Columns of a cube.
 const COLUMNS: usize = 32;
@@ -38,6 +40,10 @@ struct Slot {
     /// Blocks of the matrix
     heads: usize,
     biases: usize,
+    /// What becomes of the products
+    then: Option<Function>,
+    /// Bits of that function's scale
+    scale: u32,
 }
 
 impl Slot {
@@ -76,6 +82,7 @@ pub(crate) fn project(x: &Burn<2>, maps: &[Map]) -> Option<Vec<Burn<2>>> {
         };
         depth == n
             && map.width > 0
+            && map.then.is_none_or(|formula| formula.function.arity() == (1, 0))
             && columns
             && map.biases.len() < SLOTS.min(3)
             && map.biases.iter().all(added)
@@ -113,7 +120,11 @@ impl Launch {
             return None;
         }
         let Map { first, width, heads, ref biases, .. } = *map;
-        let slot = Slot { first, width, cube: self.cubes, heads, biases: biases.len() };
+        let (then, scale) = match map.then {
+            Some(Formula { function, scale, .. }) => (Some(function), (scale as f32).to_bits()),
+            None => (None, 0),
+        };
+        let slot = Slot { first, width, cube: self.cubes, heads, biases: biases.len(), then, scale };
         self.slots[self.tensors.len()] = slot;
         self.cubes += slot.cubes();
         self.tensors.push(weight);
@@ -144,10 +155,7 @@ impl Launch {
         );
         let maps = slots.iter().filter(|slot| slot.width > 0);
         let part = |slot: &Slot| {
-            let start = slot.cube * COLUMNS * rows * size_of::<f32>();
-            let (client, device) = (y.client.clone(), y.device.clone());
-            let handle = y.handle.clone().offset_start(start as u64);
-            let part = CubeTensor::new_contiguous(client, device, [rows, slot.width].into(), handle, y.dtype);
+            let part = part_of(&y, slot.cube * COLUMNS * rows, [rows, slot.width]);
             Burn::from_primitive::<CubeBackend>(part)
         };
         maps.map(part).collect()
@@ -196,14 +204,18 @@ fn project_kernel(
         let cube = CUBE_POS_X as usize;
         #[unroll]
         for i in 0..SLOTS {
-            let (width, from, to) = comptime! {{
+            let (width, from, to, then, scale) = comptime! {{
                 let slot: Slot = plan.slots[i];
-                (slot.width, slot.cube, slot.cube + slot.cubes())
+                (slot.width, slot.cube, slot.cube + slot.cubes(), slot.then, f32::from_bits(slot.scale))
             }};
             if comptime!(width > 0) {
                 let column = (cube - min(cube, from)) * COLUMNS + lane;
                 if cube >= from && cube < to && column < width {
-                    y[comptime!(from * COLUMNS * rows) + stripe * width + column] = sum;
+                    let mut found = sum;
+                    if comptime!(then.is_some()) {
+                        found = alone(sum, f32::new(scale), comptime!(then.unwrap_or(Function::Sigmoid)));
+                    }
+                    y[comptime!(from * COLUMNS * rows) + stripe * width + column] = found;
                 }
             }
         }

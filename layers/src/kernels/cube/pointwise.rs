@@ -10,20 +10,19 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use super::buffer::{dims, empty};
+use super::buffer::{ALIGNED, dims, empty, part_of};
 use super::functions::sigmoid;
 use super::sum::{COLUMNS, add_up};
 use crate::kernels::pointwise::{Passes, Read};
 use crate::nn::{Formula, Function, LOG_ZERO, MOST_SLOPE};
+
+pub(super) use self::formulas::{alone, column, minus_expm1, place, softplus, step};
 
 /// Units of a cube.
 const UNITS: u32 = 64;
 
 /// Units that keep a device busy.
 const BUSY: usize = 1 << 16;
-
-/// Numbers at multiples of which a part of a buffer may begin on every device, 256 bytes.
-const ALIGNED: usize = 64;
 
 /// Whether the kernel can run these: `x: [a, b, m, n]`.
 pub(in crate::kernels) fn maps(x: &burn::tensor::Tensor<4>) -> bool {
@@ -77,8 +76,6 @@ impl Passes for CubeBackend {
         let sums = empty(&x, &if parameters > 0 { [parts, 2, columns] } else { [1; 3] });
         let units = CubeDim::new_1d(UNITS);
         let client = x.client.clone();
-        let dtype = x.dtype;
-        let device = x.device.clone();
         backward::backward_kernel::launch(
             &client,
             calculate_cube_count_elemwise(&client, parts * columns, units),
@@ -100,10 +97,7 @@ impl Passes for CubeBackend {
             apart,
             function,
         );
-        let part = |which: usize| {
-            let handle = grads.handle.clone().offset_start((which * apart * size_of::<f32>()) as u64);
-            CubeTensor::new_contiguous(client.clone(), device.clone(), sizes.into(), handle, dtype)
-        };
+        let part = |which: usize| part_of(&grads, which * apart, sizes);
         let second = tensors > 1 && function != Function::GateDecay;
         let tensors = [Some(part(0)), second.then(|| part(1)), (tensors > 2).then(|| part(2))];
         let (p, q) = match parameters {
@@ -123,7 +117,7 @@ mod formulas {
 
     /// Where number `at` of the output is in `x`.
     #[cube]
-    pub(super) fn place(x: &Tensor<f32>, at: usize) -> usize {
+    pub(crate) fn place(x: &Tensor<f32>, at: usize) -> usize {
         let (b, m, n) = (x.shape(1), x.shape(2), x.shape(3));
         let row = at / n;
         let head = row / m;
@@ -132,14 +126,14 @@ mod formulas {
 
     /// Where the parameter for number `at` of `x` is.
     #[cube]
-    pub(super) fn column(p: &Tensor<f32>, x: &Tensor<f32>, at: usize) -> usize {
+    pub(crate) fn column(p: &Tensor<f32>, x: &Tensor<f32>, at: usize) -> usize {
         let n = x.shape(3);
         (at / n % x.shape(2) % p.shape(2)) * p.stride(2) + (at % n) * p.stride(3)
     }
 
     /// `log(1 + e^z)`: the logarithm of `1 + y`, `y ≤ 1`, is `2 artanh(y / (2 + y))`, by its series.
     #[cube]
-    pub(super) fn softplus(z: f32) -> f32 {
+    pub(crate) fn softplus(z: f32) -> f32 {
         let y = f32::exp(-f32::abs(z));
         let s = y / (y + f32::new(2.0));
         let square = s * s;
@@ -157,7 +151,7 @@ mod formulas {
 
     /// `1 - e^v` for `v ≤ 0`, without cancellation near 0.
     #[cube]
-    pub(super) fn minus_expm1(v: f32) -> f32 {
+    pub(crate) fn minus_expm1(v: f32) -> f32 {
         let one = f32::new(1.0);
         let mut sum = v * f32::new(comptime!(1.0 / 9.0)) + one;
         sum = sum * v * f32::new(comptime!(1.0 / 8.0)) + one;
@@ -194,7 +188,7 @@ mod formulas {
     }
 
     #[cube]
-    pub(super) fn step(z: f32, low: f32, high: f32) -> f32 {
+    pub(crate) fn step(z: f32, low: f32, high: f32) -> f32 {
         f32::min(f32::max(softplus(z), low), high)
     }
 
@@ -203,10 +197,32 @@ mod formulas {
         let step = softplus(z);
         select(step < low || step > high, f32::new(0.0), sigmoid(z))
     }
+
+    /// Functions of a number alone, which itself comes out for the others.
+    #[cube]
+    pub(crate) fn alone(a: f32, scale: f32, #[comptime] function: Function) -> f32 {
+        let mut found = a;
+        if comptime!(function == Function::Silu) {
+            found = a * sigmoid(a);
+        }
+        if comptime!(function == Function::Sigmoid) {
+            found = scale * sigmoid(a);
+        }
+        if comptime!(function == Function::GeluTanh) {
+            found = gelu(a);
+        }
+        if comptime!(function == Function::LogSigmoid) {
+            found = -(scale * softplus(-a));
+        }
+        if comptime!(function == Function::EluPlusOne) {
+            found = scale * (f32::max(a, f32::new(0.0)) + f32::exp(f32::min(a, f32::new(0.0))));
+        }
+        found
+    }
 }
 
 mod forward {
-    use super::formulas::{column, gelu, minus_expm1, place, softplus, step};
+    use super::formulas::{alone, column, gelu, minus_expm1, place, softplus, step};
     use super::*;
 
     #[cube(launch)]
@@ -226,64 +242,67 @@ mod forward {
     ) {
         let at = ABSOLUTE_POS;
         if at < count {
-            let a = x[place(x, at)];
-            let mut found = a;
-            if comptime!(function == Function::Silu) {
-                found = a * sigmoid(a);
-            }
-            if comptime!(function == Function::Sigmoid) {
-                found = scale * sigmoid(a);
-            }
-            if comptime!(function == Function::GeluTanh) {
-                found = gelu(a);
-            }
-            if comptime!(function == Function::LogSigmoid) {
-                found = -(scale * softplus(-a));
-            }
-            if comptime!(function == Function::EluPlusOne) {
-                found = scale * (f32::max(a, f32::new(0.0)) + f32::exp(f32::min(a, f32::new(0.0))));
-            }
-            if comptime!(function == Function::LogGate) {
-                found = -(scale * softplus(-(a + p[column(p, x, at)])));
-            }
-            if comptime!(function == Function::Skip) {
-                found = a + p[column(p, x, at)] * y[place(y, at)];
-            }
-            if comptime!(function == Function::SiluGate) {
-                let gate = y[place(y, at)];
-                found = a * (gate * sigmoid(gate));
-            }
-            if comptime!(function == Function::SigmoidGate) {
-                found = a * sigmoid(y[place(y, at)]);
-            }
-            if comptime!(function == Function::GeluGate) {
-                found = a * gelu(y[place(y, at)]);
-            }
-            if comptime!(function == Function::Step) {
-                found = step(a + p[column(p, x, at)], low, high);
-            }
-            if comptime!(function == Function::StepDecay) {
-                found = -(f32::exp(q[column(q, x, at)]) * step(a + p[column(p, x, at)], low, high));
-            }
-            if comptime!(function == Function::GateDecay) {
-                let rate = scale * softplus(q[column(q, x, at)]);
-                let reset = y[place(y, at)];
-                let keep = f32::new(1.0) - reset;
-                found = reset * f32::new(comptime!(LOG_ZERO as f32))
-                    - keep * (rate * sigmoid(a + p[column(p, x, at)]));
-            }
-            if comptime!(function == Function::Erase) {
-                found = -(a * f32::exp(y[place(y, at)]));
-            }
-            if comptime!(function == Function::Share) {
-                found = a / (y[place(y, at)] + scale);
-            }
-            if comptime!(function == Function::GateInput) {
-                let root = f32::sqrt(minus_expm1(a + a));
-                found = root * sigmoid(y[place(y, at)] + p[column(p, x, at)]) * z[place(z, at)];
-            }
-            out[at] = found;
+            out[at] = value(x, y, z, p, q, at, scale, low, high, function);
         }
+    }
+
+    /// Number `at` of what a function makes of its inputs.
+    #[cube]
+    #[allow(clippy::too_many_arguments, reason = "what a function takes")]
+    fn value(
+        x: &Tensor<f32>,
+        y: &Tensor<f32>,
+        z: &Tensor<f32>,
+        p: &Tensor<f32>,
+        q: &Tensor<f32>,
+        at: usize,
+        scale: f32,
+        low: f32,
+        high: f32,
+        #[comptime] function: Function,
+    ) -> f32 {
+        let a = x[place(x, at)];
+        let mut found = alone(a, scale, function);
+        if comptime!(function == Function::LogGate) {
+            found = -(scale * softplus(-(a + p[column(p, x, at)])));
+        }
+        if comptime!(function == Function::Skip) {
+            found = a + p[column(p, x, at)] * y[place(y, at)];
+        }
+        if comptime!(function == Function::SiluGate) {
+            let gate = y[place(y, at)];
+            found = a * (gate * sigmoid(gate));
+        }
+        if comptime!(function == Function::SigmoidGate) {
+            found = a * sigmoid(y[place(y, at)]);
+        }
+        if comptime!(function == Function::GeluGate) {
+            found = a * gelu(y[place(y, at)]);
+        }
+        if comptime!(function == Function::Step) {
+            found = step(a + p[column(p, x, at)], low, high);
+        }
+        if comptime!(function == Function::StepDecay) {
+            found = -(f32::exp(q[column(q, x, at)]) * step(a + p[column(p, x, at)], low, high));
+        }
+        if comptime!(function == Function::GateDecay) {
+            let rate = scale * softplus(q[column(q, x, at)]);
+            let reset = y[place(y, at)];
+            let keep = f32::new(1.0) - reset;
+            found = reset * f32::new(comptime!(LOG_ZERO as f32))
+                - keep * (rate * sigmoid(a + p[column(p, x, at)]));
+        }
+        if comptime!(function == Function::Erase) {
+            found = -(a * f32::exp(y[place(y, at)]));
+        }
+        if comptime!(function == Function::Share) {
+            found = a / (y[place(y, at)] + scale);
+        }
+        if comptime!(function == Function::GateInput) {
+            let root = f32::sqrt(minus_expm1(a + a));
+            found = root * sigmoid(y[place(y, at)] + p[column(p, x, at)]) * z[place(z, at)];
+        }
+        found
     }
 }
 

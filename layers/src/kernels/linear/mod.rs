@@ -11,6 +11,9 @@ mod tests;
 use burn::tensor::Tensor;
 
 #[cfg(feature = "cube")]
+use crate::nn::Formula;
+
+#[cfg(feature = "cube")]
 pub(crate) use super::cube::linear::{on_graphics, project};
 #[cfg(feature = "flex")]
 pub(crate) use flex::run;
@@ -32,4 +35,6 @@ pub(crate) struct Map {
     pub(crate) first: usize,
     /// How many they are, `heads m` of blocks
     pub(crate) width: usize,
+    /// What becomes of every number: a function of it alone
+    pub(crate) then: Option<Formula>,
 }

@@ -69,6 +69,8 @@ fn it_declines_what_it_cannot_do() {
 mod graphics {
     use super::super::{Map, project};
     use super::*;
+    use crate::kernels::pointwise;
+    use crate::nn::{Formula, Function};
     use crate::testing::graphics;
 
     /// All of them in double precision on the CPU.
@@ -76,7 +78,12 @@ mod graphics {
         let one = |map: &Map| {
             let y = x.clone().cast(DType::F64).matmul(map.weight.clone().cast(DType::F64));
             let add = |y: Tensor<2>, bias: &Tensor<1>| y + bias.clone().cast(DType::F64).unsqueeze();
-            numbers(map.biases.iter().fold(y, add).narrow(1, map.first, map.width))
+            let y = map.biases.iter().fold(y, add).narrow(1, map.first, map.width);
+            let alone = |y: Tensor<2>| pointwise::Inputs { tensors: vec![y.unsqueeze()], parameters: vec![] };
+            match map.then {
+                Some(formula) => numbers(alone(y).run(formula)),
+                None => numbers(y),
+            }
         };
         maps.iter().map(one).collect()
     }
@@ -85,7 +92,15 @@ mod graphics {
     fn map(draw: &mut Draw, n: usize, m: usize, biases: usize, [first, width]: [usize; 2]) -> Map {
         let weight = draw.tensor([n, m], -1.0, 1.0);
         let biases = (0..biases).map(|_| draw.tensor([m], -1.0, 1.0)).collect();
-        Map { weight, heads: 1, biases, first, width }
+        let functions = [
+            Function::Silu,
+            Function::Sigmoid,
+            Function::GeluTanh,
+            Function::LogSigmoid,
+            Function::EluPlusOne,
+        ];
+        let then = functions.get(m % 7).map(|&function| Formula { scale: 0.7, ..Formula::new(function) });
+        Map { weight, heads: 1, biases, first, width, then }
     }
 
     fn check(rows: usize, n: usize, shapes: &[(usize, usize, [usize; 2])], turned: bool) {
@@ -141,7 +156,7 @@ mod graphics {
             let expected = numbers(Tensor::cat((0..heads).map(block).collect(), 1));
             for device in graphics() {
                 let weight = weight.clone().to_device(&device);
-                let map = Map { weight, heads, biases: Vec::new(), first: 0, width: heads * m };
+                let map = Map { weight, heads, biases: Vec::new(), first: 0, width: heads * m, then: None };
                 let all = project(&x.clone().to_device(&device), &[map.clone(), map]).expect("it is for it");
                 for found in all {
                     assert!(error(&numbers(found), &expected) <= 1e-5, "{heads} blocks [{n}, {m}]");
@@ -174,10 +189,13 @@ mod graphics {
             let on = |x: Tensor<2>| x.to_device(&device);
             let x = on(Draw::new(1).tensor([2, 3], -1.0, 1.0));
             let weight = on(Draw::new(2).tensor([3, 4], -1.0, 1.0));
-            let takes = |x: &Tensor<2>, weight: &Tensor<2>, width: usize| {
-                project(x, &[Map { weight: weight.clone(), heads: 1, biases: Vec::new(), first: 0, width }])
-                    .is_some()
+            let ended = |x: &Tensor<2>, weight: &Tensor<2>, width: usize, then: Option<Formula>| {
+                let weight = weight.clone();
+                project(x, &[Map { weight, heads: 1, biases: Vec::new(), first: 0, width, then }]).is_some()
             };
+            let takes = |x: &Tensor<2>, weight: &Tensor<2>, width: usize| ended(x, weight, width, None);
+            assert!(ended(&x, &weight, 4, Some(Formula::new(Function::Silu))));
+            assert!(!ended(&x, &weight, 4, Some(Formula::new(Function::SiluGate))));
             assert!(takes(&x, &weight, 4));
             assert!(!takes(&x, &weight, 5));
             assert!(!takes(&x.clone().autodiff(), &weight.clone().autodiff().require_grad(), 4));

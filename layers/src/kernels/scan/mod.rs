@@ -48,6 +48,16 @@ fn device_applies(u: &Tensor<4>) -> bool {
     false
 }
 
+/// Whether one token, too, is for the kernel: on graphics devices, where each operation would be told to start.
+#[allow(unused_variables, reason = "it is used where there is such a backend")]
+pub(crate) fn takes_one_token(u: &Tensor<4>) -> bool {
+    #[cfg(feature = "cube")]
+    if super::cube::fits(u, 1) {
+        return true;
+    }
+    false
+}
+
 /// The states after every token, `[b, h, t, n]`, and the last memory, `[b, h, n, 1]`.
 pub(crate) fn run(log_a: Tensor<4>, u: Tensor<4>, memory: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
     let t = u.dims()[2];

@@ -10,11 +10,24 @@ pub(super) use crate::kernels::cube::tiled::fits;
 
 type Primitive = FloatTensor<Cube>;
 
-/// The outputs and the last memory of inputs that lie on a graphics device without gradients.
-pub(super) fn untracked(inputs: &[Tensor<4>], block: Option<usize>) -> Option<(Tensor<4>, Tensor<4>)> {
-    let plain = |x: &Tensor<4>| x.clone().try_into_primitive::<Cube>().ok();
-    let inputs: Vec<Primitive> = inputs.iter().map(plain).collect::<Option<_>>()?;
-    let (y, memory) = tiled::Inputs::new(&inputs).forward_apart(block);
+/// The outputs and the last memory of inputs that lie on a graphics device without gradients; what a kernel reads beside
+/// each other may lie there `packed` already. The outputs are `gain`
+/// times what queries find, and `d v` more, `d: [1, h, 1, p]`.
+pub(super) fn untracked(
+    inputs: &[Tensor<4>],
+    packed: Option<&Tensor<4>>,
+    block: Option<usize>,
+    gain: f64,
+    d: Option<Tensor<4>>,
+) -> Option<(Tensor<4>, Tensor<4>)> {
+    let plain = |x: Tensor<4>| x.try_into_primitive::<Cube>().ok();
+    let inputs: Vec<Primitive> = inputs.iter().cloned().map(plain).collect::<Option<_>>()?;
+    let d = match d {
+        Some(d) => Some(plain(d)?),
+        None => None,
+    };
+    let packed = packed.cloned().and_then(plain);
+    let (y, memory) = tiled::Inputs::given(&inputs, packed).forward_apart(block, gain, d.as_ref());
     Some((Tensor::from_primitive::<Cube>(y), Tensor::from_primitive::<Cube>(memory)))
 }
 

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor};
 use super::*;
 use crate::kernels;
 use crate::system::{Form, System, engine};
-use crate::testing::{error, gap, graphics, numbers};
+use crate::testing::{Draw, error, gap, graphics, numbers};
 
 fn on(device: &Device, x: &Recurrence) -> Recurrence {
     x.map(|x| x.to_device(device))
@@ -143,6 +143,19 @@ fn the_engine_uses_them() {
                 gap(found.0, by_tensors.0) <= 1e-5 && gap(found.1, by_tensors.1) <= 1e-5,
                 "{kind:?} t={t}"
             );
+        }
+        // What stands around the memory is in the same kernel, or in tensor operations.
+        for (kind, t) in KINDS.into_iter().flat_map(|kind| [1, 20].map(|t| (kind, t))) {
+            let x = on(&device, &recurrence(kind, [2, 3, t, 6, 20], -0.3, 8));
+            for dims in [[1, 3, 1, 1], [1, 3, 1, 20], [1, 1, 1, 20], [2, 3, 1, 1]] {
+                let skip = Draw::new(9).tensor::<4>(dims, -1.0, 1.0).to_device(&device);
+                let system = System::outer(x.transition(), x.q.clone(), x.k.clone(), x.v.clone());
+                let system = system.with_skip(skip.clone()).with_gain(0.3);
+                let found = engine::run_with(system, x.memory.clone(), Form::Auto, true).unwrap();
+                let by_tensors = x.clone().engine(Form::Recurrent);
+                let y = by_tensors.0.mul_scalar(0.3) + skip * x.v.clone();
+                assert!(gap(found.0, y) <= 1e-5 && gap(found.1, by_tensors.1) <= 1e-5, "{kind:?} {dims:?}");
+            }
         }
         let inputs = on(&device, &recurrence(KINDS[0], [1, 1, 4, 300, 3], -0.1, 1));
         assert!(!inputs.applies(), "keys of 300 are too large");

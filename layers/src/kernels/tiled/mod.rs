@@ -64,6 +64,18 @@ pub(crate) struct Recurrence {
     pub(crate) memory: Tensor<4>,
 }
 
+/// What stands around a recurrence and its kernel for graphics devices does without gradients.
+#[cfg(feature = "cube")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Around<'a> {
+    /// Multiplies what queries find
+    pub(crate) gain: f64,
+    /// `d`, of which outputs have `d v` more: a number for each head and channel, `[1, h, 1, p]`, where both may share one
+    pub(crate) skip: Option<&'a Tensor<4>>,
+    /// Logarithms of decays, `a` and `b`, beside each other
+    pub(crate) packed: Option<&'a Tensor<4>>,
+}
+
 impl Recurrence {
     /// A recurrence that the kernel can run.
     pub(crate) fn new(transition: &Transition, io: &Io, memory: &Tensor<4>) -> Option<Self> {
@@ -118,22 +130,44 @@ impl Recurrence {
         false
     }
 
+    /// As [`Self::run`] where it lies on a graphics device without gradients, with what stands around it.
+    #[cfg(feature = "cube")]
+    pub(crate) fn run_on_graphics(
+        &self,
+        block: Option<usize>,
+        Around { gain, skip, packed }: Around<'_>,
+    ) -> Option<(Tensor<4>, Tensor<4>)> {
+        let Self { q, k, v, rank_one, memory, .. } = self;
+        let [_, h, _, p] = v.dims();
+        let shared = |d: &Tensor<4>| d.dims()[0] * d.dims()[2] == 1 && d.dtype() == v.dtype();
+        if !skip.is_none_or(shared) {
+            return None;
+        }
+        let d = skip.map(|d| d.clone().expand([1, h, 1, p]));
+        let log_d = self.decays();
+        let all = [q, k, v, &log_d, memory].into_iter().chain(rank_one.iter().flatten());
+        graphics::untracked(&all.cloned().collect::<Vec<_>>(), packed, block, gain, d)
+    }
+
+    /// Logarithms of decays, `[b, h, t, 1]` or `[b, h, t, n]`.
+    fn decays(&self) -> Tensor<4> {
+        let [b, h, t, _] = self.k.dims();
+        // From data, not of zeros, which a graphics device would be told to make.
+        let none = || Tensor::from_data([[[[0.0f32]]]], (&self.k.device().inner(), self.k.dtype()));
+        let log_d = self.log_d.clone().unwrap_or_else(none);
+        let width = log_d.dims()[3];
+        log_d.cast(self.k.dtype()).expand([b, h, t, width])
+    }
+
     /// In blocks of `block` tokens, or as many as are fastest: `y: [b, h, t, p]` and the last memory.
     pub(crate) fn run(self, block: Option<usize>) -> (Tensor<4>, Tensor<4>) {
-        let Self { q, k, v, log_d, rank_one, memory } = self;
-        let [b, h, t, n] = k.dims();
-        // From data, not of zeros, which a graphics device would be told to make.
-        let none = || Tensor::from_data([[[[0.0f32]]]], (&k.device().inner(), k.dtype()));
-        let log_d = log_d.unwrap_or_else(none);
-        let width = log_d.dims()[3];
-        let log_d = log_d.cast(k.dtype()).expand([b, h, t, width]);
         #[cfg(feature = "cube")]
-        {
-            let all = [&q, &k, &v, &log_d, &memory].into_iter().chain(rank_one.iter().flatten());
-            if let Some(found) = graphics::untracked(&all.cloned().collect::<Vec<_>>(), block) {
-                return found;
-            }
+        if let Some(found) = self.run_on_graphics(block, Around { gain: 1.0, skip: None, packed: None }) {
+            return found;
         }
+        let log_d = self.decays();
+        let Self { q, k, v, rank_one, memory, .. } = self;
+        let [_, _, t, n] = k.dims();
         let [q, k, v, log_d, memory] = [q, k, v, log_d, memory].map(Tensor::into_dispatch);
         let out = match rank_one {
             None => <Dispatch as Tiled>::linear(q, k, v, log_d, memory, block),

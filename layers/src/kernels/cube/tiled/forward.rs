@@ -12,9 +12,10 @@ use super::plan::{ACROSS, Plan, SLICE, TILE};
 ///
 /// `q`, `k`: `[b, h, t, n]`, `v: [b, h, t, p]`, `extra: [b, h, t, width]`, the logarithms of decays, with `a` and `b`
 /// beside them where there is rank one; `memory: [b, h, chunks, n, p]`; `out: [b, h, t + n, p]`, or
-/// `[b, h, t, p]` where the last memory lies `apart`. `kept` takes the
-/// memories before every segment, `[b, h, chunks, segments, n, p]`, and from `reads_at` on what tokens read,
-/// `[b, h, t, p]`.
+/// `[b, h, t, p]` where the last memory lies `apart`: then `beside` takes it. Otherwise that takes the memories before
+/// every segment if they are to be kept, `[b, h, chunks, segments, n, p]`, and from `reads_at` on what tokens read,
+/// `[b, h, t, p]`. Outputs are `gain` times what queries find, and `d v` more where it is `skipped`, with
+/// `d: [1, h, 1, p]`.
 #[cube(launch)]
 pub(super) fn forward(
     q: &Tensor<f32>,
@@ -22,15 +23,17 @@ pub(super) fn forward(
     v: &Tensor<f32>,
     extra: &Tensor<f32>,
     memory: &Tensor<f32>,
-    kept: &mut Tensor<f32>,
+    d_skip: &Tensor<f32>,
+    beside: &mut Tensor<f32>,
     out: &mut Tensor<f32>,
-    last_memory: &mut Tensor<f32>,
+    gain: f32,
     chunk: usize,
     segments: usize,
     reads_at: usize,
     #[comptime] plan: Plan,
     #[comptime] keep: bool,
     #[comptime] apart: bool,
+    #[comptime] skipped: bool,
 ) {
     let (n, p, rank_one) = comptime!((plan.n, plan.p, plan.rank_one));
     let (keys, units, share) = comptime!((plan.keys(), plan.units(), plan.share()));
@@ -71,7 +74,7 @@ pub(super) fn forward(
             let since = (begin - first) % SEGMENT;
             if since == 0 {
                 let segment = (head * CUBE_COUNT_Y as usize + which) * segments + (begin - first) / SEGMENT;
-                store(&state, kept, segment * comptime!(n * p), row, column, n, p);
+                store(&state, beside, segment * comptime!(n * p), row, column, n, p);
             }
         }
         sync_cube();
@@ -99,7 +102,7 @@ pub(super) fn forward(
                     if comptime!(keep) {
                         let value = slice * SLICE + at;
                         if begin + s < last && value < p {
-                            kept[reads_at + (head * t + begin + s) * p + value] = read;
+                            beside[reads_at + (head * t + begin + s) * p + value] = read;
                         }
                     }
                     at += units;
@@ -123,8 +126,12 @@ pub(super) fn forward(
             let token = begin + at / SLICE;
             let value = slice * SLICE + at % SLICE;
             if token < last && value < p {
-                let sum = sum_over_keys(&shares, (at / SLICE) * share, at % SLICE, units);
-                out[(head * rows + token) * p + value] = sum;
+                let mut found = gain * sum_over_keys(&shares, (at / SLICE) * share, at % SLICE, units);
+                if comptime!(skipped) {
+                    let own = head % q.shape(1);
+                    found += d_skip[own * d_skip.stride(1) + value * d_skip.stride(3)] * v_staged[at];
+                }
+                out[(head * rows + token) * p + value] = found;
             }
             at += units;
         }
@@ -132,7 +139,7 @@ pub(super) fn forward(
     }
     if last == t {
         if comptime!(apart) {
-            store(&state, last_memory, head * comptime!(n * p), row, column, n, p);
+            store(&state, beside, head * comptime!(n * p), row, column, n, p);
         } else {
             store(&state, out, (head * rows + t) * p, row, column, n, p);
         }

@@ -32,7 +32,7 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use self::plan::Plan;
-use super::buffer::{MOST_CUBES, empty};
+use super::buffer::{ALIGNED, MOST_CUBES, empty, part_of};
 
 /// Tokens that share one memory kept for the way back.
 const SEGMENT: usize = 32;
@@ -46,9 +46,6 @@ const SHORTEST: usize = 128;
 /// Units of a cube where there is nothing to share.
 const UNITS: usize = 64;
 
-/// Numbers at multiples of which a part of a buffer may begin on every device, 256 bytes.
-const ALIGNED: usize = 64;
-
 /// What a recurrence reads: see [`Recurrence`](crate::kernels::tiled::Recurrence).
 #[derive(Clone, Debug)]
 pub(crate) struct Inputs {
@@ -59,6 +56,16 @@ pub(crate) struct Inputs {
     pub(crate) extra: CubeTensor,
     pub(crate) memory: CubeTensor,
     pub(crate) rank_one: bool,
+}
+
+/// What the forward pass fills beside the outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beside {
+    Nothing,
+    /// What the way back needs
+    Kept,
+    /// The last memory
+    Memory,
 }
 
 /// Sizes, and chunks that run beside each other.
@@ -102,6 +109,11 @@ pub(crate) fn fits([b, h, t, n, p]: [usize; 5], width: usize, rank_one: bool) ->
 impl Inputs {
     /// From `q`, `k`, `v`, the logarithms of decays, the memory, and `a` and `b` if there are any.
     pub(crate) fn new(inputs: &[CubeTensor]) -> Self {
+        Self::given(inputs, None)
+    }
+
+    /// The same, with the logarithms of decays, `a` and `b` beside each other already, if they are `packed`.
+    pub(crate) fn given(inputs: &[CubeTensor], packed: Option<CubeTensor>) -> Self {
         let [q, k, v, log, memory, rank_one @ ..] = inputs else {
             unreachable!("an operation has five or seven")
         };
@@ -114,7 +126,7 @@ impl Inputs {
             rank_one: !rank_one.is_empty(),
         };
         if let [a, b] = rank_one {
-            new.extra = new.pack([log, a, b]);
+            new.extra = packed.unwrap_or_else(|| new.pack([log, a, b]));
         }
         new
     }
@@ -160,27 +172,40 @@ impl Inputs {
 
     /// The outputs with the last memory below them, `[b, h, t + n, p]`, and what the way back needs.
     pub(crate) fn forward(&self, block: Option<usize>, keep: bool) -> (CubeTensor, CubeTensor) {
-        let [out, kept, _] = self.launch(block, keep, false);
-        (out, kept)
+        self.launch(block, if keep { Beside::Kept } else { Beside::Nothing }, 1.0, None)
     }
 
     /// The outputs, `[b, h, t, p]`, and the last memory, where there is no way back: parts of one tensor would be copied
-    /// on their way to other kernels.
-    pub(crate) fn forward_apart(&self, block: Option<usize>) -> (CubeTensor, CubeTensor) {
-        let [y, _, memory] = self.launch(block, false, true);
-        (y, memory)
+    /// on their way to other kernels. The outputs are `gain` times what queries find, and `d v` more, `d: [1, h, 1, p]`.
+    pub(crate) fn forward_apart(
+        &self,
+        block: Option<usize>,
+        gain: f64,
+        d: Option<&CubeTensor>,
+    ) -> (CubeTensor, CubeTensor) {
+        self.launch(block, Beside::Memory, gain as f32, d)
     }
 
-    /// The outputs, what the way back needs if it is to be kept, and the last memory if it is to be `apart`.
-    fn launch(&self, block: Option<usize>, keep: bool, apart: bool) -> [CubeTensor; 3] {
+    /// The outputs and what is to be beside them.
+    fn launch(
+        &self,
+        block: Option<usize>,
+        beside: Beside,
+        gain: f32,
+        d: Option<&CubeTensor>,
+    ) -> (CubeTensor, CubeTensor) {
+        let (keep, apart) = (beside == Beside::Kept, beside == Beside::Memory);
         let layout @ Layout { plan, heads, t, .. } = self.layout(block);
         let Plan { n, p, .. } = plan;
         let shape = self.k.meta.shape();
         let below = if apart { 0 } else { n };
         let out = empty(&self.k, &[shape[0], shape[1], t + below, p]);
-        let last = empty(&self.k, &if apart { [shape[0], shape[1], n, p] } else { [1; 4] });
         let reads = if self.rank_one { heads * t * p } else { 0 };
-        let kept = empty(&self.k, &[if keep { layout.kept() + reads } else { 1 }]);
+        let beside = match beside {
+            Beside::Nothing => empty(&self.k, &[1]),
+            Beside::Kept => empty(&self.k, &[layout.kept() + reads]),
+            Beside::Memory => empty(&self.k, &[shape[0], shape[1], n, p]),
+        };
         let memory = if layout.chunks() == 1 {
             let mut memory = self.memory.clone();
             memory.meta.insert(2, 1, 0);
@@ -199,17 +224,20 @@ impl Inputs {
             self.v.clone().into_tensor_arg(),
             self.extra.clone().into_tensor_arg(),
             memory.into_tensor_arg(),
-            kept.clone().into_tensor_arg(),
+            // In place of what there is not: it is not read.
+            d.unwrap_or(&self.v).clone().into_tensor_arg(),
+            beside.clone().into_tensor_arg(),
             out.clone().into_tensor_arg(),
-            last.clone().into_tensor_arg(),
+            gain,
             layout.chunk,
             layout.segments(),
             layout.kept(),
             plan,
             keep,
             apart,
+            d.is_some(),
         );
-        [out, kept, last]
+        (out, beside)
     }
 
     /// Memories before every chunk, or their gradients after every chunk, at a place in a buffer, from what is written
@@ -312,11 +340,7 @@ impl Inputs {
             );
         }
         let shape = self.k.meta.shape();
-        let part = |start: usize, dims: [usize; 4]| {
-            let handle = grads.handle.clone().offset_start((start * size_of::<f32>()) as u64);
-            let (client, device) = (client.clone(), self.k.device.clone());
-            CubeTensor::new_contiguous(client, device, dims.into(), handle, self.k.dtype)
-        };
+        let part = |start: usize, dims: [usize; 4]| part_of(&grads, start, dims);
         let (b, h) = (shape[0], shape[1]);
         let key = |which: usize| Some(part(which * apart, [b, h, t, n]));
         let rest = [key(2), key(3)].into_iter().filter(|_| rank_one);
