@@ -18,6 +18,7 @@
 use burn::tensor::{Tensor, TensorData};
 
 use super::chunk::one_chunk;
+use super::Bias;
 use super::config::ReadAt;
 use super::gates::{Axis, Step};
 use super::memory::{Factor, Memory, OutputGradient, outer_sum};
@@ -29,6 +30,9 @@ pub(crate) struct Rule<'a> {
     pub(crate) memory: &'a Memory,
     /// The bias's `u`
     pub(crate) gradient: OutputGradient<'a>,
+    /// The bias, unless `gradient` is something else's
+    #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "only the kernel asks"))]
+    pub(crate) bias: Option<Bias>,
     /// `Φ`
     pub(crate) map: Map,
     /// What the gates of each matrix act on
@@ -37,6 +41,17 @@ pub(crate) struct Rule<'a> {
     pub(crate) steps: usize,
     /// Which weights a token is read with
     pub(crate) read: ReadAt,
+}
+
+impl Rule<'_> {
+    /// Whether a kernel takes chunks of these tokens.
+    #[cfg_attr(not(feature = "flex"), allow(unused_variables, reason = "there is none"))]
+    pub(super) fn has_kernel(&self, tokens: &Tokens, clock: &Clock) -> bool {
+        #[cfg(feature = "flex")]
+        return self.kernel(tokens, clock, 1).is_some();
+        #[cfg(not(feature = "flex"))]
+        false
+    }
 }
 
 /// What the memory is given, per token.
@@ -57,7 +72,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    fn map(self, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Self {
+    pub(super) fn map(self, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Self {
         Self {
             gates: self.gates.iter().map(|step| step.each(|x| f(x.clone()))).collect(),
             valid: self.valid.map(&f),
@@ -128,7 +143,7 @@ impl Fast {
 pub(crate) struct Clock {
     phases: Vec<usize>,
     chunk: usize,
-    lag: bool,
+    pub(super) lag: bool,
     lengths: Option<Vec<usize>>,
 }
 
@@ -156,6 +171,13 @@ impl Clock {
         let begins = |place: usize| place == 0 || (self.lag && place == 1);
         let phases = self.phases.iter().enumerate();
         phases.map(|(row, phase)| real(row) && begins((phase + end) % self.chunk)).collect()
+    }
+
+    /// [`Clock::boundary`] after each of `count` runs of `size` tokens that follow `end` tokens, row by row.
+    #[cfg(feature = "flex")]
+    pub(super) fn boundaries(&self, end: usize, size: usize, count: usize) -> Vec<bool> {
+        let runs: Vec<_> = (1..=count).map(|run| self.boundary(end + run * size)).collect();
+        (0..self.phases.len()).flat_map(|row| runs.iter().map(move |rows| rows[row])).collect()
     }
 
     /// Moves `W_c` to the running memory in the rows that begin a chunk after `end` tokens.
@@ -265,6 +287,12 @@ pub(crate) fn chunk_wise(
     let mut end = 0;
     for (start, size, count) in pieces(phase, clock.chunk, tokens.len()) {
         let piece = tokens.clone().map(|x| x.narrow(2, start, size * count));
+        #[cfg(feature = "flex")]
+        if let Some(options) = rule.kernel(&piece, clock, size) {
+            out.push(rule.by_kernel(options, piece, &mut fast, clock, end));
+            end += size * count;
+            continue;
+        }
         for chunk in split(piece, size, count) {
             // The lag token of a chunk is a chunk by itself.
             let begins = (phase + end).is_multiple_of(clock.chunk);
