@@ -27,8 +27,11 @@ const MINI_BATCH: usize = 16;
 const TIMES: [usize; 2] = [512, 2048];
 
 /// How it is run, and the longest sequence that it is tried on.
-const WAYS: [(&str, Form, bool, usize); 3] =
-    [("kernel", Form::Auto, true, 2048), ("tensors", Form::Auto, false, 2048), ("recurrent", Form::Recurrent, false, 512)];
+const WAYS: [(&str, Form, bool, usize); 3] = [
+    ("kernel", Form::Auto, true, 2048),
+    ("tensors", Form::Auto, false, 2048),
+    ("recurrent", Form::Recurrent, false, 512),
+];
 
 /// `q`, `k`, `v` and the learning rates.
 fn inputs(time: usize, device: &Device) -> [Tensor<4>; 4] {
@@ -58,7 +61,8 @@ fn descent(criterion: &mut Criterion) {
             for time in TIMES {
                 let inputs = LazyCell::new(|| inputs(time, &device));
                 let start = memory.initial(1);
-                let start = TttFast { start: start.start.into_iter().map(Tensor::detach).collect(), sum: None };
+                let start =
+                    TttFast { start: start.start.into_iter().map(Tensor::detach).collect(), sum: None };
                 group.throughput(Throughput::Elements(time as u64));
                 for (way, form, on, longest) in WAYS {
                     if time > longest {

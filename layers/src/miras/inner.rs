@@ -17,8 +17,8 @@
 
 use burn::tensor::{Tensor, TensorData};
 
-use super::chunk::one_chunk;
 use super::Bias;
+use super::chunk::one_chunk;
 use super::config::ReadAt;
 use super::gates::{Axis, Step};
 use super::memory::{Factor, Memory, OutputGradient, outer_sum};

@@ -25,13 +25,13 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 
+#[cfg(feature = "flex")]
+use super::Bias;
 use super::inner::{Clock, pieces};
 use super::layer_norm::Standardized;
 #[cfg(feature = "flex")]
 use super::memory::Gelu;
 use super::memory::{Factor, gelu_tanh_slope, outer_sum, per_head, times, times_transposed, with_one};
-#[cfg(feature = "flex")]
-use super::Bias;
 use crate::Init;
 #[cfg(feature = "flex")]
 use crate::kernels::descent::{self, Descent, Options};
@@ -364,7 +364,11 @@ impl TttMemory {
         let descent = Descent {
             plan: plan(eta, scale, &boundaries, [count, size], momentum).reshape([b, h, count, rows * rows]),
             threshold: k.clone().narrow(3, 0, 1).detach(),
-            norm: self.norm_weight.as_ref().zip(self.norm_bias.as_ref()).map(|(gain, bias)| [gain.val(), bias.val()]),
+            norm: self
+                .norm_weight
+                .as_ref()
+                .zip(self.norm_bias.as_ref())
+                .map(|(gain, bias)| [gain.val(), bias.val()]),
             running: fast.start.clone(),
             anchor: fast.start.clone(),
             momentum: if momentum { sum.unwrap_or_default() } else { Vec::new() },

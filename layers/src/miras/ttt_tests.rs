@@ -235,11 +235,9 @@ fn everything(
         leaf
     };
     let mut memory = memory(hidden, norm, &mut init);
-    let mut parameter = |x: Param<Tensor<2>>| {
-        Param::from_tensor(leaf(x.val().detach().reshape([1, 1, H, N])).reshape([H, N]))
-    };
-    memory.norm_weight = memory.norm_weight.map(&mut parameter);
-    memory.norm_bias = memory.norm_bias.map(&mut parameter);
+    let parameter = |x: Param<Tensor<2>>| Param::from_tensor(x.val().detach().cast(dtype).autodiff());
+    memory.norm_weight = memory.norm_weight.map(parameter);
+    memory.norm_bias = memory.norm_bias.map(parameter);
     let [q, k, v] = [0, 1, 2].map(|_| leaf(random([2, H, t, N], 0.7, &mut init)));
     let mut eta = leaf(random([2, H, t, 1], 0.3, &mut init).abs());
     if let Some(lengths) = lengths {
@@ -247,7 +245,8 @@ fn everything(
         eta = eta * valid.unsqueeze_dim::<3>(1).unsqueeze_dim(3);
     }
     let scale = leaf(random([1, 1, t, 1], 0.3, &mut init).abs());
-    let mut weights = || memory.initial(2).start.into_iter().map(|w| random(w.dims(), 0.5, &mut init)).collect();
+    let mut weights =
+        || memory.initial(2).start.into_iter().map(|w| random(w.dims(), 0.5, &mut init)).collect();
     let (start, sum): (Vec<_>, Vec<_>) = (weights(), weights());
     let start = start.into_iter().map(&mut leaf).collect();
     let sum = (phase > 0).then(|| sum.into_iter().map(&mut leaf).collect());
@@ -261,12 +260,22 @@ fn everything(
     let weigh = |x: &Tensor<4>| (x.clone() * x.clone().detach().sin().inner()).sum();
     let grads = found.iter().map(weigh).reduce(|a, b| a + b).unwrap().backward();
     let gradient = |x: &Tensor<4>| numbers(x.grad(&grads).unwrap_or_else(|| x.clone().inner().zeros_like()));
-    found.iter().cloned().map(numbers).chain(leaves.iter().map(gradient)).collect()
+    let parameters = memory.norm_weight.iter().chain(&memory.norm_bias);
+    let of_norm =
+        parameters.map(|x| numbers(x.val().grad(&grads).unwrap_or_else(|| x.val().inner().zeros_like())));
+    found.iter().cloned().map(numbers).chain(leaves.iter().map(gradient)).chain(of_norm).collect()
 }
 
 #[test]
 fn the_kernel_is_the_primal_form_with_all_gradients() {
-    let calls = [(12, 0, None), (14, 0, None), (3, 1, None), (9, 3, None), (11, 0, Some([11, 6])), (7, 2, Some([2, 7]))];
+    let calls = [
+        (12, 0, None),
+        (14, 0, None),
+        (3, 1, None),
+        (9, 3, None),
+        (11, 0, Some([11, 6])),
+        (7, 2, Some([2, 7])),
+    ];
     for (hidden, norm) in [(None, true), (Some(6), true), (None, false), (Some(6), false)] {
         for call in calls {
             let expected = everything(hidden, norm, call, DType::F64, false);

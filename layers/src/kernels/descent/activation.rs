@@ -45,7 +45,8 @@ fn fill_row<E: Vector>(x: &[E], [value, slope, curve]: [&mut [E]; 3], f: impl Fn
 fn exact<E: Vector, const FUSED: bool>(x: E) -> [E; 3] {
     let (half, square) = (E::of(0.5), x * x);
     let cdf = half + half * (x * E::of(std::f64::consts::FRAC_1_SQRT_2)).error_function::<FUSED>();
-    let density = E::of(1.0 / (2.0 * std::f64::consts::PI).sqrt()) * (-(half * square)).exponential::<FUSED>();
+    let density =
+        E::of(1.0 / (2.0 * std::f64::consts::PI).sqrt()) * (-(half * square)).exponential::<FUSED>();
     [x * cdf, cdf + x * density, density * (E::of(2.0) - square)]
 }
 

@@ -138,8 +138,7 @@ where
 pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, out: &mut [E], kept: Option<&mut [E]>) {
     let mut kept = kept.map(|kept| kept.chunks_exact_mut(inputs.kept()));
     let heads = out.chunks_exact_mut(inputs.outputs()).enumerate();
-    let jobs: Vec<_> =
-        heads.map(|(head, out)| (head, out, kept.as_mut().and_then(Iterator::next))).collect();
+    let jobs: Vec<_> = heads.map(|(head, out)| (head, out, kept.as_mut().and_then(Iterator::next))).collect();
     jobs.into_par_iter().for_each(|(head, out, kept)| forward_head(inputs, head, out, kept));
 }
 
@@ -241,8 +240,7 @@ fn backward_head<E: Vector>(
 ) {
     let (options, [_, t]) = (inputs.options, inputs.sizes());
     let (numbers, slots, c, n) = (options.numbers(), options.slots(), options.chunk, options.width);
-    let (mut network, mut chunk, mut back) =
-        (Network::new(options), Chunk::new(options), Back::new(options));
+    let (mut network, mut chunk, mut back) = (Network::new(options), Chunk::new(options), Back::new(options));
     let mut space = vec![E::default(); inputs.planned().max(numbers).max(c * n)];
     let mut dy = Matrix::new(c, n);
     inputs.set_norm(&mut network, head);

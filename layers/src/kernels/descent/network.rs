@@ -200,7 +200,9 @@ impl<E: Vector> Network<E> {
                 let row = plan.row(c + s);
                 let (done, rest) = layer.states.split_at_mut(s + 1);
                 let state = &mut done[s];
-                state.scale(row[c + s]);
+                if row[c + s] != E::of(1.0) {
+                    state.scale(row[c + s]);
+                }
                 if let Some(momentum) = rest.first() {
                     for (to, from) in state.rows_mut().zip(momentum.rows()) {
                         add_scaled(to, from, row[c + 1]);

@@ -13,7 +13,9 @@ use crate::testing::Draw;
 #[test]
 fn results_do_not_depend_on_what_was_there() {
     let ([b, h, t, n], mut draw) = ([2, 2, 9, 5], Draw::new(7));
-    for (norm, momentum, offset, depth) in [(true, true, true, 2), (false, false, false, 1), (true, false, true, 3)] {
+    for (norm, momentum, offset, depth) in
+        [(true, true, true, 2), (false, false, false, 1), (true, false, true, 3)]
+    {
         let options = Options {
             chunk: 3,
             width: n,
@@ -53,7 +55,8 @@ fn results_do_not_depend_on_what_was_there() {
         let d_out = <f64 as Number>::tensor(out, &[b, h, 1, inputs.outputs()]);
         let mut dirty = Gradients::filled(&inputs, f64::NAN);
         backward(&inputs, &kept, view(&d_out), &mut dirty);
-        let Gradients { tokens: [q, k, v], threshold, plan, norm, weights: [running, anchor, momentum] } = dirty;
+        let Gradients { tokens: [q, k, v], threshold, plan, norm, weights: [running, anchor, momentum] } =
+            dirty;
         let all = [q, k, v, threshold, plan, norm, running, anchor, momentum].concat();
         assert!(all.iter().all(|x| x.is_finite()));
     }
