@@ -116,7 +116,7 @@ impl Case {
             read: ReadAt::Token,
         };
         let clock = Clock::new(&vec![self.phase; b], self.chunk, self.lengths.as_deref());
-        assert_eq!(rule.has_kernel(&tokens, &clock), kernel);
+        assert_eq!(rule.kernel(&tokens, &clock, 1).is_some(), kernel);
         let (y, fast) = chunk_wise(&rule, tokens, fast, &clock, self.phase);
         let found: Vec<_> =
             [vec![y], fast.running, fast.anchor, fast.momentum].into_iter().flatten().collect();
@@ -270,11 +270,12 @@ fn what_it_cannot_do_is_left_to_tensors() {
         Tokens { q: x.clone(), k: x.clone(), v: x, delta: gate, gates: vec![step], valid: None }
     };
     let clock = Clock::new(&[0], 4, None);
-    assert!(rule(Axis::All, Retention::L2).has_kernel(&tokens(1), &clock));
-    assert!(!rule(Axis::All, Retention::L2).has_kernel(&tokens(0), &clock));
-    assert!(!rule(Axis::Rows, Retention::L2).has_kernel(&tokens(1), &clock));
-    assert!(!rule(Axis::All, Retention::Kl).has_kernel(&tokens(1), &clock));
-    assert!(!rule(Axis::All, Retention::L2).has_kernel(&tokens(1), &clock.clone().with_lag(true)));
+    let covers = |rule: Rule<'_>, b, clock: &Clock| rule.kernel(&tokens(b), clock, 4).is_some();
+    assert!(covers(rule(Axis::All, Retention::L2), 1, &clock));
+    assert!(!covers(rule(Axis::All, Retention::L2), 0, &clock));
+    assert!(!covers(rule(Axis::Rows, Retention::L2), 1, &clock));
+    assert!(!covers(rule(Axis::All, Retention::Kl), 1, &clock));
+    assert!(!covers(rule(Axis::All, Retention::L2), 1, &clock.clone().with_lag(true)));
     let boundary = Rule { read: ReadAt::Boundary, ..rule(Axis::All, Retention::L2) };
-    assert!(!boundary.has_kernel(&tokens(1), &clock));
+    assert!(!covers(boundary, 1, &clock));
 }

@@ -43,17 +43,6 @@ pub(crate) struct Rule<'a> {
     pub(crate) read: ReadAt,
 }
 
-impl Rule<'_> {
-    /// Whether a kernel takes chunks of these tokens.
-    #[cfg_attr(not(feature = "flex"), allow(unused_variables, reason = "there is none"))]
-    pub(super) fn has_kernel(&self, tokens: &Tokens, clock: &Clock) -> bool {
-        #[cfg(feature = "flex")]
-        return self.kernel(tokens, clock, 1).is_some();
-        #[cfg(not(feature = "flex"))]
-        false
-    }
-}
-
 /// What the memory is given, per token.
 #[derive(Clone, Debug)]
 pub(crate) struct Tokens {

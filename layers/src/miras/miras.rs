@@ -210,8 +210,8 @@ impl Miras {
                     (self.fast(memory, state)?, self.clock(state, run), self.config.bias);
                 let gradient = |r, v, delta| Bias::gradient(bias, r, v, delta);
                 let rule = Rule { bias: Some(bias), ..self.rule(memory, &gradient) };
-                let alone = self.config.chunk == 1 && !rule.has_kernel(&tokens, &clock);
-                let one_by_one = run.form == Form::Recurrent || tokens.len() == 1 || alone;
+                // Gradients at every token's own weights make much of the last digit: one computation for all forms.
+                let one_by_one = run.form == Form::Recurrent || tokens.len() == 1 || self.config.chunk == 1;
                 let (y, fast) = match clock.phase() {
                     Some(phase) if !one_by_one => chunk_wise(&rule, tokens, fast, &clock, phase),
                     _ => recurrent(&rule, tokens, fast, &clock, |_| {}),
