@@ -19,7 +19,7 @@ const LEAST: f32 = -126.0;
 const TANH_SMALL: f32 = 0.625;
 
 /// Largest `|x|` whose error function in `f32` is a polynomial.
-const ERF_SMALL: f32 = 0.927_734_375;
+const ERF_SMALL: f32 = 475.0 / 512.0;
 
 /// `f32` or `f64`.
 pub(crate) trait Vector:

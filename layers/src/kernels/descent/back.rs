@@ -115,9 +115,9 @@ impl<E: Vector> Back<E> {
             for (s, state) in back.states.iter().enumerate() {
                 let row = plan.row(c + s);
                 self.product.set_product(&layer.input, state, Part::Whole);
-                for t in 0..c {
+                for (t, &factor) in row[..c].iter().enumerate() {
                     let product = self.product.row(t);
-                    add_scaled(back.error.row_mut(t), product, -row[t]);
+                    add_scaled(back.error.row_mut(t), product, -factor);
                     self.plan.row_mut(c + s)[t] += E::of(-dot(layer.error.row(t), product));
                 }
                 back.turned.set_transpose(state);

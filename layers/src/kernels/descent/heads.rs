@@ -109,10 +109,7 @@ impl<E: Vector> Inputs<'_, E> {
 }
 
 /// Matrices one after another out of `numbers`.
-fn unpack<'m, E: Vector>(matrices: impl Iterator<Item = &'m mut Matrix<E>>, mut numbers: &[E])
-where
-    E: 'm,
-{
+fn unpack<'m, E: Vector>(matrices: impl Iterator<Item = &'m mut Matrix<E>>, mut numbers: &[E]) {
     for matrix in matrices {
         let size = matrix.rows().map(<[E]>::len).sum();
         let (first, rest) = numbers.split_at(size);
@@ -122,10 +119,7 @@ where
 }
 
 /// Matrices one after another into `numbers`.
-fn pack<'m, E: Vector>(matrices: impl Iterator<Item = &'m Matrix<E>>, mut numbers: &mut [E])
-where
-    E: 'm,
-{
+fn pack<'m, E: Vector>(matrices: impl Iterator<Item = &'m Matrix<E>>, mut numbers: &mut [E]) {
     for matrix in matrices {
         let size = matrix.rows().map(<[E]>::len).sum();
         let (first, rest) = numbers.split_at_mut(size);
