@@ -3,12 +3,12 @@
 //!
 //! | group | weights of a head | floor: forward | with gradients |
 //! | --- | --- | --- | --- |
-//! | `linear` | 64 × 65 | 0.2 MFLOP | 0.9 MFLOP |
-//! | `mlp` | 65 × 256 and 257 × 64 | 1.4 MFLOP | 5.5 MFLOP |
+//! | `linear` | 65 × 64 | 0.12 MFLOP | 0.4 MFLOP |
+//! | `mlp` | 65 × 256 and 257 × 64 | 1.0 MFLOP | 3.8 MFLOP |
 //!
-//! The floor is the products per token with all heads: per weight of a layer 2 operations for each of its four products
-//! forward (what it makes of keys and queries, the write, and the error behind every layer but the first) and thrice that
-//! for the gradients, which compute the chunk once more; what is quadratic in a mini-batch is a tenth of it.
+//! The floor is the products per token with all heads: per weight 2 operations for each of three (the first layer) or four
+//! products forward (what it makes of keys and of queries, the write, and the error behind all layers but the first), and for
+//! 8 or 11 more with gradients, which compute the chunk once more; what is quadratic in a mini-batch is a tenth of it.
 
 use std::cell::LazyCell;
 use std::hint::black_box;

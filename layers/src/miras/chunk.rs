@@ -1,4 +1,4 @@
-//! A chunk of tokens at once: nothing of the size of the memory is formed per token where a token's weights are a
+//! A chunk of tokens at once (by a kernel where `fused` finds one): nothing of the size of the memory is formed per token where a token's weights are a
 //! multiple of what is accumulated.
 //!
 //! With gradients at the chunk's start, `A` and the momentum `S` are affine in the factors `g = left rightᵀ`
