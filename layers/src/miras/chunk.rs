@@ -1,5 +1,5 @@
-//! A chunk of tokens at once (by a kernel where `fused` finds one): nothing of the size of the memory is formed per token where a token's weights are a
-//! multiple of what is accumulated.
+//! A chunk of tokens at once: nothing of the size of the memory is formed per token where a token's weights are a
+//! multiple of what is accumulated. Where `fused` finds one, a kernel does all of it.
 //!
 //! With gradients at the chunk's start, `A` and the momentum `S` are affine in the factors `g = left rightᵀ`
 //! (`B`, `N`: products of decays between two tokens, 0 for `i > t`; one set per gate channel):

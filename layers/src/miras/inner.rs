@@ -61,7 +61,7 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    pub(super) fn map(self, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Self {
+    fn map(self, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Self {
         Self {
             gates: self.gates.iter().map(|step| step.each(|x| f(x.clone()))).collect(),
             valid: self.valid.map(&f),
