@@ -11,6 +11,7 @@
 //! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 204 numbers (132 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 //! | `delta`, `steps`, `gates` | graphics, `f32`; without gradients | what gated DeltaNet, Mamba-2 and RG-LRU make of their projections for `tiled` and `scan` |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
+//! | `descent` | Flex, `f32` and `f64` | memories that learn by gradient descent: of any depth with one gate per head in Miras, Yaad and Titans, TTT-Linear and TTT-MLP |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
 //! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays |
 //! | `rotary` | Flex, `f32` and `f64`; graphics, `f32` | every [`Rope`](crate::nn::Rope) |
@@ -28,6 +29,8 @@ pub(crate) mod conv;
 mod cube;
 #[cfg(feature = "flex")]
 mod dense;
+#[cfg(feature = "flex")]
+pub(crate) mod descent;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod gradient;
 #[cfg(any(feature = "flex", feature = "cube"))]

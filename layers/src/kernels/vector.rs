@@ -2,7 +2,8 @@
 //! vectors that the machine turns out to have.
 //!
 //! In `f32` exponentials are `2^n` times a polynomial of degree 6 (coefficients of Cephes' `exp2f` and `expf`), within a
-//! unit in the last place above `2^-126` and 0 below; in `f64` the standard library's.
+//! unit in the last place above `2^-126` and 0 below; in `f64` the standard library's. The error function in `f32` is
+//! N. Juffa's (StackOverflow 35148198), within two units in the last place; in `f64` that of libm.
 
 use std::ops::{Div, Neg, Sub};
 
@@ -17,6 +18,9 @@ const LEAST: f32 = -126.0;
 /// Largest `|x|` whose `tanh` in `f32` is a polynomial.
 const TANH_SMALL: f32 = 0.625;
 
+/// Largest `|x|` whose error function in `f32` is a polynomial.
+const ERF_SMALL: f32 = 475.0 / 512.0;
+
 /// `f32` or `f64`.
 pub(crate) trait Vector:
     Real + PartialOrd + Sub<Output = Self> + Div<Output = Self> + Neg<Output = Self>
@@ -29,6 +33,9 @@ pub(crate) trait Vector:
 
     /// `tanh self`
     fn bounded<const FUSED: bool>(self) -> Self;
+
+    /// `erf self`
+    fn error_function<const FUSED: bool>(self) -> Self;
 }
 
 /// Defines a function that runs another one, generic over `E: Vector` and whether products are fused, compiled for the
@@ -152,6 +159,40 @@ impl Vector for f32 {
         let large = ((1.0 - power) / (1.0 + power)).copysign(self);
         if self.abs() < TANH_SMALL { small } else { large }
     }
+
+    #[inline(always)]
+    #[allow(clippy::excessive_precision, reason = "coefficients as published")]
+    fn error_function<const FUSED: bool>(self) -> Self {
+        let (size, square) = (self.abs(), self * self);
+        let small = polynomial::<FUSED, 6>(
+            square,
+            [
+                -5.967_617_03e-4,
+                4.991_194_23e-3,
+                -2.676_813_49e-2,
+                1.128_199_25e-1,
+                -3.761_253_36e-1,
+                1.283_791_66e-1,
+            ],
+        );
+        let small = fused::<f32, FUSED>(small, self, self);
+        // ln(1 - erf |x|)
+        let logarithm = polynomial::<FUSED, 7>(
+            size,
+            [
+                -1.728_534_70e-5,
+                3.831_971_26e-4,
+                -3.883_964_38e-3,
+                2.425_462_19e-2,
+                -1.067_778_77e-1,
+                -6.348_466_87e-1,
+                -1.287_175_12e-1,
+            ],
+        );
+        let logarithm = fused::<f32, FUSED>(logarithm, size, -size);
+        let large = (1.0 - logarithm.exponential::<FUSED>()).copysign(self);
+        if size > ERF_SMALL { large } else { small }
+    }
 }
 
 impl Vector for f64 {
@@ -196,6 +237,11 @@ impl Vector for f64 {
     #[inline(always)]
     fn bounded<const FUSED: bool>(self) -> Self {
         self.tanh()
+    }
+
+    #[inline(always)]
+    fn error_function<const FUSED: bool>(self) -> Self {
+        libm::erf(self)
     }
 }
 
@@ -397,6 +443,7 @@ mod tests {
         assert!(worst(-87.3, 1.0, |x| x.exponential::<false>(), f64::exp) < 1.5 * ULP);
         for small in [1e-6, 1.0, 20.0] {
             assert!(worst(-small, small, |x| x.bounded::<true>(), f64::tanh) < 2.0 * ULP);
+            assert!(worst(-small, small, |x| x.error_function::<true>(), libm::erf) < 2.0 * ULP);
         }
     }
 

@@ -25,7 +25,7 @@ use crate::Result;
 use crate::error::require;
 
 /// ε of the smooth modulus.
-const SMOOTH: f64 = 1e-6;
+pub(crate) const SMOOTH: f64 = 1e-6;
 
 /// The inner loss; see the module's table. `r`, `v`: `[b, h, t, p]`, `δ`: `[b, h, t, 1]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,5 +1,5 @@
 //! A chunk of tokens at once: nothing of the size of the memory is formed per token where a token's weights are a
-//! multiple of what is accumulated.
+//! multiple of what is accumulated. Where `fused` finds one, a kernel does all of it.
 //!
 //! With gradients at the chunk's start, `A` and the momentum `S` are affine in the factors `g = left rightᵀ`
 //! (`B`, `N`: products of decays between two tokens, 0 for `i > t`; one set per gate channel):
@@ -72,7 +72,7 @@ struct Momentum {
 
 impl Decays {
     /// Where `valid` (`[b, 1, c, 1]`) is 0, `A` does not take up the momentum.
-    fn new(step: Step, valid: Option<&Tensor<4>>) -> Self {
+    pub(super) fn new(step: Step, valid: Option<&Tensor<4>>) -> Self {
         let Step { log_alpha, eta, log_mu } = step;
         let width = eta.dims()[3];
         let from_start = log_alpha.clone().cumsum(2).exp();
@@ -91,6 +91,23 @@ impl Decays {
             total: last(&kept),
         };
         Self { width, from_start, pairs: product(decay, written), momentum: Some(momentum) }
+    }
+
+    /// All of it as one matrix, for one gate channel: how the chunk's gradients, `A` and `S` make what every token is
+    /// read with, and what `A` and `S` become, `[b, h, c + s, c + s]`.
+    #[cfg(feature = "flex")]
+    pub(super) fn plan(&self) -> Tensor<4> {
+        let Self { from_start, pairs, momentum, .. } = self;
+        let (pairs, from_start) = (pairs.clone(), from_start.clone());
+        let Some(Momentum { of_start, to_end, total }) = momentum else {
+            let reads = Tensor::cat(vec![pairs, from_start], 3);
+            return Tensor::cat(vec![reads.clone(), last(&reads)], 2);
+        };
+        let reads = Tensor::cat(vec![pairs, from_start, of_start.clone()], 3);
+        let to_end = to_end.clone().swap_dims(2, 3);
+        let none = Tensor::zeros(total.dims(), (&total.device().inner(), total.dtype()));
+        let kept = Tensor::cat(vec![to_end, none, total.clone()], 3);
+        Tensor::cat(vec![reads.clone(), last(&reads), kept], 2)
     }
 
     /// `G` with the gate channels apart, `[b, h, w, c, c]`.

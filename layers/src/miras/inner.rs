@@ -17,6 +17,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 
+use super::Bias;
 use super::chunk::one_chunk;
 use super::config::ReadAt;
 use super::gates::{Axis, Step};
@@ -29,6 +30,9 @@ pub(crate) struct Rule<'a> {
     pub(crate) memory: &'a Memory,
     /// The bias's `u`
     pub(crate) gradient: OutputGradient<'a>,
+    /// The bias, unless `gradient` is something else's
+    #[cfg_attr(not(feature = "flex"), allow(dead_code, reason = "only the kernel asks"))]
+    pub(crate) bias: Option<Bias>,
     /// `Φ`
     pub(crate) map: Map,
     /// What the gates of each matrix act on
@@ -128,7 +132,7 @@ impl Fast {
 pub(crate) struct Clock {
     phases: Vec<usize>,
     chunk: usize,
-    lag: bool,
+    pub(super) lag: bool,
     lengths: Option<Vec<usize>>,
 }
 
@@ -156,6 +160,13 @@ impl Clock {
         let begins = |place: usize| place == 0 || (self.lag && place == 1);
         let phases = self.phases.iter().enumerate();
         phases.map(|(row, phase)| real(row) && begins((phase + end) % self.chunk)).collect()
+    }
+
+    /// [`Clock::boundary`] after each of `count` runs of `size` tokens that follow `end` tokens, row by row.
+    #[cfg(feature = "flex")]
+    pub(super) fn boundaries(&self, end: usize, size: usize, count: usize) -> Vec<bool> {
+        let runs: Vec<_> = (1..=count).map(|run| self.boundary(end + run * size)).collect();
+        (0..self.phases.len()).flat_map(|row| runs.iter().map(move |rows| rows[row])).collect()
     }
 
     /// Moves `W_c` to the running memory in the rows that begin a chunk after `end` tokens.
@@ -265,6 +276,12 @@ pub(crate) fn chunk_wise(
     let mut end = 0;
     for (start, size, count) in pieces(phase, clock.chunk, tokens.len()) {
         let piece = tokens.clone().map(|x| x.narrow(2, start, size * count));
+        #[cfg(feature = "flex")]
+        if let Some(options) = rule.kernel(&piece, clock, size) {
+            out.push(rule.by_kernel(options, piece, &mut fast, clock, end));
+            end += size * count;
+            continue;
+        }
         for chunk in split(piece, size, count) {
             // The lag token of a chunk is a chunk by itself.
             let begins = (phase + end).is_multiple_of(clock.chunk);

@@ -54,6 +54,7 @@ fn plain<'a>(memory: &'a Memory, gradient: OutputGradient<'a>) -> Rule<'a> {
     Rule {
         memory,
         gradient,
+        bias: None,
         map: Map::new(Retention::L2, &[], Vec::new()),
         axes,
         steps: 1,

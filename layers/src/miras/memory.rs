@@ -32,7 +32,7 @@ use crate::nn::Activation;
 use crate::{Init, Result};
 
 /// ε of the memory's layer norm.
-const NORM_EPS: f64 = 1e-6;
+pub(super) const NORM_EPS: f64 = 1e-6;
 
 /// The memory's architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -130,7 +130,7 @@ impl Miras {
     pub(super) fn rule<'a>(&self, memory: &'a Memory, gradient: OutputGradient<'a>) -> Rule<'a> {
         let axes = self.config.gates.axes(self.config.memory);
         let (map, steps) = (self.map(memory), self.config.algorithm.steps());
-        Rule { memory, gradient, map, axes, steps, read: self.config.read }
+        Rule { memory, gradient, bias: None, map, axes, steps, read: self.config.read }
     }
 
     /// Where the rows stand in their chunks.
@@ -209,7 +209,8 @@ impl Miras {
                 let (fast, clock, bias) =
                     (self.fast(memory, state)?, self.clock(state, run), self.config.bias);
                 let gradient = |r, v, delta| Bias::gradient(bias, r, v, delta);
-                let rule = self.rule(memory, &gradient);
+                let rule = Rule { bias: Some(bias), ..self.rule(memory, &gradient) };
+                // Gradients at every token's own weights make much of the last digit: one computation for all forms.
                 let one_by_one = run.form == Form::Recurrent || tokens.len() == 1 || self.config.chunk == 1;
                 let (y, fast) = match clock.phase() {
                     Some(phase) if !one_by_one => chunk_wise(&rule, tokens, fast, &clock, phase),

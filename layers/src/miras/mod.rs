@@ -10,6 +10,8 @@ mod algorithm;
 mod bias;
 mod chunk;
 mod config;
+#[cfg(feature = "flex")]
+mod fused;
 mod gates;
 mod inner;
 mod layer;
@@ -33,6 +35,8 @@ mod yaad;
 
 pub use algorithm::{Algorithm, LeastSquares};
 pub use bias::Bias;
+#[cfg(feature = "flex")]
+pub(crate) use bias::SMOOTH;
 pub use config::{MirasConfig, ReadAt};
 pub use gates::{GateAxis, Gates};
 pub use layer::{GateMap, MirasLayer};

@@ -150,6 +150,7 @@ impl Preset {
                 let rule = Rule {
                     memory,
                     gradient: &|r, v, delta| bias.gradient(r, v, delta),
+                    bias: Some(bias),
                     map: Map::new(self.config.retention, &[], Vec::new()),
                     axes: self.config.gates.axes(self.config.memory),
                     steps: algorithm.steps(),

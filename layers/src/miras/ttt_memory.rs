@@ -25,10 +25,16 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 
+#[cfg(feature = "flex")]
+use super::Bias;
 use super::inner::{Clock, pieces};
 use super::layer_norm::Standardized;
+#[cfg(feature = "flex")]
+use super::memory::Gelu;
 use super::memory::{Factor, gelu_tanh_slope, outer_sum, per_head, times, times_transposed, with_one};
 use crate::Init;
+#[cfg(feature = "flex")]
+use crate::kernels::descent::{self, Descent, Options};
 use crate::nn::Activation;
 use crate::system::Form;
 use crate::system::scan::{tril_ones, unbind};
@@ -144,6 +150,43 @@ impl TttFast {
             self.sum = self.sum.take().map(|sum| sum.into_iter().map(|g| g * old.clone()).collect());
         }
     }
+}
+
+/// How the gradients of every mini-batch, `W` and `G` make what its tokens are read with and what `W` and `G` become,
+/// `[b, h count, …]`; see [`Descent`]. `G` is the sum of gradients, and not of steps against them.
+#[cfg(feature = "flex")]
+fn plan(
+    eta: Tensor<4>,
+    scale: Tensor<4>,
+    boundaries: &[bool],
+    [count, size]: [usize; 2],
+    momentum: bool,
+) -> Tensor<4> {
+    let [b, h, t, _] = eta.dims();
+    let apart = |x: Tensor<4>| x.expand([b, h, t, 1]).reshape([b, h * count, size, 1]);
+    let (eta, scale) = (apart(eta).swap_dims(2, 3), apart(scale));
+    let options = (&eta.device().inner(), eta.dtype());
+    let causal = tril_ones(size, 0, &eta.device(), eta.dtype()).unsqueeze::<4>();
+    let mut reads = vec![eta.clone() * causal * scale.clone(), Tensor::ones(scale.dims(), options)];
+    if !momentum {
+        let reads = Tensor::cat(reads, 3);
+        return Tensor::cat(vec![reads.clone(), reads.narrow(2, size - 1, 1)], 2);
+    }
+    reads.push(scale.neg());
+    let reads = Tensor::cat(reads, 3);
+    let flags: Vec<f32> = boundaries.iter().map(|&boundary| f32::from(boundary)).collect();
+    let begins = Tensor::<4>::from_data(TensorData::new(flags, [b, 1, count, 1]), options);
+    let begins = begins.expand([b, h, count, 1]).reshape([b, h * count, 1, 1]);
+    let goes_on = begins.clone().neg().add_scalar(1.0);
+    let one = |at: usize| {
+        let mut row = vec![0.0f32; size + 2];
+        row[size + at] = 1.0;
+        Tensor::<4>::from_data(TensorData::new(row, [1, 1, 1, size + 2]), options)
+    };
+    let start = reads.clone().narrow(2, size - 1, 1) * begins + one(0) * goes_on.clone();
+    let none = Tensor::zeros([b, h * count, 1, 2], options);
+    let sum = (Tensor::cat(vec![eta.neg(), none], 3) + one(1)) * goes_on;
+    Tensor::cat(vec![reads, start, sum], 2)
 }
 
 /// 1 in the marked rows, else 0: `[b, 1, 1, 1]`.
@@ -285,6 +328,13 @@ impl TttMemory {
         let (mut out, mut end) = (Vec::new(), 0);
         for (start, size, count) in pieces(phase, mini_batch, tokens.k.dims()[2]) {
             let piece = tokens.clone().map(|x| x.narrow(2, start, size * count));
+            #[cfg(feature = "flex")]
+            if descent::applies(&piece.k, &piece.v) {
+                let z = self.by_kernel(piece, &mut fast, clock.boundaries(end, size, count), size);
+                out.push(z);
+                end += size * count;
+                continue;
+            }
             for run in piece.split(size, count) {
                 let scale = run.scale.clone().narrow(2, size - 1, 1);
                 out.push(self.within(run, &mut fast));
@@ -293,6 +343,56 @@ impl TttMemory {
             }
         }
         (Tensor::cat(out, 2), fast)
+    }
+
+    /// The dual form inside mini-batches of `size` tokens; the rows begin another one where `boundaries` says.
+    #[cfg(feature = "flex")]
+    fn by_kernel(
+        &self,
+        tokens: TttTokens,
+        fast: &mut TttFast,
+        boundaries: Vec<bool>,
+        size: usize,
+    ) -> Tensor<4> {
+        let TttTokens { q, k, v, eta, scale } = tokens;
+        let [b, h, t, n] = k.dims();
+        let count = t / size;
+        let open = (0..b).any(|row| !boundaries[(row + 1) * count - 1]);
+        let momentum = fast.sum.is_some() || !boundaries.iter().all(|&boundary| boundary);
+        let rows = size + 1 + usize::from(momentum);
+        let sum = fast.sum.take().or_else(|| Some(fast.start.iter().map(Tensor::zeros_like).collect()));
+        let descent = Descent {
+            plan: plan(eta, scale, &boundaries, [count, size], momentum).reshape([b, h, count, rows * rows]),
+            threshold: k.clone().narrow(3, 0, 1).detach(),
+            norm: self
+                .norm_weight
+                .as_ref()
+                .zip(self.norm_bias.as_ref())
+                .map(|(gain, bias)| [gain.val(), bias.val()]),
+            running: fast.start.clone(),
+            anchor: fast.start.clone(),
+            momentum: if momentum { sum.unwrap_or_default() } else { Vec::new() },
+            q,
+            k,
+            v,
+        };
+        let learned = descent.run(Options {
+            chunk: size,
+            width: n,
+            hidden: fast.start[0].dims()[3],
+            depth: fast.start.len(),
+            offset: true,
+            gelu: Gelu::Tanh,
+            norm: self.norm_weight.is_some(),
+            raw: true,
+            eps: NORM_EPS,
+            bias: Bias::L2,
+            momentum,
+            // Between mini-batches only, W is what is carried.
+            renewed: vec![true; b * count],
+        });
+        *fast = TttFast { start: learned.running, sum: open.then_some(learned.momentum) };
+        learned.y
     }
 
     /// The dual form inside one mini-batch.

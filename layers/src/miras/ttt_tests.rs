@@ -217,3 +217,76 @@ fn impossible_settings_are_refused() {
     assert!(layer(&small()).forward(input(3), wide.initial_state(1), Form::Auto).is_err());
     assert!(layer(&small()).forward(input(3), State::new(1), Form::Auto).is_err());
 }
+
+/// Outputs, the last weights and the gradients of all tokens, weights and the norm's parameters.
+fn everything(
+    hidden: Option<usize>,
+    norm: bool,
+    (t, phase, lengths): (usize, usize, Option<[usize; 2]>),
+    dtype: DType,
+    dual: bool,
+) -> Vec<Vec<f64>> {
+    const MINI_BATCH: usize = 4;
+    let mut init = Init::new(8, &Device::flex());
+    let mut leaves = Vec::new();
+    let mut leaf = |x: Tensor<4>| {
+        let leaf = x.cast(dtype).autodiff().require_grad();
+        leaves.push(leaf.clone());
+        leaf
+    };
+    let mut memory = memory(hidden, norm, &mut init);
+    let parameter = |x: Param<Tensor<2>>| Param::from_tensor(x.val().detach().cast(dtype).autodiff());
+    memory.norm_weight = memory.norm_weight.map(parameter);
+    memory.norm_bias = memory.norm_bias.map(parameter);
+    let [q, k, v] = [0, 1, 2].map(|_| leaf(random([2, H, t, N], 0.7, &mut init)));
+    let mut eta = leaf(random([2, H, t, 1], 0.3, &mut init).abs());
+    if let Some(lengths) = lengths {
+        let valid = crate::system::Lengths(lengths.to_vec()).valid(t, &Device::flex(), dtype);
+        eta = eta * valid.unsqueeze_dim::<3>(1).unsqueeze_dim(3);
+    }
+    let scale = leaf(random([1, 1, t, 1], 0.3, &mut init).abs());
+    let mut weights =
+        || memory.initial(2).start.into_iter().map(|w| random(w.dims(), 0.5, &mut init)).collect();
+    let (start, sum): (Vec<_>, Vec<_>) = (weights(), weights());
+    let start = start.into_iter().map(&mut leaf).collect();
+    let sum = (phase > 0).then(|| sum.into_iter().map(&mut leaf).collect());
+    let (tokens, fast) = (TttTokens { q, k, v, eta, scale }, TttFast { start, sum });
+    let clock = Clock::new(&[phase; 2], MINI_BATCH, lengths.as_ref().map(<[usize; 2]>::as_slice));
+    let (z, fast) = match dual {
+        true => memory.dual(tokens, fast, &clock, MINI_BATCH, phase),
+        false => memory.recurrent(tokens, fast, &clock, |_, _| {}),
+    };
+    let found: Vec<_> = [vec![z], fast.start, fast.sum.unwrap_or_default()].concat();
+    let weigh = |x: &Tensor<4>| (x.clone() * x.clone().detach().sin().inner()).sum();
+    let grads = found.iter().map(weigh).reduce(|a, b| a + b).unwrap().backward();
+    let gradient = |x: &Tensor<4>| numbers(x.grad(&grads).unwrap_or_else(|| x.clone().inner().zeros_like()));
+    let parameters = memory.norm_weight.iter().chain(&memory.norm_bias);
+    let of_norm =
+        parameters.map(|x| numbers(x.val().grad(&grads).unwrap_or_else(|| x.val().inner().zeros_like())));
+    found.iter().cloned().map(numbers).chain(leaves.iter().map(gradient)).chain(of_norm).collect()
+}
+
+#[test]
+fn the_kernel_is_the_primal_form_with_all_gradients() {
+    let calls = [
+        (12, 0, None),
+        (14, 0, None),
+        (3, 1, None),
+        (9, 3, None),
+        (11, 0, Some([11, 6])),
+        (7, 2, Some([2, 7])),
+    ];
+    for (hidden, norm) in [(None, true), (Some(6), true), (None, false), (Some(6), false)] {
+        for call in calls {
+            let expected = everything(hidden, norm, call, DType::F64, false);
+            for (dtype, limit) in [(DType::F64, 1e-10), (DType::F32, 1e-4)] {
+                let found = everything(hidden, norm, call, dtype, true);
+                assert_eq!(found.len(), expected.len());
+                for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    let off = crate::testing::error(found, expected);
+                    assert!(off < limit, "{i} of {hidden:?} {norm} {call:?} {dtype:?}: off by {off:e}");
+                }
+            }
+        }
+    }
+}

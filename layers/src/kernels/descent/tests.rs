@@ -1,0 +1,63 @@
+//! What the kernel writes, and where; that it is right is tested beside its callers, `miras::fused` and
+//! `miras::ttt_memory`.
+
+use burn::backend::Flex;
+
+use super::flex::inputs;
+use super::heads::{Gradients, backward, forward};
+use super::*;
+use crate::kernels::view::{Number, view};
+use crate::testing::Draw;
+
+/// Every number of every result is written: what was there before does not show.
+#[test]
+fn results_do_not_depend_on_what_was_there() {
+    let ([b, h, t, n], mut draw) = ([2, 2, 9, 5], Draw::new(7));
+    for (norm, momentum, offset, depth) in
+        [(true, true, true, 2), (false, false, false, 1), (true, false, true, 3)]
+    {
+        let options = Options {
+            chunk: 3,
+            width: n,
+            hidden: 7,
+            depth,
+            offset,
+            gelu: Gelu::Exact,
+            norm,
+            raw: false,
+            eps: 1e-6,
+            bias: Bias::HuberNorm,
+            momentum,
+            renewed: vec![true, false, true, false, false, true],
+        };
+        let mut tensor = |dims: [usize; 4]| {
+            let numbers = draw.numbers(dims.iter().product(), 0.1, 0.9);
+            <f64 as Number>::tensor(numbers, &dims)
+        };
+        let (numbers, rows) = (options.numbers(), options.chunk + options.slots());
+        let given: Given<Flex> = [
+            [b, h, t, n],
+            [b, h, t, n],
+            [b, h, t, n],
+            [b, h, t, 1],
+            [b, h, t / 3, rows * rows],
+            [b, h, 2, n],
+            [b, h, 1, numbers],
+            [b, h, 1, numbers],
+            [b, h, 1, numbers],
+        ]
+        .map(&mut tensor);
+        let inputs = inputs::<f64>(&given, &options);
+        let mut out = vec![f64::NAN; b * h * inputs.outputs()];
+        let mut kept = vec![f64::NAN; b * h * inputs.kept()];
+        forward(&inputs, &mut out, Some(&mut kept));
+        assert!(out.iter().chain(&kept).all(|x| x.is_finite()));
+        let d_out = <f64 as Number>::tensor(out, &[b, h, 1, inputs.outputs()]);
+        let mut dirty = Gradients::filled(&inputs, f64::NAN);
+        backward(&inputs, &kept, view(&d_out), &mut dirty);
+        let Gradients { tokens: [q, k, v], threshold, plan, norm, weights: [running, anchor, momentum] } =
+            dirty;
+        let all = [q, k, v, threshold, plan, norm, running, anchor, momentum].concat();
+        assert!(all.iter().all(|x| x.is_finite()));
+    }
+}

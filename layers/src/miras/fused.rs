@@ -1,0 +1,88 @@
+//! Chunks of tokens by the kernel, where there is one.
+
+use burn::tensor::Tensor;
+
+use super::chunk::Decays;
+use super::config::ReadAt;
+use super::gates::Axis;
+use super::inner::{Clock, Fast, Rule, Tokens};
+use super::memory::{Gelu, Memory, NORM_EPS};
+use crate::kernels::descent::{self, Descent, Learned, Options};
+
+impl Rule<'_> {
+    /// What is asked of the kernel for chunks of `size` tokens, if it can: weights that are what is accumulated, one
+    /// gate per head for all matrices, one step per token that is read at once.
+    pub(super) fn kernel(&self, tokens: &Tokens, clock: &Clock, size: usize) -> Option<Options> {
+        let bias = self.bias?;
+        let Tokens { k, v, gates, .. } = tokens;
+        let width = k.dims()[3];
+        let covered = self.map.retention.is_linear()
+            && self.axes.iter().all(|&axis| axis == Axis::All)
+            && gates.len() == 1
+            && self.steps == 1
+            && self.read == ReadAt::Token
+            && !clock.lag
+            && descent::applies(k, v);
+        let (hidden, depth, offset, gelu, norm) = match self.memory {
+            Memory::Vector(_) => return None,
+            Memory::Linear(_) => (width, 1, false, Gelu::Exact, false),
+            Memory::Mlp(memory) => {
+                let hidden = memory.weights.last().map_or(width, |w| w.dims()[1]);
+                (hidden, memory.weights.len(), memory.bias, memory.gelu, true)
+            }
+        };
+        covered.then(|| Options {
+            chunk: size,
+            width,
+            hidden,
+            depth,
+            offset,
+            gelu,
+            norm,
+            raw: false,
+            eps: NORM_EPS,
+            bias,
+            momentum: gates[0].log_mu.is_some(),
+            renewed: Vec::new(),
+        })
+    }
+
+    /// Whole chunks, the first of which starts after `end` tokens of the call; moves `fast` on.
+    pub(super) fn by_kernel(
+        &self,
+        mut options: Options,
+        tokens: Tokens,
+        fast: &mut Fast,
+        clock: &Clock,
+        end: usize,
+    ) -> Tensor<4> {
+        let Tokens { q, k, v, delta, gates, valid } = tokens;
+        let ([b, h, t, _], size) = (k.dims(), options.chunk);
+        let count = t / size;
+        options.renewed = clock.boundaries(end, size, count);
+        // Chunks are heads here.
+        let apart = |x: Tensor<4>| x.expand([b, h, t, 1]).reshape([b, h * count, size, 1]);
+        let step = gates[0].each(|gate| apart(gate.clone()));
+        let rows = size + options.slots();
+        let plan = Decays::new(step, valid.map(apart).as_ref()).plan();
+        let plan = plan.reshape([b, h, count, rows * rows]);
+        let norm = match self.memory {
+            Memory::Mlp(memory) => Some([memory.norm_weight.val(), memory.norm_bias.val()]),
+            _ => None,
+        };
+        // Here outputs come first, and the last layer.
+        let turned = |matrices: &Vec<Tensor<4>>| -> Vec<Tensor<4>> {
+            matrices.iter().rev().map(|matrix| matrix.clone().swap_dims(2, 3)).collect()
+        };
+        let [running, anchor, momentum] = [&fast.running, &fast.anchor, &fast.momentum].map(turned);
+        let descent = Descent { q, k, v, threshold: delta, plan, norm, running, anchor, momentum };
+        let Learned { y, running, anchor, momentum } = descent.run(options);
+        let [running, anchor, momentum] = [running, anchor, momentum].map(|x| turned(&x));
+        *fast = Fast { running, anchor, momentum };
+        y
+    }
+}
+
+#[cfg(test)]
+#[path = "fused_tests.rs"]
+mod tests;
