@@ -325,9 +325,9 @@ pub(super) fn roofline(data: &Data) -> String {
 pub(super) fn model(data: &Data) -> String {
     let series = series(data, |line| {
         let Some(c) = data.ceilings(&line.device) else { return Vec::new() };
-        of(data.single(line, Task::Prefill), |s| {
-            s.seconds() / (s.counted.flops / c.flops + s.counted.bytes / c.bandwidth)
-        })
+        // What a layer of another library costs may be unknown.
+        let known = data.single(line, Task::Prefill).into_iter().filter(|s| s.counted.flops > 0.0);
+        of(known.collect(), |s| s.seconds() / (s.counted.flops / c.flops + s.counted.bytes / c.bandwidth))
     });
     OverLength {
         id: "model",

@@ -169,3 +169,17 @@ fn a_beginning_is_a_page_too_and_other_machines_are_refused() {
     assert!(refused.contains("another machine"), "{refused}");
     assert!(Data::new(&[], None, vec![]).is_err());
 }
+
+#[test]
+fn what_costs_an_unknown_amount_is_not_put_over_the_cost_model() {
+    let mut results = results();
+    for record in results.records.iter_mut().filter(|record| record.point.subject == "burn/attention") {
+        if let Outcome::Done(m) = &mut record.outcome {
+            m.counted = Counted::default();
+        }
+    }
+    let data = Data::new(&[results], None, Vec::new()).unwrap();
+    let chart = charts::model(&data);
+    assert!(chart.contains("Softmax attention") && !chart.contains("burn/attention"), "{chart}");
+    assert!(charts::roofline(&data).contains("Softmax attention"));
+}
