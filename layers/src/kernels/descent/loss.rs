@@ -28,7 +28,7 @@ fn power(r: f64, p: f64, nu: Option<f64>, clip: f64) -> [f64; 2] {
     let (sign, sign_slope, exponent) = match nu {
         Some(nu) => {
             let sign = (nu * r).tanh();
-            (sign, nu * (1.0 - sign * sign), 0.5 * (p - 1.0))
+            (sign, tanh_slope(nu, sign), 0.5 * (p - 1.0))
         }
         None => (r, 1.0, 0.5 * (p - 2.0)),
     };
