@@ -320,9 +320,12 @@ mod tests {
     /// A program that does what `script` says and then fails with its name as the reason.
     fn build(folder: &Path, name: &str, script: &str) -> Limits {
         let program = folder.join(name);
+        let text = program.with_extension("sh");
         let last = format!(r#"{{"kind":"failed","reason":"{name}"}}"#);
-        fs::write(&program, format!("#!/bin/sh\ncd '{}'\n{script}\necho '{last}'\n", folder.display()))
-            .unwrap();
+        fs::write(&text, format!("#!/bin/sh\ncd '{}'\n{script}\necho '{last}'\n", folder.display())).unwrap();
+        // A child that another test forks may hold for a moment what this process writes, and such a
+        // program is "busy"; what `cp` writes only `cp` holds.
+        assert!(Command::new("cp").args([&text, &program]).status().unwrap().success());
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         Limits { program, python: "python3".into(), seconds: 60.0, memory: 1 << 30, threads: None }
     }

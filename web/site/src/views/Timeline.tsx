@@ -1,6 +1,6 @@
 // The text as a control: drag over it, use the arrow keys, or let it play.
 import { effect, useSignal, type ReadonlySignal } from '@preact/signals';
-import { useEffect, useRef } from 'preact/hooks';
+import { useEffect, useLayoutEffect, useRef } from 'preact/hooks';
 import { token as show } from '../lib/format';
 import { reducedMotion } from '../lib/theme';
 
@@ -27,7 +27,8 @@ export function Timeline({ tokens, at, set, label = 'Token' }: TimelineProps) {
   const playing = useSignal(false);
   const last = tokens.length - 1;
 
-  useEffect(() => {
+  // Before anything is painted: a slider without a value is none to a screen reader.
+  useLayoutEffect(() => {
     let before = -1;
     const mark = (i: number, now: number) => {
       const node = strip.current?.children[i];
