@@ -1,6 +1,7 @@
 //! A few rows times a matrix that is read once, from front to back: products that are bound by reading the matrix.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use super::vector::{Vector, fused};
 use super::view::{Head, View};
@@ -37,7 +38,7 @@ impl<'a, E: Vector> Panels<'a, E> {
     pub(super) fn new(matrix: View<'a, E>, products: usize) -> Self {
         let View { dims: [.., rows, columns], strides: [.., stride, unit], start, .. } = matrix;
         if products >= MANY || unit != 1 || stride < columns as isize {
-            return Self::laid_out(matrix.head(0), rows, columns);
+            return Self::laid_out(matrix.head(0), rows, 0..columns);
         }
         let numbers = Cow::Borrowed(&matrix.numbers[start..]);
         let whole = columns.is_multiple_of(PANEL);
@@ -47,16 +48,18 @@ impl<'a, E: Vector> Panels<'a, E> {
     /// Of the transpose of `matrix: [1, 1, columns, rows]`.
     pub(super) fn turned(matrix: View<'_, E>) -> Self {
         let [.., columns, rows] = matrix.dims;
-        Self::laid_out(matrix.head(0).turned(), rows, columns)
+        Self::laid_out(matrix.head(0).turned(), rows, 0..columns)
     }
 
-    fn laid_out(from: Head<'_, E>, rows: usize, columns: usize) -> Self {
+    /// Of some columns, with contiguous panels.
+    pub(super) fn laid_out(from: Head<'_, E>, rows: usize, columns: Range<usize>) -> Self {
+        let (start, columns) = (columns.start, columns.len());
         let mut numbers = vec![E::default(); columns.div_ceil(PANEL) * rows * PANEL];
         for (index, panel) in numbers.chunks_exact_mut(rows * PANEL).enumerate() {
             let first = index * PANEL;
             let count = PANEL.min(columns - first);
             for (i, row) in panel.chunks_exact_mut(PANEL).enumerate() {
-                from.copy(i, first, &mut row[..count]);
+                from.copy(i, start + first, &mut row[..count]);
             }
         }
         let numbers = Cow::Owned(numbers);
@@ -109,6 +112,17 @@ pub(super) fn add_product<E: Vector, const FUSED: bool>(
             let out = &mut out[row * columns..][first..to];
             add_row::<E, FUSED>(&left[row * depth..][..depth], matrix, index, out);
         }
+    }
+}
+
+/// `out += left matrix` for one row.
+#[inline(always)]
+pub(super) fn add_one<E: Vector, const FUSED: bool>(left: &[E], matrix: &Panels<'_, E>, out: &mut [E]) {
+    let mut first = 0;
+    while first < out.len() {
+        let to = out.len().min(first + PANEL);
+        add_row::<E, FUSED>(left, matrix, first / PANEL, &mut out[first..to]);
+        first = to;
     }
 }
 

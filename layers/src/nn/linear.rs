@@ -32,19 +32,28 @@ impl Linear {
         x: Tensor<D>,
         second: Option<&Param<Tensor<1>>>,
     ) -> Tensor<D> {
+        match self.forward_apart(x, second) {
+            (y, Some(bias)) => y + bias.unsqueeze(),
+            (y, None) => y,
+        }
+    }
+
+    /// Maps the last axis; beside it what is still to be added, of its bias and a second one.
+    pub(crate) fn forward_apart<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        second: Option<&Param<Tensor<1>>>,
+    ) -> (Tensor<D>, Option<Tensor<1>>) {
         #[cfg(feature = "cube")]
         if let Some(y) = on_graphics(&x, || {
             let mut map = self.columns(0, self.weight.dims()[1]);
             map.biases.extend(second.map(|bias| bias.val()));
             vec![map]
         }) {
-            return only(y);
+            return (only(y), None);
         }
-        let y = self.forward(x);
-        match second {
-            Some(bias) => y + bias.val().unsqueeze(),
-            None => y,
-        }
+        let biases = self.bias.iter().chain(second).map(|bias| bias.val());
+        (project(x, self.weight.val(), None), biases.reduce(|a, b| a + b))
     }
 
     /// Maps the last axis; parts of the result, whose widths add up to `out`.

@@ -213,10 +213,11 @@ impl LstmCell {
     ) -> [Tensor<3>; 3] {
         #[cfg(any(feature = "flex", feature = "cube"))]
         if kernel {
-            let (inputs, weight) = (self.inputs(x.clone()), self.recurrent.weight.val());
+            let (inputs, bias) = self.input.forward_apart(x.clone(), self.recurrent.bias.as_ref());
+            let weight = self.recurrent.weight.val();
             if kernels::lstm::applies(&inputs, &weight, &h, &c) {
                 let last = if backward { 0 } else { x.dims()[1] - 1 };
-                let [h, c] = kernels::lstm::run(inputs, weight, [h, c], lengths, backward);
+                let [h, c] = kernels::lstm::run(inputs, weight, [h, c], bias, lengths, backward);
                 return [h.clone(), h.narrow(1, last, 1), c.narrow(1, last, 1)];
             }
         }

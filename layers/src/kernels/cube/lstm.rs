@@ -34,8 +34,8 @@ fn grid(batch: usize) -> (CubeCount, CubeDim) {
 
 impl Passes for CubeBackend {
     fn forward(read: &Read<Self>, p: &CubeTensor, kept: bool) -> (CubeTensor, Option<CubeTensor>) {
-        let Read { weight, h, c, lengths, options } = read;
-        let Options { ragged, reversed } = *options;
+        let Read { weight, h, c, lengths, options, .. } = read;
+        let Options { ragged, reversed, .. } = *options;
         let ([b, _, t, _], [.., n]) = (dims(p), dims(h));
         let states = empty(p, &[2, b, t, n]);
         // A binding has to be there even where nothing is kept.
@@ -67,7 +67,7 @@ impl Passes for CubeBackend {
         dy: &CubeTensor,
     ) -> [CubeTensor; 3] {
         let Read { weight, c, lengths, options, .. } = read;
-        let Options { ragged, reversed } = *options;
+        let Options { ragged, reversed, .. } = *options;
         let [_, b, t, n] = dims(states);
         let dp = empty(states, &[b, 1, t, 4 * n]);
         let [dh, dc] = [(); 2].map(|()| empty(states, &[b, 1, 1, n]));

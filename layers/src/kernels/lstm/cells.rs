@@ -2,27 +2,34 @@
 
 use rayon::prelude::*;
 
+use super::together::{self, members};
 use crate::kernels::rows::{Panels, TALL, add, add_product};
 use crate::kernels::vector::{Vector, fused, sigmoid, vectors};
 use crate::kernels::view::View;
+
+/// Units that are computed together.
+const LANES: usize = 16;
 
 /// What both passes read.
 #[derive(Debug)]
 pub(super) struct Inputs<'a, E> {
     /// `[1, 1, n, 4 n]`
-    weight: View<'a, E>,
+    pub(super) weight: View<'a, E>,
     /// `h` and `c`: `[b, 1, 1, n]`
     start: [View<'a, E>; 2],
+    /// `[4 n]`
+    pub(super) bias: Option<Vec<E>>,
     /// Tokens of each row, if not all
     lengths: Option<Vec<usize>>,
     reversed: bool,
-    time: usize,
+    pub(super) time: usize,
 }
 
 impl<'a, E: Vector> Inputs<'a, E> {
     pub(super) fn new(
         weight: View<'a, E>,
         start: [View<'a, E>; 2],
+        bias: Option<View<'_, E>>,
         lengths: Option<View<'_, E>>,
         reversed: bool,
         time: usize,
@@ -35,7 +42,12 @@ impl<'a, E: Vector> Inputs<'a, E> {
             };
             (0..lengths.dims[0]).map(length).collect()
         });
-        Self { weight, start, lengths, reversed, time }
+        let bias = bias.map(|bias| {
+            let mut numbers = vec![E::default(); bias.dims[3]];
+            bias.head(0).copy(0, 0, &mut numbers);
+            numbers
+        });
+        Self { weight, start, bias, lengths, reversed, time }
     }
 
     /// `[b, n]`
@@ -45,17 +57,17 @@ impl<'a, E: Vector> Inputs<'a, E> {
     }
 
     /// The token read at `step`.
-    fn token(&self, step: usize) -> usize {
+    pub(super) fn token(&self, step: usize) -> usize {
         if self.reversed { self.time - 1 - step } else { step }
     }
 
     /// Whether row `row` has token `t`.
-    fn has(&self, row: usize, t: usize) -> bool {
+    pub(super) fn has(&self, row: usize, t: usize) -> bool {
         self.lengths.as_ref().is_none_or(|lengths| t < lengths[row])
     }
 
     /// `h` or `c` of some rows at the start, contiguous.
-    fn starts(&self, part: usize, first: usize, count: usize) -> Vec<E> {
+    pub(super) fn starts(&self, part: usize, first: usize, count: usize) -> Vec<E> {
         let [_, n] = self.sizes();
         let mut rows = vec![E::default(); count * n];
         for (i, row) in rows.chunks_exact_mut(n).enumerate() {
@@ -90,6 +102,10 @@ pub(super) fn forward<E: Vector>(
     let [b, n] = inputs.sizes();
     let size = inputs.time * n;
     let (h, c) = states.split_at_mut(b * size);
+    let members = members(b, n, inputs.time);
+    if members.len() > 1 {
+        return together::forward(inputs, p, members, [h, c], gates);
+    }
     let (mut h, mut c) = (h.chunks_exact_mut(size), c.chunks_exact_mut(size));
     let mut gates = gates.map(|gates| gates.chunks_exact_mut(4 * size));
     let share = inputs.share();
@@ -125,6 +141,9 @@ fn read_tokens<E: Vector, const FUSED: bool>(
         let t = inputs.token(step);
         for (i, gates) in gates.chunks_exact_mut(4 * n).enumerate() {
             gates.copy_from_slice(p.head(rows.first + i).some(t, 0, 4 * n, &mut space));
+            if let Some(bias) = &inputs.bias {
+                add(gates, bias);
+            }
         }
         add_product::<E, FUSED>(&h, weight, &mut gates, &mut side_by_side);
         let cells = h.chunks_exact_mut(n).zip(c.chunks_exact_mut(n)).zip(gates.chunks_exact_mut(4 * n));
@@ -143,27 +162,62 @@ fn read_tokens<E: Vector, const FUSED: bool>(
 
 /// One token of one row; the gates become what their functions make of them.
 #[inline(always)]
-fn update<E: Vector, const FUSED: bool>(gates: &mut [E], h: &mut [E], c: &mut [E]) {
+pub(super) fn update<E: Vector, const FUSED: bool>(gates: &mut [E], h: &mut [E], c: &mut [E]) {
+    let (n, mut at) = (h.len(), 0);
+    while at + LANES <= n {
+        update_units::<E, FUSED, LANES>(gates, h, c, at);
+        at += LANES;
+    }
+    while at < n {
+        update_units::<E, FUSED, 1>(gates, h, c, at);
+        at += 1;
+    }
+}
+
+/// `W` units from unit `at` on, read before any is written: where slices might overlap, the compiler would run them unit
+/// by unit.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that each block is a register")]
+fn update_units<E: Vector, const FUSED: bool, const W: usize>(
+    gates: &mut [E],
+    h: &mut [E],
+    c: &mut [E],
+    at: usize,
+) {
     let n = h.len();
-    let c = &mut c[..n];
-    let [i, f, g, o] = blocks(gates, n);
-    for j in 0..n {
+    let [mut i, mut f, mut g, mut o] = blocks::<E, W>(gates, n, at);
+    let (mut out, mut cell) = ([E::default(); W], *part::<E, W>(c, at));
+    for j in 0..W {
         i[j] = sigmoid::<E, FUSED>(i[j]);
         f[j] = sigmoid::<E, FUSED>(f[j]);
         g[j] = g[j].bounded::<FUSED>();
         o[j] = sigmoid::<E, FUSED>(o[j]);
-        c[j] = fused::<E, FUSED>(f[j], c[j], i[j] * g[j]);
-        h[j] = o[j] * c[j].bounded::<FUSED>();
+        cell[j] = fused::<E, FUSED>(f[j], cell[j], i[j] * g[j]);
+        out[j] = o[j] * cell[j].bounded::<FUSED>();
     }
+    put_blocks(gates, n, at, [i, f, g, o]);
+    h[at..at + W].copy_from_slice(&out);
+    c[at..at + W].copy_from_slice(&cell);
 }
 
-/// The four gates of `4 n` numbers.
+/// `W` numbers from `at` on.
 #[inline(always)]
-fn blocks<E>(gates: &mut [E], n: usize) -> [&mut [E]; 4] {
-    let (i, rest) = gates.split_at_mut(n);
-    let (f, rest) = rest.split_at_mut(n);
-    let (g, o) = rest.split_at_mut(n);
-    [i, f, g, &mut o[..n]]
+fn part<E, const W: usize>(x: &[E], at: usize) -> &[E; W] {
+    x[at..].first_chunk().expect("as many as there are units")
+}
+
+/// Units `at..at + W` of the four gates of `n` units.
+#[inline(always)]
+fn blocks<E: Vector, const W: usize>(gates: &[E], n: usize, at: usize) -> [[E; W]; 4] {
+    [*part(gates, at), *part(gates, n + at), *part(gates, 2 * n + at), *part(gates, 3 * n + at)]
+}
+
+/// Writes units `at..at + W` of the four gates of `n` units.
+#[inline(always)]
+fn put_blocks<E: Vector, const W: usize>(gates: &mut [E], n: usize, at: usize, found: [[E; W]; 4]) {
+    for (k, found) in found.iter().enumerate() {
+        gates[k * n + at..][..W].copy_from_slice(found);
+    }
 }
 
 /// Gradients, contiguous.
@@ -200,7 +254,11 @@ pub(super) fn backward<E: Vector>(
     dy: View<'_, E>,
     to: &mut Gradients<E>,
 ) {
-    let [_, n] = inputs.sizes();
+    let [b, n] = inputs.sizes();
+    let members = members(b, n, inputs.time);
+    if members.len() > 1 {
+        return together::backward(inputs, gates, [states, dy], members, to);
+    }
     let share = inputs.share();
     let (h, c) = (to.h.chunks_mut(share * n), to.c.chunks_mut(share * n));
     let jobs: Vec<_> = to.p.chunks_mut(share * inputs.time * 4 * n).zip(h.zip(c)).enumerate().collect();
@@ -271,24 +329,49 @@ fn read_tokens_back<E: Vector, const FUSED: bool>(
 
 /// One token of one row back: fills `d_gates`, and makes `dc` that of the cells before.
 #[inline(always)]
-fn update_back<E: Vector, const FUSED: bool>(
+pub(super) fn update_back<E: Vector, const FUSED: bool>(
+    gates: &[E],
+    cells: [&[E]; 2],
+    dh: &[E],
+    dc: &mut [E],
+    d_gates: &mut [E],
+) {
+    let (n, mut at) = (dc.len(), 0);
+    while at + LANES <= n {
+        update_units_back::<E, FUSED, LANES>(gates, cells, dh, dc, d_gates, at);
+        at += LANES;
+    }
+    while at < n {
+        update_units_back::<E, FUSED, 1>(gates, cells, dh, dc, d_gates, at);
+        at += 1;
+    }
+}
+
+/// The same for `W` units from unit `at` on, as [`update_units`].
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that each block is a register")]
+fn update_units_back<E: Vector, const FUSED: bool, const W: usize>(
     gates: &[E],
     [c, before]: [&[E]; 2],
     dh: &[E],
     dc: &mut [E],
     d_gates: &mut [E],
+    at: usize,
 ) {
     let (n, one) = (dc.len(), E::of(1.0));
-    let (c, before, dh) = (&c[..n], &before[..n], &dh[..n]);
-    let [i, f, g, o] = [0, 1, 2, 3].map(|k| &gates[k * n..][..n]);
-    let [di, df, dg, d_o] = blocks(d_gates, n);
-    for j in 0..n {
+    let [i, f, g, o] = blocks::<E, W>(gates, n, at);
+    let (c, before) = (*part::<E, W>(c, at), *part::<E, W>(before, at));
+    let (dh, mut d_cell) = (*part::<E, W>(dh, at), *part::<E, W>(dc, at));
+    let [mut di, mut df, mut dg, mut d_o] = [[E::default(); W]; 4];
+    for j in 0..W {
         let bounded = c[j].bounded::<FUSED>();
-        let through = fused::<E, FUSED>(dh[j] * o[j], one - bounded * bounded, dc[j]);
+        let through = fused::<E, FUSED>(dh[j] * o[j], one - bounded * bounded, d_cell[j]);
         di[j] = through * g[j] * i[j] * (one - i[j]);
         df[j] = through * before[j] * f[j] * (one - f[j]);
         dg[j] = through * i[j] * (one - g[j] * g[j]);
         d_o[j] = dh[j] * bounded * o[j] * (one - o[j]);
-        dc[j] = through * f[j];
+        d_cell[j] = through * f[j];
     }
+    put_blocks(d_gates, n, at, [di, df, dg, d_o]);
+    dc[at..at + W].copy_from_slice(&d_cell);
 }

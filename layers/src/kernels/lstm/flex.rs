@@ -26,9 +26,10 @@ impl Passes for Flex {
 
 impl Read<Flex> {
     pub(super) fn inputs<E: Number + Vector>(&self, time: usize) -> Inputs<'_, E> {
-        let Self { weight, h, c, lengths, options } = self;
+        let Self { weight, h, c, bias, lengths, options } = self;
         let lengths = options.ragged.then(|| view(lengths));
-        Inputs::new(view(weight), [view(h), view(c)], lengths, options.reversed, time)
+        let bias = options.biased.then(|| view(bias));
+        Inputs::new(view(weight), [view(h), view(c)], bias, lengths, options.reversed, time)
     }
 }
 

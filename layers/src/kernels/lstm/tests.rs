@@ -11,8 +11,8 @@ use crate::kernels::view::{Number, view};
 use crate::system::scan::unbind;
 use crate::testing::{Draw, error, numbers};
 
-/// `p`, the weight, `h` and `c`.
-type Four = (Tensor<3>, Tensor<2>, [Tensor<3>; 2]);
+/// `p`, the weight, `h` and `c`, and the bias.
+type Five = (Tensor<3>, Tensor<2>, [Tensor<3>; 2], Tensor<1>);
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -24,21 +24,22 @@ struct Case {
 }
 
 impl Case {
-    fn inputs(&self) -> Four {
+    fn inputs(&self) -> Five {
         let ([b, t, n], mut draw) = (self.dims, Draw::new(self.seed));
         let p = draw.tensor([b, t, 4 * n], -2.0, 2.0);
         let weight = draw.tensor([n, 4 * n], -1.0, 1.0) * (1.5 / (n as f64).sqrt());
         let mut state = || draw.tensor([b, 1, n], -1.0, 1.0);
-        (p, weight, [state(), state()])
+        let states = [state(), state()];
+        (p, weight, states, draw.tensor([4 * n], -1.0, 1.0))
     }
 
-    fn fused(&self, (p, weight, [h, c]): Four) -> [Tensor<3>; 2] {
+    fn fused(&self, (p, weight, [h, c], bias): Five) -> [Tensor<3>; 2] {
         assert!(applies(&p, &weight, &h, &c));
-        run(p, weight, [h, c], self.lengths.as_ref(), self.reversed)
+        run(p, weight, [h, c], Some(bias), self.lengths.as_ref(), self.reversed)
     }
 
-    fn plain(&self, (p, weight, [mut h, mut c]): Four) -> [Tensor<3>; 2] {
-        let ([_, t, n], steps) = (self.dims, unbind(p, 1));
+    fn plain(&self, (p, weight, [mut h, mut c], bias): Five) -> [Tensor<3>; 2] {
+        let ([_, t, n], steps) = (self.dims, unbind(p + bias.unsqueeze(), 1));
         let mut states = vec![[h.clone(), c.clone()]; t];
         for step in 0..t {
             let token = if self.reversed { t - 1 - step } else { step };
@@ -61,14 +62,15 @@ impl Case {
     }
 }
 
-const NAMES: [&str; 6] = ["h", "c", "dp", "dweight", "dh", "dc"];
+const NAMES: [&str; 7] = ["h", "c", "dp", "dweight", "dh", "dc", "dbias"];
 
 /// States and the gradients of all inputs, `weight`ed differently everywhere.
-fn everything((p, weight, [h, c]): &Four, run: impl FnOnce(Four) -> [Tensor<3>; 2]) -> Vec<Vec<f64>> {
+fn everything((p, weight, [h, c], bias): &Five, run: impl FnOnce(Five) -> [Tensor<3>; 2]) -> Vec<Vec<f64>> {
     let leaf = |x: &Tensor<3>| x.clone().autodiff().require_grad();
     let (p, h, c) = (leaf(p), leaf(h), leaf(c));
     let weight = weight.clone().autodiff().require_grad();
-    let states = run((p.clone(), weight.clone(), [h.clone(), c.clone()]));
+    let bias = bias.clone().autodiff().require_grad();
+    let states = run((p.clone(), weight.clone(), [h.clone(), c.clone()], bias.clone()));
     let weighed = [0, 1].map(|part| {
         let x = states[part].clone();
         let cotangent = Draw::new(91 + part as u64).tensor::<3>(x.dims(), -1.0, 1.0).cast(x.dtype());
@@ -82,6 +84,7 @@ fn everything((p, weight, [h, c]): &Four, run: impl FnOnce(Four) -> [Tensor<3>; 
     }
     let mut all = states.map(numbers).to_vec();
     all.extend([gradient(&p, &grads), gradient(&weight, &grads), gradient(&h, &grads), gradient(&c, &grads)]);
+    all.push(gradient(&bias, &grads));
     all
 }
 
@@ -95,15 +98,16 @@ fn compare(found: &[Vec<f64>], expected: &[Vec<f64>], [values, gradients]: [f64;
 const SINGLE: [f64; 2] = [1e-5, 1e-4];
 const DOUBLE: [f64; 2] = [1e-11; 2];
 
-fn double((p, weight, states): Four) -> Four {
-    (p.cast(DType::F64), weight.cast(DType::F64), states.map(|x| x.cast(DType::F64)))
+fn double((p, weight, states, bias): Five) -> Five {
+    let states = states.map(|x| x.cast(DType::F64));
+    (p.cast(DType::F64), weight.cast(DType::F64), states, bias.cast(DType::F64))
 }
 
 fn check(case: &Case) {
-    let four = case.inputs();
-    let expected = everything(&double(four.clone()), |four| case.plain(four));
-    compare(&everything(&double(four.clone()), |four| case.fused(four)), &expected, DOUBLE, case);
-    compare(&everything(&four, |four| case.fused(four)), &expected, SINGLE, case);
+    let five = case.inputs();
+    let expected = everything(&double(five.clone()), |five| case.plain(five));
+    compare(&everything(&double(five.clone()), |five| case.fused(five)), &expected, DOUBLE, case);
+    compare(&everything(&five, |five| case.fused(five)), &expected, SINGLE, case);
 }
 
 /// Rows around a register tile's and a job's, tokens around those for which the weights are laid out anew, units around
@@ -141,6 +145,24 @@ fn it_is_the_recurrence_at_every_size() {
     cases().iter().for_each(check);
 }
 
+/// Units that are no whole number of panels, more threads than panels, a row that ends early.
+#[test]
+fn threads_without_a_row_share_the_units_of_one() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(7).build().unwrap();
+    for (dims, length, reversed) in [
+        ([1, 40, 130], None, false),
+        ([1, 33, 200], Some(21), true),
+        ([3, 35, 70], Some(30), false),
+        ([2, 32, 128], None, true),
+    ] {
+        let threads = pool.install(|| together::members(dims[0], dims[2], dims[1]).len());
+        assert!(threads > 1, "{dims:?} are read by one thread each");
+        let lengths = length.map(|length| Lengths(vec![length; dims[0]]));
+        let case = Case { dims, lengths, reversed, seed: 11 };
+        pool.install(|| check(&case));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -158,23 +180,23 @@ proptest! {
 }
 
 /// Time and batch turned around, the weight a transpose, states every other number of something longer.
-fn turned(four: &Four) -> Four {
-    let (p, weight, states) = four.clone();
+fn turned(five: &Five) -> Five {
+    let (p, weight, states, bias) = five.clone();
     let again = |x: Tensor<3>| {
         let [b, _, n] = x.dims();
         x.unsqueeze_dim::<4>(3).repeat_dim(3, 2).swap_dims(2, 3).reshape([2 * b, 1, n]).narrow(0, 0, b)
     };
     let p = p.swap_dims(0, 2).mul_scalar(1.0).swap_dims(0, 2);
-    (p, weight.transpose().mul_scalar(1.0).transpose(), states.map(again))
+    (p, weight.transpose().mul_scalar(1.0).transpose(), states.map(again), bias)
 }
 
 #[test]
 fn inputs_may_lie_in_any_order() {
     for dims in [[3, 5, 16], [2, 9, 17]] {
         let case = Case { dims, lengths: None, reversed: false, seed: 3 };
-        let four = double(case.inputs());
-        let expected = everything(&four, |four| case.plain(turned(&four)));
-        compare(&everything(&four, |four| case.fused(turned(&four))), &expected, DOUBLE, &case);
+        let five = double(case.inputs());
+        let expected = everything(&five, |five| case.plain(turned(&five)));
+        compare(&everything(&five, |five| case.fused(turned(&five))), &expected, DOUBLE, &case);
     }
 }
 
@@ -184,15 +206,16 @@ fn results_do_not_depend_on_what_was_there() {
     for (dims @ [b, t, n], reversed) in [([3, 9, 17], false), ([5, 1, 16], true)] {
         let lengths = Lengths((0..b).map(|row| row % (t + 1)).collect());
         let case = Case { dims, lengths: Some(lengths.clone()), reversed, seed: 5 };
-        let (p, weight, [h, c]) = case.inputs();
+        let (p, weight, [h, c], bias) = case.inputs();
         let lengths: Vec<f32> = lengths.0.iter().map(|&n| n as f32).collect();
         let part = |x: Tensor<3>| x.unsqueeze_dim::<4>(1).try_into_primitive::<Flex>().unwrap();
         let read = Read::<Flex> {
             weight: weight.unsqueeze::<4>().try_into_primitive::<Flex>().unwrap(),
             h: part(h),
             c: part(c),
+            bias: bias.unsqueeze::<4>().try_into_primitive::<Flex>().unwrap(),
             lengths: <f32 as Number>::tensor(lengths, &[b, 1, 1, 1]),
-            options: Options { ragged: true, reversed },
+            options: Options { ragged: true, biased: true, reversed },
         };
         let (p, inputs) = (part(p), read.inputs::<f32>(t));
         let mut states = vec![f32::NAN; 2 * b * t * n];
@@ -212,24 +235,25 @@ fn results_do_not_depend_on_what_was_there() {
 #[test]
 fn graphics_devices_find_the_same() {
     for device in crate::testing::graphics() {
-        let there = |(p, weight, states): Four| {
-            (p.to_device(&device), weight.to_device(&device), states.map(|x| x.to_device(&device)))
+        let there = |(p, weight, states, bias): Five| {
+            let states = states.map(|x| x.to_device(&device));
+            (p.to_device(&device), weight.to_device(&device), states, bias.to_device(&device))
         };
         for case in cases() {
-            let four = case.inputs();
-            let expected = everything(&double(four.clone()), |four| case.plain(four));
-            compare(&everything(&there(four), |four| case.fused(four)), &expected, SINGLE, &case);
+            let five = case.inputs();
+            let expected = everything(&double(five.clone()), |five| case.plain(five));
+            compare(&everything(&there(five), |five| case.fused(five)), &expected, SINGLE, &case);
         }
         let case = Case { dims: [2, 9, 17], lengths: None, reversed: false, seed: 3 };
-        let four = case.inputs();
-        let expected = everything(&four, |four| case.plain(turned(&four)));
-        compare(&everything(&there(four), |four| case.fused(turned(&four))), &expected, SINGLE, &case);
+        let five = case.inputs();
+        let expected = everything(&five, |five| case.plain(turned(&five)));
+        compare(&everything(&there(five), |five| case.fused(turned(&five))), &expected, SINGLE, &case);
     }
 }
 
 #[test]
 fn it_declines_what_it_cannot_do() {
-    let (p, weight, [h, c]) = Case { dims: [2, 3, 4], lengths: None, reversed: false, seed: 1 }.inputs();
+    let (p, weight, [h, c], _) = Case { dims: [2, 3, 4], lengths: None, reversed: false, seed: 1 }.inputs();
     assert!(applies(&p, &weight, &h, &c));
     assert!(!applies(&p, &weight, &h, &c.clone().narrow(0, 0, 1)));
     assert!(!applies(&p, &weight, &h, &c.clone().cast(DType::F64)));
