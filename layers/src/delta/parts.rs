@@ -251,7 +251,7 @@ impl HeadOutput {
 
     /// `y: [b, h, t, p] -> [b, t, d]`
     pub fn forward(&self, y: Tensor<4>, gate: Option<Gated<3>>) -> Tensor<3> {
-        self.out_proj.forward(self.norm.parts().heads(y, gate))
+        self.norm.parts().heads_through(y, gate, &self.out_proj)
     }
 
     /// Operations of its maps per token.

@@ -17,6 +17,7 @@
 //! | `rotary` | Flex, `f32` and `f64`; graphics, `f32` | every [`Rope`](crate::nn::Rope) |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
+//! | `output` | graphics, `f32`; up to four tokens without gradients | norm, gate and last projection of layers |
 //! | `linear` | Flex, `f32` and `f64`; graphics, `f32`; up to four tokens without gradients | every [`Linear`](crate::nn::Linear), and on graphics devices all of a layer's with the same input at once |
 //! | `lstm` | Flex, `f32` and `f64`; graphics, `f32`, up to 512 units | [`LstmStack`](crate::rnn::LstmStack) |
 //! | `softmax` | Flex, `f32` and `f64`; graphics, `f32`, heads of up to 128 channels | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
@@ -59,7 +60,7 @@ mod vector;
 mod view;
 
 #[cfg(feature = "cube")]
-pub(crate) use cube::{GatedDelta, columns, decay_and_input, decays_and_keys, join};
+pub(crate) use cube::{BlockGates, GatedDelta, Output, columns, decays_and_keys, join};
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

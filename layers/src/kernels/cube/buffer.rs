@@ -23,6 +23,12 @@ pub(crate) fn fits<const D: usize>(x: &Tensor<D>, outer: usize) -> bool {
         && matches!(x.device().inner().as_dispatch(), DispatchDevice::Cube(_))
 }
 
+/// What a kernel without gradients reads: a tensor that [`fits`] and is not differentiated.
+pub(super) fn plain<const D: usize>(x: &Tensor<D>) -> Option<CubeTensor> {
+    let here = x.dtype() == DType::F32 && matches!(x.device().as_dispatch(), DispatchDevice::Cube(_));
+    if here && fits(x, 1) { x.clone().try_into_primitive::<CubeBackend>().ok() } else { None }
+}
+
 /// A contiguous tensor for a kernel to fill, beside `like`. Tests find it full of what is not a number.
 pub(super) fn empty(like: &CubeTensor, dims: &[usize]) -> CubeTensor {
     let (client, device) = (like.client.clone(), like.device.clone());
