@@ -60,7 +60,7 @@ mod vector;
 mod view;
 
 #[cfg(feature = "cube")]
-pub(crate) use cube::{BlockGates, GatedDelta, Output, columns, decays_and_keys, join};
+pub(crate) use cube::{BlockGates, GatedDelta, HeadInputs, Output, columns, decays_and_keys, join};
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

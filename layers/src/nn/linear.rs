@@ -211,7 +211,7 @@ pub fn project<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Ten
 fn few<const D: usize>(x: &Tensor<D>) -> Option<(Tensor<2>, [usize; D])> {
     let dims = x.dims();
     let rows = dims[..D - 1].iter().product();
-    let few = kernels::enabled() && kernels::linear::FEW.contains(&rows);
+    let few = kernels::enabled() && kernels::linear::are_few(x);
     few.then(|| (x.clone().reshape([rows, dims[D - 1]]), dims))
 }
 

@@ -9,8 +9,8 @@ mod normalize;
 mod rope;
 
 pub(crate) use conv::last_inputs;
-pub(crate) use conv::put_tail;
 pub use conv::{CausalConv, CausalConvConfig, short_conv};
+pub(crate) use conv::{put_tail, short_convs};
 pub(crate) use formula::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 use gates::gelu_tanh;
 pub(crate) use gates::{Steps, add_skip, elu_plus_one, erase, share};

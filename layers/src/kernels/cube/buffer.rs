@@ -55,6 +55,14 @@ pub(super) fn part_of(buffer: &CubeTensor, start: usize, dims: impl Into<Shape>)
     )
 }
 
+/// How many numbers after `first` the other tensor begins, if both are parts of one buffer in this order.
+pub(super) fn offset_from(first: &CubeTensor, other: &CubeTensor) -> Option<usize> {
+    let start = |x: &CubeTensor| x.handle.offset_start.unwrap_or(0) as usize;
+    let one = first.handle.memory.descriptor() == other.handle.memory.descriptor();
+    let between = start(other).checked_sub(start(first))?;
+    one.then_some(between / size_of::<f32>())
+}
+
 /// `width` numbers of the last axis from `first` on, where they lie: of a tensor on a graphics device without gradients,
 /// if a part of its buffer may begin there.
 pub(crate) fn columns<const D: usize>(x: &Tensor<D>, first: usize, width: usize) -> Option<Tensor<D>> {

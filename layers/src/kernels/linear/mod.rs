@@ -7,7 +7,6 @@ mod flex;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 
-#[cfg(feature = "cube")]
 use burn::tensor::Tensor;
 
 #[cfg(feature = "cube")]
@@ -20,6 +19,11 @@ pub(crate) use flex::run;
 
 /// For how many tokens the matrix is read once.
 pub(crate) const FEW: std::ops::RangeInclusive<usize> = 1..=4;
+
+/// Whether tokens, the last axis apart, are so few.
+pub(crate) fn are_few<const D: usize>(x: &Tensor<D>) -> bool {
+    FEW.contains(&x.dims()[..D - 1].iter().product())
+}
 
 /// Columns of a matrix, and what is added to their products.
 #[cfg(feature = "cube")]
