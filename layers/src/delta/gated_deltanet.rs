@@ -129,22 +129,31 @@ pub fn delta_system(log_a: Tensor<3>, beta: Tensor<3>, q: Tensor<4>, k: Tensor<4
 }
 
 impl GatedDeltaNet {
-    /// The system from queries, keys and values behind their convolutions, and from `W_a x` and `W_b x`.
-    fn rule(&self, [q, k, v]: [Tensor<3>; 3], a: Tensor<3>, b: Tensor<3>) -> System {
+    /// The system from queries, keys and values behind their convolutions, and from `W_a x` and `W_b x`, unless those are
+    /// still to be made of `x`.
+    fn rule(&self, [q, k, v]: [Tensor<3>; 3], made: Option<[Tensor<3>; 2]>, x: Tensor<3>) -> System {
         let sizes = self.config.sizes();
         let v = split_heads(v, sizes.value_heads);
         let (gain, eps) = ((sizes.n as f64).powf(-0.5), 1e-6);
         let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
         #[cfg(feature = "cube")]
         if kernels::enabled() && kernels::linear::on_graphics(&q) {
-            let [q, k, a, b] = [&q, &k, &a, &b].map(Clone::clone);
+            let of_heads = match &made {
+                Some(both) => kernels::HeadInputs::Made(both.clone()),
+                None => kernels::HeadInputs::Of(
+                    x.clone(),
+                    [&self.a_proj, &self.b_proj].map(|map| map.weight.val()),
+                ),
+            };
+            let (q, k) = (q.clone(), k.clone());
             let HeadDecay { a_log, dt_bias } = &self.decay;
             let (a_log, dt_bias, heads) = (a_log.val(), dt_bias.val(), sizes.heads);
-            let rule = kernels::GatedDelta { q, k, a, b, dt_bias, a_log, heads, gain, most, eps };
+            let rule = kernels::GatedDelta { q, k, of_heads, dt_bias, a_log, heads, gain, most, eps };
             if let Some(system) = rule.system(&v) {
                 return system;
             }
         }
+        let [a, b] = made.unwrap_or_else(|| [&self.a_proj, &self.b_proj].map(|map| map.forward(x.clone())));
         let unit = |x, gain| {
             let norm = Normalize::plain(Scaling { gain, ..Scaling::l2(eps) });
             repeat_heads(norm.run(split_heads(x, sizes.heads), None), sizes.group())
@@ -168,12 +177,19 @@ impl LinearMixer for GatedDeltaNet {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
-        let others = [&self.a_proj, &self.b_proj].into_iter().chain(self.output.first_gate_map());
+        // The rule's own kernel makes the few numbers of many tokens that decays and steps are made of.
+        #[cfg(feature = "cube")]
+        let later = kernels::enabled() && kernels::linear::on_graphics(&x) && !kernels::linear::are_few(&x);
+        #[cfg(not(feature = "cube"))]
+        let later = false;
+        let now = if later { &[][..] } else { &[&self.a_proj, &self.b_proj] };
+        let others = now.iter().copied().chain(self.output.first_gate_map());
         let others: Vec<Ended<'_>> = others.map(Ended::from).collect();
-        let (qkv, rest) = self.qkv.forward_with(x, &others, state, run)?;
+        let (qkv, rest) = self.qkv.forward_with(x.clone(), &others, state, run)?;
         let mut rest = rest.into_iter();
-        let [a, b] = [(); 2].map(|()| rest.next().expect("the maps to decay and step come first"));
-        Ok((self.rule(qkv, a, b), self.output.gate_of(rest.next())))
+        let made =
+            (!later).then(|| [(); 2].map(|()| rest.next().expect("the maps to decay and step come first")));
+        Ok((self.rule(qkv, made, x), self.output.gate_of(rest.next())))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use crate::error::require;
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Ended, Gated, Linear, RmsNorm, Steps, project_with, put_tail,
-    short_conv,
+    short_convs, silu,
 };
 use crate::system::{MEMORY, Run, State, fresh};
 use crate::{Init, Result};
@@ -110,14 +110,13 @@ impl Qkv {
         run: Run<'_>,
     ) -> Result<([Tensor<3>; 3], Vec<Tensor<3>>)> {
         let ([q, k, v], rest) = project_with(x, [&self.q_proj, &self.k_proj, &self.v_proj], others);
-        let mut address = |name, x, conv: &Option<CausalConv>| match conv {
-            Some(_) => short_conv(name, conv, x, state, run),
-            None => Ok(self.activation.apply(x)),
+        let qkv = if self.conv_q.is_some() {
+            let [of_q, of_k, of_v] = [&self.conv_q, &self.conv_k, &self.conv_v];
+            short_convs([("conv_q", of_q, q), ("conv_k", of_k, k), ("conv_v", of_v, v)], state, run)?
+        } else {
+            [self.activation.apply(q), self.activation.apply(k), silu(v)]
         };
-        let q = address("conv_q", q, &self.conv_q)?;
-        let k = address("conv_k", k, &self.conv_k)?;
-        let v = short_conv("conv_v", &self.conv_v, v, state, run)?;
-        Ok(([q, k, v], rest))
+        Ok((qkv, rest))
     }
 
     /// A memory of zeros, `[batch, heads, n, p]`, and tails of zeros.
@@ -251,7 +250,7 @@ impl HeadOutput {
 
     /// `y: [b, h, t, p] -> [b, t, d]`
     pub fn forward(&self, y: Tensor<4>, gate: Option<Gated<3>>) -> Tensor<3> {
-        self.out_proj.forward(self.norm.parts().heads(y, gate))
+        self.norm.parts().heads_through(y, gate, &self.out_proj)
     }
 
     /// Operations of its maps per token.

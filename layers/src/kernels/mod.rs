@@ -9,7 +9,7 @@
 //! | --- | --- | --- |
 //! | `append` | Flex, `f32` and `f64`; graphics, `f32`; without gradients | caches of one entry per token |
 //! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 204 numbers (132 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
-//! | `delta`, `steps`, `gates` | graphics, `f32`; without gradients | what gated DeltaNet, Mamba-2 and RG-LRU make of their projections for `tiled` and `scan` |
+//! | `delta`, `steps`, `gates` | graphics, `f32`; without gradients | what gated DeltaNet, Mamba-2 and RG-LRU make of their projections for `tiled` and `scan`, with RG-LRU's block products |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `descent` | Flex, `f32` and `f64` | memories that learn by gradient descent: of any depth with one gate per head in Miras, Yaad and Titans, TTT-Linear and TTT-MLP |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
@@ -17,6 +17,7 @@
 //! | `rotary` | Flex, `f32` and `f64`; graphics, `f32` | every [`Rope`](crate::nn::Rope) |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
+//! | `output` | graphics, `f32`; up to four tokens without gradients | norm, gate and last projection of layers |
 //! | `linear` | Flex, `f32` and `f64`; graphics, `f32`; up to four tokens without gradients | every [`Linear`](crate::nn::Linear), and on graphics devices all of a layer's with the same input at once |
 //! | `lstm` | Flex, `f32` and `f64`; graphics, `f32`, up to 512 units | [`LstmStack`](crate::rnn::LstmStack) |
 //! | `softmax` | Flex, `f32` and `f64`; graphics, `f32`, heads of up to 128 channels | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
@@ -59,7 +60,7 @@ mod vector;
 mod view;
 
 #[cfg(feature = "cube")]
-pub(crate) use cube::{GatedDelta, columns, decay_and_input, decays_and_keys, join};
+pub(crate) use cube::{BlockGates, GatedDelta, HeadInputs, Output, columns, decays_and_keys, join};
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

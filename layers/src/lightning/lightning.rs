@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 use super::lrpe::{Lrpe, LrpeLayers};
 use crate::error::{head_dim, require};
 use crate::nn::{
-    Activation, Ended, Ending, Gated, LayerNorm, Linear, Norm, RmsNorm, SrmsNorm, merge_heads, project_with,
-    split_heads,
+    Activation, Ended, Ending, Gated, LayerNorm, Linear, Norm, RmsNorm, SrmsNorm, gated_through, merge_heads,
+    project_with, split_heads,
 };
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views, fresh};
 use crate::{Error, Init, Result};
@@ -367,11 +367,11 @@ impl LinearMixer for Lightning {
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {
-        self.out_proj.forward(match (&self.norm, gate) {
-            (Some(norm), gate) => norm.merged(y, gate),
-            (None, Some(gate)) => merge_heads(y) * gate.open(),
-            (None, None) => merge_heads(y),
-        })
+        match (&self.norm, gate) {
+            (Some(norm), gate) => norm.parts().merged_through(y, gate, &self.out_proj),
+            (None, Some(gate)) => gated_through(y, gate, &self.out_proj),
+            (None, None) => self.out_proj.forward(merge_heads(y)),
+        }
     }
 
     fn system_views(&self, system: System, gate: Self::Aux, _state: &State) -> Result<Views> {

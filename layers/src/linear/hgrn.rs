@@ -177,7 +177,7 @@ impl LinearMixer for Hgrn {
             None => y,
         };
         let gate = Gated::new(aux.gate, Activation::Identity);
-        self.out_proj.forward(self.norm.parts().run(h.squeeze_dim::<3>(1), Some(gate)))
+        self.norm.parts().heads_through(h, Some(gate), &self.out_proj)
     }
 
     /// With a rotation, the eigenvalues are `f e^{±iθ}`; the implied attention is that of the turning frame.

@@ -159,7 +159,7 @@ impl LinearMixer for Hgrn2 {
     }
 
     fn readout(&self, y: Tensor<4>, _: ()) -> Tensor<3> {
-        self.out_proj.forward(self.norm.parts().merged(y, None))
+        self.norm.parts().merged_through(y, None, &self.out_proj)
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {

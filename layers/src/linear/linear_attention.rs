@@ -254,7 +254,9 @@ impl LinearMixer for LinearAttention {
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {
         let normalizer = self.config.normalizer;
         let y = match &self.norm {
-            Some(norm) if !normalizer.is_sum() => return self.out_proj.forward(norm.parts().heads(y, gate)),
+            Some(norm) if !normalizer.is_sum() => {
+                return norm.parts().heads_through(y, gate, &self.out_proj);
+            }
             _ => merge_heads(if normalizer.is_sum() { divide(y, normalizer) } else { y }),
         };
         self.out_proj.forward(if let Some(gate) = gate { y * gate.open() } else { y })

@@ -181,7 +181,7 @@ impl Mixer for LogLinearAttention {
             state.put_doubling(BUCKETS, buckets, 2);
         }
         let gate = Gated::new(self.gate_proj.forward(x), Activation::Silu);
-        Ok((self.out_proj.forward(self.norm.parts().heads(y, Some(gate))), state))
+        Ok((self.norm.parts().heads_through(y, Some(gate), &self.out_proj), state))
     }
 
     /// The spectrum is the decay `a`, the same for all memories.

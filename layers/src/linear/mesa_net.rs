@@ -339,7 +339,7 @@ impl Mixer for MesaNet {
         let (y, memory) = mesa(&inputs, state.get(MEMORY)?, run.form)?;
         state.put(MEMORY, memory);
         let gate = self.gate_proj.as_ref().map(|map| Gated::new(map.forward(x), Activation::Silu));
-        Ok((self.out_proj.forward(self.norm.parts().heads(y, gate)), state))
+        Ok((self.norm.parts().heads_through(y, gate, &self.out_proj), state))
     }
 
     /// With the solutions `x_t` frozen, the output is linear in the values: those of a decayed memory read at

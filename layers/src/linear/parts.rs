@@ -223,7 +223,7 @@ impl GatedReadout {
             Some(norm) => norm.parts(),
             None => Normalize::plain(Scaling::rms(self.eps)),
         };
-        self.out_proj.forward(norm.heads(y, gate))
+        norm.heads_through(y, gate, &self.out_proj)
     }
 
     /// Operations per token.

@@ -128,7 +128,7 @@ impl MirasLayer {
         let gain = self.norm_weight.val().reshape([1, 1, h, n]);
         let norm = Normalize { weight: Some(gain), ..Normalize::plain(Scaling::rms(self.norm_eps)) };
         let gate = Gated::new(self.gate_proj.forward(x), Activation::Silu);
-        self.out_proj.forward(norm.heads(y, Some(gate)))
+        norm.heads_through(y, Some(gate), &self.out_proj)
     }
 
     /// Operations per token of all that is not the memory or its gates.

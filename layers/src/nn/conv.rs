@@ -210,3 +210,57 @@ pub fn short_conv(
     state.put(name, tail);
     Ok(y)
 }
+
+/// [`short_conv`] of three sequences with convolutions, each with its slot: in fewer kernels on a graphics device without
+/// gradients.
+///
+/// # Errors
+/// When the state lacks a slot.
+pub(crate) fn short_convs(
+    all: [(&str, &Option<CausalConv>, Tensor<3>); 3],
+    state: &mut State,
+    run: Run<'_>,
+) -> Result<[Tensor<3>; 3]> {
+    #[cfg(feature = "cube")]
+    if kernels::enabled() && run.lengths.is_none() && kernels::linear::on_graphics(&all[0].2) {
+        if let Some(found) = several(&all, state)? {
+            return Ok(std::array::from_fn(|i| found[i].clone()));
+        }
+        let [first, second, (name, conv, x)] = all.clone();
+        if let Some(two) = several(&[first, second], state)? {
+            let third = short_conv(name, conv, x, state, run)?;
+            return Ok([two[0].clone(), two[1].clone(), third]);
+        }
+    }
+    let [first, second, third] = all.map(|(name, conv, x)| short_conv(name, conv, x, state, run));
+    Ok([first?, second?, third?])
+}
+
+/// All of them in one kernel; `None` where there is none for them.
+#[cfg(feature = "cube")]
+fn several(
+    all: &[(&str, &Option<CausalConv>, Tensor<3>)],
+    state: &mut State,
+) -> Result<Option<Vec<Tensor<3>>>> {
+    let mut inputs = Vec::new();
+    let mut activations = Vec::new();
+    for (name, conv, x) in all {
+        let Some(conv) = conv else { return Ok(None) };
+        if conv.bias.is_some() {
+            return Ok(None);
+        }
+        inputs.push((x.clone(), state.get(name)?, conv.weight.val()));
+        activations.push(conv.activation);
+    }
+    let first = activations[0];
+    let known = matches!(first, Activation::Silu | Activation::Identity);
+    if !known || activations.iter().any(|&other| other != first) {
+        return Ok(None);
+    }
+    let Some(found) = kernels::conv::run_several(inputs, first == Activation::Silu) else { return Ok(None) };
+    let moved = all.iter().zip(found).map(|((name, ..), [y, last])| {
+        state.put(name, last);
+        y
+    });
+    Ok(Some(moved.collect()))
+}

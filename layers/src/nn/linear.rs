@@ -82,7 +82,7 @@ impl Linear {
     #[cfg(feature = "cube")]
     fn columns(&self, first: usize, width: usize) -> kernels::linear::Map {
         let biases = self.bias.iter().map(|bias| bias.val()).collect();
-        kernels::linear::Map { weight: self.weight.val(), heads: 1, biases, first, width, then: None }
+        kernels::linear::Map { weight: self.weight.val(), biases, first, width, then: None }
     }
 }
 
@@ -196,30 +196,6 @@ pub(crate) fn project_with<'a, const D: usize, const N: usize>(
     (maps.map(plainly), others.iter().copied().map(plainly).collect())
 }
 
-/// `x: [b, t, h n]` through matrices with a block per head on their diagonals, `[h, n, m]`: `[b, t, h, m]` each.
-pub(crate) fn project_blocks<const N: usize>(x: Tensor<3>, blocks: [Tensor<3>; N]) -> [Tensor<4>; N] {
-    let [b, t, _] = x.dims();
-    #[cfg(feature = "cube")]
-    if let Some(all) = on_graphics(&x, || {
-        let map = |blocks: &Tensor<3>| {
-            let [heads, n, m] = blocks.dims();
-            let weight = blocks.clone().reshape([heads * n, m]);
-            kernels::linear::Map { weight, heads, biases: Vec::new(), first: 0, width: heads * m, then: None }
-        };
-        blocks.iter().map(map).collect()
-    }) {
-        return std::array::from_fn(|i| {
-            let [heads, _, m] = blocks[i].dims();
-            all[i].clone().reshape([b, t, heads, m])
-        });
-    }
-    blocks.map(|blocks| {
-        let [heads, n, m] = blocks.dims();
-        let x = x.clone().reshape([b * t, heads, n]).swap_dims(0, 1);
-        x.matmul(blocks).swap_dims(0, 1).reshape([b, t, heads, m])
-    })
-}
-
 /// `x W + b` over the last axis, of size `in`: `W: [in, out]`, `b: [out]`.
 pub fn project<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
     #[cfg(feature = "flex")]
@@ -232,7 +208,7 @@ pub fn project<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Ten
     #[cfg(feature = "cube")]
     if let Some(y) = on_graphics(&x, || {
         let (weight, biases, width) = (weight.clone(), bias.iter().cloned().collect(), weight.dims()[1]);
-        vec![kernels::linear::Map { weight, heads: 1, biases, first: 0, width, then: None }]
+        vec![kernels::linear::Map { weight, biases, first: 0, width, then: None }]
     }) {
         return only(y);
     }
@@ -244,7 +220,7 @@ pub fn project<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Ten
 fn few<const D: usize>(x: &Tensor<D>) -> Option<(Tensor<2>, [usize; D])> {
     let dims = x.dims();
     let rows = dims[..D - 1].iter().product();
-    let few = kernels::enabled() && kernels::linear::FEW.contains(&rows);
+    let few = kernels::enabled() && kernels::linear::are_few(x);
     few.then(|| (x.clone().reshape([rows, dims[D - 1]]), dims))
 }
 

@@ -9,17 +9,17 @@ mod normalize;
 mod rope;
 
 pub(crate) use conv::last_inputs;
-pub(crate) use conv::put_tail;
 pub use conv::{CausalConv, CausalConvConfig, short_conv};
+pub(crate) use conv::{put_tail, short_convs};
 pub(crate) use formula::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 use gates::gelu_tanh;
 pub(crate) use gates::{Steps, add_skip, elu_plus_one, erase, share};
 pub use gates::{gated, log_sigmoid, scaled_log_sigmoid, scaled_sigmoid, silu, softplus};
-pub(crate) use linear::{Ended, Ending, columns_of, project_blocks, project_with};
+pub(crate) use linear::{Ended, Ending, columns_of, project_with};
 pub use linear::{Linear, project};
 pub use norm::{LayerNorm, Norm, NormConfig, RmsNorm, SrmsNorm, l2_normalize, rms_normalize};
 pub use normalize::Gated;
-pub(crate) use normalize::{Normalize, Scaling};
+pub(crate) use normalize::{Normalize, Scaling, gated_through};
 pub use rope::{Llama3Scaling, Rope, RopeConfig};
 
 use burn::tensor::{Tensor, activation};
@@ -49,7 +49,7 @@ pub enum Activation {
 impl Activation {
     /// What kernels call it, if they have it.
     #[cfg(feature = "cube")]
-    fn function(self) -> Option<Function> {
+    pub(crate) fn function(self) -> Option<Function> {
         match self {
             Self::Silu => Some(Function::Silu),
             Self::GeluTanh => Some(Function::GeluTanh),

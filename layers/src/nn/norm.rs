@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::normalize::{Gated, Normalize, Scaling};
+use super::normalize::{Normalize, Scaling};
 use crate::Init;
 
 /// `x / sqrt(mean(x²) + eps)` over the last axis.
@@ -167,11 +167,6 @@ impl Norm {
             Norm::Srms(norm) => norm.forward(x),
             Norm::Layer(norm) => norm.forward(x),
         }
-    }
-
-    /// All heads of a token of `y: [b, h, t, p]` together, gated: `[b, t, h p]`.
-    pub(crate) fn merged(&self, y: Tensor<4>, gate: Option<Gated<3>>) -> Tensor<3> {
-        self.parts().merged(y, gate)
     }
 
     /// What it does, on its own.

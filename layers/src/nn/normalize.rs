@@ -3,7 +3,7 @@
 
 use burn::tensor::Tensor;
 
-use super::Activation;
+use super::{Activation, Linear, gated, merge_heads};
 use crate::kernels;
 
 /// How rows are normalised.
@@ -104,12 +104,31 @@ impl Normalize {
     }
 
     /// Over all heads of a token of `y: [b, h, t, p]` together: `[b, t, h p]`, as the gate has them.
-    pub(crate) fn merged(mut self, y: Tensor<4>, gate: Option<Gated<3>>) -> Tensor<3> {
+    pub(crate) fn merged(self, y: Tensor<4>, gate: Option<Gated<3>>) -> Tensor<3> {
+        self.joint(&y).heads(y, gate)
+    }
+
+    /// [`Self::heads`] through a map: in one kernel for few tokens on a graphics device.
+    pub(crate) fn heads_through(self, y: Tensor<4>, gate: Option<Gated<3>>, map: &Linear) -> Tensor<3> {
+        #[cfg(feature = "cube")]
+        if let Some(z) = through(&y, Some(&self), gate.as_ref(), map) {
+            return z;
+        }
+        map.forward(self.heads(y, gate))
+    }
+
+    /// [`Self::merged`] through a map: in one kernel for few tokens on a graphics device.
+    pub(crate) fn merged_through(self, y: Tensor<4>, gate: Option<Gated<3>>, map: &Linear) -> Tensor<3> {
+        self.joint(&y).heads_through(y, gate, map)
+    }
+
+    /// Of all heads of a token of `y: [b, h, t, p]` together.
+    fn joint(mut self, y: &Tensor<4>) -> Self {
         let [_, h, _, p] = y.dims();
         self.scaling.joint = true;
         let of_heads = |x: Option<Tensor<4>>| x.map(|x| x.reshape([1, 1, h, p]));
         (self.weight, self.bias) = (of_heads(self.weight), of_heads(self.bias));
-        self.heads(y, gate)
+        self
     }
 
     /// `x: [a, b, m, n]`, with or without kernels.
@@ -117,7 +136,7 @@ impl Normalize {
         not(any(feature = "flex", feature = "cube")),
         allow(unused_variables, reason = "there are no kernels without a backend")
     )]
-    pub(super) fn run_four(self, x: Tensor<4>, gate: Option<Gated<4>>, kernels: bool) -> Tensor<4> {
+    pub(crate) fn run_four(self, x: Tensor<4>, gate: Option<Gated<4>>, kernels: bool) -> Tensor<4> {
         #[cfg(any(feature = "flex", feature = "cube"))]
         if kernels {
             use crate::kernels::norm::{Gating, Inputs, Opening};
@@ -163,6 +182,34 @@ impl Normalize {
         }
         if let Some(gate) = after { y * gate.open() } else { y }
     }
+}
+
+/// All heads of a token of `y: [b, h, t, p]`, times a gate, through a map: in one kernel for few tokens on a graphics
+/// device.
+pub(crate) fn gated_through(y: Tensor<4>, gate: Gated<3>, map: &Linear) -> Tensor<3> {
+    #[cfg(feature = "cube")]
+    if let Some(z) = through(&y, None, Some(&gate), map) {
+        return z;
+    }
+    map.forward(gated(merge_heads(y), gate.values, gate.activation))
+}
+
+/// Heads normalised and gated where there are such, and mapped, in one kernel.
+#[cfg(feature = "cube")]
+fn through(
+    y: &Tensor<4>,
+    norm: Option<&Normalize>,
+    gate: Option<&Gated<3>>,
+    map: &Linear,
+) -> Option<Tensor<3>> {
+    let [b, h, t, _] = y.dims();
+    if !kernels::enabled() || !kernels::linear::on_graphics(y) || !kernels::linear::FEW.contains(&(b * t)) {
+        return None;
+    }
+    let (x, norm, gate) =
+        (y.clone().swap_dims(1, 2), norm.cloned(), gate.cloned().map(|gate| split(gate, h)));
+    let (weight, bias) = (map.weight.val(), map.bias.as_ref().map(|bias| bias.val()));
+    kernels::Output { x, norm, gate, weight, bias }.project()
 }
 
 /// `[b, t, h p] -> [b, t, h, p]`

@@ -25,8 +25,8 @@ use crate::error::require;
 #[cfg(feature = "cube")]
 use crate::kernels;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, Formula, Function, LOG_ZERO, Linear, MOST_SLOPE, gated,
-    project_blocks, project_with, softplus,
+    Activation, CausalConv, CausalConvConfig, Formula, Function, Gated, LOG_ZERO, Linear, MOST_SLOPE,
+    gated_through, project_with, softplus,
 };
 use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, engine, fresh};
 use crate::{Error, Init, Result};
@@ -147,8 +147,10 @@ impl BlockLinear {
 
     /// Without the bias: `[b, t, heads · w] -> [b, t, heads, w]`
     fn blocks(&self, x: Tensor<3>) -> Tensor<4> {
-        let [y] = project_blocks(x, [self.weight.val()]);
-        y
+        let [b, t, _] = x.dims();
+        let [heads, width, _] = self.weight.dims();
+        let x = x.reshape([b * t, heads, width]).swap_dims(0, 1);
+        x.matmul(self.weight.val()).swap_dims(0, 1).reshape([b, t, heads, width])
     }
 
     /// `[1, 1, heads, w]`
@@ -174,24 +176,23 @@ impl RgLruCore {
     /// `(Λ, B u)` on `u: [b, t, n]`; `reset: [b, t]` is 1 where a new document starts, 0 elsewhere.
     pub fn system(&self, u: Tensor<3>, reset: Option<Tensor<2>>) -> System {
         let [b, t, n] = u.dims();
-        let gates = [&self.a_gate, &self.input_gate].map(|gate| gate.weight.val());
-        let [r, i] = project_blocks(u.clone(), gates);
-        let dims @ [.., heads, width] = r.dims();
+        let gates = [&self.a_gate, &self.input_gate];
         let options = (&u.device().inner(), u.dtype());
-        let reset = reset.unwrap_or_else(|| Tensor::from_data([[0.0f32]], options));
-        let [rows, tokens] = reset.dims();
-        let reset = reset.reshape([rows, tokens, 1, 1]).expand(dims);
-        let rate = self.a_param.val().reshape([1, 1, heads, width]);
-        let u = u.reshape(dims);
-        let settle = |x: Tensor<4>| x.reshape([b, 1, t, n]);
+        let reset = reset.unwrap_or_else(|| Tensor::from_data([[0.0f32]], options)).expand([b, t]);
         #[cfg(feature = "cube")]
-        if kernels::enabled() {
-            let parameters = [&self.a_gate.bias(), &rate, &self.input_gate.bias()];
-            if let Some(both) = kernels::decay_and_input([&r, &reset, &i, &u], parameters, self.c) {
-                let [log_a, input] = both.map(settle);
+        if kernels::enabled() && kernels::linear::on_graphics(&u) {
+            let blocks = gates.map(|gate| gate.weight.val());
+            let biases = gates.map(|gate| gate.bias.val());
+            let all = kernels::BlockGates { blocks, biases, rate: self.a_param.val(), scale: self.c };
+            if let Some([log_a, input]) = all.decay_and_input(&u, &reset) {
                 return System::direct(log_a, input);
             }
         }
+        let [r, i] = gates.map(|gate| gate.blocks(u.clone()));
+        let dims @ [.., heads, width] = r.dims();
+        let reset = reset.reshape([b, t, 1, 1]).expand(dims);
+        let rate = self.a_param.val().reshape([1, 1, heads, width]);
+        let u = u.reshape(dims);
         let decay = Formula { scale: self.c, ..Formula::new(Function::GateDecay) };
         let log_a = decay.run([r, reset], [self.a_gate.bias(), rate], |[r, reset], [bias, rate]| {
             let log_a = activation::sigmoid(r + bias) * softplus(rate).mul_scalar(-self.c);
@@ -203,6 +204,7 @@ impl RgLruCore {
         let input = input.run(inputs, [self.input_gate.bias()], |[log_a, i, u], [bias]| {
             bounded_sqrt(one_minus_square(log_a)) * activation::sigmoid(i + bias) * u
         });
+        let settle = |x: Tensor<4>| x.reshape([b, 1, t, n]);
         System::direct(settle(log_a), settle(input))
     }
 
@@ -302,7 +304,7 @@ impl LinearMixer for RgLru {
     }
 
     fn readout(&self, y: Tensor<4>, gate: Tensor<3>) -> Tensor<3> {
-        self.out_proj.forward(gated(y.squeeze_dim::<3>(1), gate, self.config.activation))
+        gated_through(y, Gated::new(gate, self.config.activation), &self.out_proj)
     }
 
     fn cost(&self, batch: usize, time: usize, _form: Form) -> Cost {

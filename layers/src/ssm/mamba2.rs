@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::require;
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, RmsNorm, Scaling, Steps, columns_of,
-    gated, merge_heads, repeat_heads, silu, split_heads,
+    gated_through, merge_heads, repeat_heads, silu, split_heads,
 };
 use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition, fresh};
 use crate::{Error, Init, Result};
@@ -221,10 +221,11 @@ impl LinearMixer for Mamba2 {
     fn readout(&self, y: Tensor<4>, z: Tensor<3>) -> Tensor<3> {
         let gate =
             Gated { before: self.config.norm == GatedNorm::AfterGate, ..Gated::new(z, Activation::Silu) };
-        self.out_proj.forward(match &self.norm {
-            Some(norm) => self.normalize(norm, y, Some(gate)),
-            None => gated(merge_heads(y), gate.values, gate.activation),
-        })
+        match &self.norm {
+            Some(norm) if self.in_groups() => self.out_proj.forward(self.normalize(norm, y, Some(gate))),
+            Some(norm) => norm.parts().merged_through(y, Some(gate), &self.out_proj),
+            None => gated_through(y, gate, &self.out_proj),
+        }
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {
@@ -238,9 +239,14 @@ impl LinearMixer for Mamba2 {
 }
 
 impl Mamba2 {
+    /// Whether the output norm takes each group's channels by themselves.
+    fn in_groups(&self) -> bool {
+        self.config.grouped_norm && self.config.groups > 1
+    }
+
     /// `y: [b, h, t, p] -> [b, t, h p]`
     fn normalize(&self, norm: &RmsNorm, y: Tensor<4>, gate: Option<Gated<3>>) -> Tensor<3> {
-        if !self.config.grouped_norm || self.config.groups == 1 {
+        if !self.in_groups() {
             return norm.parts().merged(y, gate);
         }
         let [b, h, t, p] = y.dims();

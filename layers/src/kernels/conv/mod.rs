@@ -94,6 +94,26 @@ pub(crate) fn run_parts<const N: usize>(
     Some((parts.try_into().ok()?, last.map(whole)))
 }
 
+/// Outputs and last inputs, as [`run`] has them, of several `(x, tail, weight)` in one launch, on a graphics device without
+/// gradients.
+#[cfg(feature = "cube")]
+pub(crate) fn run_several(
+    all: Vec<(Tensor<3>, Tensor<3>, Tensor<2>)>,
+    silu: bool,
+) -> Option<Vec<[Tensor<3>; 2]>> {
+    let read = |(x, tail, weight): (Tensor<3>, Tensor<3>, Tensor<2>)| {
+        if !applies(&x, &tail, &weight) {
+            return None;
+        }
+        let (all, options, _) = arguments(x, tail, weight, None, silu, true);
+        Read::<Cube>::plain(&all, options)
+    };
+    let reads: Vec<Read<Cube>> = all.into_iter().map(read).collect::<Option<_>>()?;
+    let found = super::cube::convolve_several(&reads)?;
+    let whole = |x| Tensor::<4>::from_primitive::<Cube>(x).squeeze_dim(1);
+    Some(found.into_iter().map(|both| both.map(whole)).collect())
+}
+
 /// What backends are given, and whether the last inputs are to be kept.
 fn arguments(
     x: Tensor<3>,

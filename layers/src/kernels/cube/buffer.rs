@@ -23,6 +23,12 @@ pub(crate) fn fits<const D: usize>(x: &Tensor<D>, outer: usize) -> bool {
         && matches!(x.device().inner().as_dispatch(), DispatchDevice::Cube(_))
 }
 
+/// What a kernel without gradients reads: a tensor that [`fits`] and is not differentiated.
+pub(super) fn plain<const D: usize>(x: &Tensor<D>) -> Option<CubeTensor> {
+    let here = x.dtype() == DType::F32 && matches!(x.device().as_dispatch(), DispatchDevice::Cube(_));
+    if here && fits(x, 1) { x.clone().try_into_primitive::<CubeBackend>().ok() } else { None }
+}
+
 /// A contiguous tensor for a kernel to fill, beside `like`. Tests find it full of what is not a number.
 pub(super) fn empty(like: &CubeTensor, dims: &[usize]) -> CubeTensor {
     let (client, device) = (like.client.clone(), like.device.clone());
@@ -47,6 +53,14 @@ pub(super) fn part_of(buffer: &CubeTensor, start: usize, dims: impl Into<Shape>)
         handle,
         buffer.dtype,
     )
+}
+
+/// How many numbers after `first` the other tensor begins, if both are parts of one buffer in this order.
+pub(super) fn offset_from(first: &CubeTensor, other: &CubeTensor) -> Option<usize> {
+    let start = |x: &CubeTensor| x.handle.offset_start.unwrap_or(0) as usize;
+    let one = first.handle.memory.descriptor() == other.handle.memory.descriptor();
+    let between = start(other).checked_sub(start(first))?;
+    one.then_some(between / size_of::<f32>())
 }
 
 /// `width` numbers of the last axis from `first` on, where they lie: of a tensor on a graphics device without gradients,

@@ -7,6 +7,8 @@
 
 #![allow(clippy::collapsible_if, reason = "the outer one is decided when a kernel is compiled")]
 
+mod several;
+
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -14,6 +16,8 @@ use cubecl::prelude::*;
 use super::buffer::{ALIGNED, dims, empty, part_of};
 use super::functions::sigmoid;
 use crate::kernels::conv::{Options, Passes, Read};
+
+pub(in crate::kernels) use several::convolve_several;
 
 /// Widest convolution: a unit keeps as many inputs at hand.
 const TAPS: usize = 16;
@@ -146,10 +150,14 @@ impl Passes for CubeBackend {
     }
 }
 
-/// Number `s` of a channel of a row, counted from the first of the `taps - 1` inputs before the call.
+/// Number `s` of channel `c` of a row, counted from the first of the `taps - 1` inputs before the call; the row's own begin
+/// at number `start` of `x`, `step` apart.
 #[cube]
+#[allow(clippy::too_many_arguments, reason = "where a channel lies")]
 fn before(
     x: &Tensor<f32>,
+    start: usize,
+    step: usize,
     tail: &Tensor<f32>,
     row: usize,
     s: usize,
@@ -162,7 +170,7 @@ fn before(
         found = tail[row * tail.stride(0) + s * tail.stride(2) + c * tail.stride(3)];
     }
     if s >= early {
-        found = x[row * x.stride(0) + (s - early) * x.stride(2) + c * x.stride(3)];
+        found = x[start + (s - early) * step];
     }
     found
 }
@@ -189,7 +197,6 @@ mod forward {
         #[comptime] kept: bool,
     ) {
         let c = ABSOLUTE_POS_X as usize;
-        let first = CUBE_POS_Y as usize * tokens;
         let time = x.shape(2);
         let channels = x.shape(3);
         if c < channels {
@@ -209,49 +216,95 @@ mod forward {
                 width = channels - third;
                 part = third_at;
             }
-            let mut from = row * x.stride(0) + first * step + c * x.stride(3);
-            let mut to = part + (row * time + first) * width + (c - own);
-            let mut filter = Array::<f32>::new(taps);
-            let mut window = Array::<f32>::new(taps);
-            #[unroll]
-            for j in 0..taps {
-                filter[j] = weight[c * weight.stride(2) + j * weight.stride(3)];
-                if comptime!(j + 1 < taps) {
-                    window[j] = before(x, tail, row, first + j, c, taps);
-                }
-            }
-            if comptime!(kept) {
-                if CUBE_POS_Y == 0 {
-                    #[unroll]
-                    for j in 0..comptime!(taps - 1) {
-                        last[(row * comptime!(taps - 1) + j) * channels + c] =
-                            before(x, tail, row, time + j, c, taps);
-                    }
-                }
-            }
+            let start = row * x.stride(0) + c * x.stride(3);
             let mut shift = f32::new(0.0);
             if biased {
                 shift = bias[c * bias.stride(3)];
             }
-            let count = min(tokens, time - first);
-            for _ in 0..count {
-                window[comptime!(taps - 1)] = x[from];
-                from += step;
-                let mut z = shift;
-                #[unroll]
-                for j in 0..taps {
-                    z += filter[j] * window[j];
-                }
-                if silu {
-                    z *= sigmoid(z);
-                }
-                y[to] = z;
-                to += width;
-                #[unroll]
-                for j in 1..taps {
-                    let next = window[j];
-                    window[comptime!(j - 1)] = next;
-                }
+            let to = part + row * time * width + (c - own);
+            convolve(x, start, step, tail, weight, shift, y, to, width, time, row, c, taps, tokens, silu);
+            if comptime!(kept) {
+                let to = row * comptime!(taps - 1) * channels + c;
+                keep(x, start, step, tail, last, to, channels, time, row, c, taps);
+            }
+        }
+    }
+
+    /// The outputs of a channel for the tokens of a unit; that of the row's first token is number `to` of `y`, the others
+    /// are `width` apart.
+    #[cube]
+    #[allow(clippy::too_many_arguments, reason = "where a channel lies")]
+    pub(super) fn convolve(
+        x: &Tensor<f32>,
+        start: usize,
+        step: usize,
+        tail: &Tensor<f32>,
+        weight: &Tensor<f32>,
+        shift: f32,
+        y: &mut Tensor<f32>,
+        to: usize,
+        width: usize,
+        time: usize,
+        row: usize,
+        c: usize,
+        #[comptime] taps: usize,
+        #[comptime] tokens: usize,
+        #[comptime] silu: bool,
+    ) {
+        let first = CUBE_POS_Y as usize * tokens;
+        let mut from = start + first * step;
+        let mut to = to + first * width;
+        let mut filter = Array::<f32>::new(taps);
+        let mut window = Array::<f32>::new(taps);
+        #[unroll]
+        for j in 0..taps {
+            filter[j] = weight[c * weight.stride(2) + j * weight.stride(3)];
+            if comptime!(j + 1 < taps) {
+                window[j] = before(x, start, step, tail, row, first + j, c, taps);
+            }
+        }
+        let count = min(tokens, time - first);
+        for _ in 0..count {
+            window[comptime!(taps - 1)] = x[from];
+            from += step;
+            let mut z = shift;
+            #[unroll]
+            for j in 0..taps {
+                z += filter[j] * window[j];
+            }
+            if silu {
+                z *= sigmoid(z);
+            }
+            y[to] = z;
+            to += width;
+            #[unroll]
+            for j in 1..taps {
+                let next = window[j];
+                window[comptime!(j - 1)] = next;
+            }
+        }
+    }
+
+    /// The last inputs of a channel, if the unit has the first tokens: from number `to` of `last` on, `width` apart.
+    #[cube]
+    #[allow(clippy::too_many_arguments, reason = "where a channel lies")]
+    pub(super) fn keep(
+        x: &Tensor<f32>,
+        start: usize,
+        step: usize,
+        tail: &Tensor<f32>,
+        last: &mut Tensor<f32>,
+        to: usize,
+        width: usize,
+        time: usize,
+        row: usize,
+        c: usize,
+        #[comptime] taps: usize,
+    ) {
+        if CUBE_POS_Y == 0 {
+            #[unroll]
+            for j in 0..comptime!(taps - 1) {
+                last[to + j * width] = before(x, start, step, tail, row, time + j, c, taps);
             }
         }
     }
@@ -291,7 +344,8 @@ mod backward {
             let mut d_filter = Array::<f32>::new(taps);
             // Gradients of `z` of the tokens before reach these rows.
             let start = first - min(first, taps - 1);
-            let mut from = row * x.stride(0) + start * x.stride(2) + c * x.stride(3);
+            let x_start = row * x.stride(0) + c * x.stride(3);
+            let mut from = x_start + start * x.stride(2);
             #[unroll]
             for j in 0..taps {
                 filter[j] = weight[c * weight.stride(2) + j * weight.stride(3)];
@@ -299,7 +353,7 @@ mod backward {
                 d_filter[j] = f32::new(0.0);
                 window[j] = f32::new(0.0);
                 if comptime!(j + 1 < taps) && start + j < rows {
-                    window[j] = before(x, tail, row, start + j, c, taps);
+                    window[j] = before(x, x_start, x.stride(2), tail, row, start + j, c, taps);
                 }
             }
             let mut shift = f32::new(0.0);

@@ -6,15 +6,15 @@
 //! log d = -exp(A_log) softplus(a + dt_bias),   write = β k,   erase = -e^{log d} write
 //! ```
 //!
-//! Floor: memory, in one launch instead of seven. What is multiplied into the memory, `log d`, `k` and `erase`, is also
+//! Floor: memory, in one launch instead of seven, or of nine where it also makes `a` and `b`, a few numbers per token. What is multiplied into the memory, `log d`, `k` and `erase`, is also
 //! written as the recurrence's kernel reads it, beside each other, in place of a launch that packs them.
 
-use burn::tensor::{DType, Tensor as Burn};
+use burn::tensor::Tensor as Burn;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::buffer::{ALIGNED, MOST_CUBES, empty, part_of};
+use super::buffer::{ALIGNED, MOST_CUBES, empty, part_of, plain};
 use super::functions::sigmoid;
 use super::pointwise::softplus;
 use crate::system::{System, Transition};
@@ -28,6 +28,15 @@ const SLOTS: usize = 2;
 /// Largest key.
 const MOST: usize = 256;
 
+/// `a` and `b` of every value head; each head of `q` and `k` is for some in a row.
+#[derive(Clone, Debug)]
+pub(crate) enum HeadInputs {
+    /// `[b, t, h]` each
+    Made([Burn<3>; 2]),
+    /// `x W_a` and `x W_b` of `x: [b, t, d]`, which the kernel makes: `[d, h]` each
+    Of(Burn<3>, [Burn<2>; 2]),
+}
+
 /// Projections of the gated delta rule, and its parameters.
 #[derive(Clone, Debug)]
 pub(crate) struct GatedDelta {
@@ -35,10 +44,8 @@ pub(crate) struct GatedDelta {
     pub(crate) q: Burn<3>,
     /// `[b, t, heads n]`
     pub(crate) k: Burn<3>,
-    /// `[b, t, h]`, each head of `q` and `k` for some in a row
-    pub(crate) a: Burn<3>,
-    /// `[b, t, h]`
-    pub(crate) b: Burn<3>,
+    /// What decays and steps are made of
+    pub(crate) of_heads: HeadInputs,
     /// `[h]`
     pub(crate) dt_bias: Burn<1>,
     /// `[h]`
@@ -57,19 +64,19 @@ impl GatedDelta {
     /// The system that writes `v: [b, h, t, p]`; `None` where these are not for the kernel: gradients, another device or
     /// element type, large keys.
     pub(crate) fn system(&self, v: &Burn<4>) -> Option<System> {
-        let three = [&self.q, &self.k, &self.a, &self.b];
-        let fits =
-            |x: &Burn<3>| x.dtype() == DType::F32 && super::linear::on_graphics(x) && super::fits(x, 1);
-        let ([b, t, width], [_, _, h]) = (self.q.dims(), self.a.dims());
+        let ([b, t, width], h) = (self.q.dims(), self.dt_bias.dims()[0]);
         let (n, rows) = (width / self.heads, b * h * t);
-        if !three.iter().all(|x| fits(x)) || !(1..=MOST).contains(&n) || rows == 0 || rows >= 1 << 24 {
+        if !(1..=MOST).contains(&n) || rows == 0 || rows >= 1 << 24 {
             return None;
         }
-        let plain = |x: &Burn<3>| x.clone().try_into_primitive::<CubeBackend>().ok();
-        let parameter = |x: &Burn<1>| x.clone().try_into_primitive::<CubeBackend>().ok();
-        let [q, k, a, beta] = three.map(plain);
-        let [dt_bias, a_log] = [&self.dt_bias, &self.a_log].map(parameter);
+        let [q, k] = [&self.q, &self.k].map(plain);
+        let [dt_bias, a_log] = [&self.dt_bias, &self.a_log].map(plain);
         let q = q?;
+        // In place of what is not multiplied: it is not read.
+        let (x, depth, [a, beta]) = match &self.of_heads {
+            HeadInputs::Made(both) => (q.clone(), 0, both.each_ref().map(plain)),
+            HeadInputs::Of(x, maps) => (plain(x)?, x.dims()[2], maps.each_ref().map(plain)),
+        };
         let apart = (rows * n).next_multiple_of(ALIGNED);
         let log_at = 4 * apart;
         let packed_at = log_at + rows.next_multiple_of(ALIGNED);
@@ -82,6 +89,7 @@ impl GatedDelta {
             CubeDim::new_2d(LANES as u32, SLOTS as u32),
             q.clone().into_tensor_arg(),
             k?.into_tensor_arg(),
+            x.into_tensor_arg(),
             a?.into_tensor_arg(),
             beta?.into_tensor_arg(),
             dt_bias?.into_tensor_arg(),
@@ -91,11 +99,14 @@ impl GatedDelta {
             self.most as f32,
             self.eps as f32,
             rows,
+            t,
             h / self.heads,
             apart,
             log_at,
             packed_at,
+            depth,
             n,
+            depth > 0,
         );
         let part = |start: usize, columns: usize| {
             let part: CubeTensor = part_of(&out, start, [b, h, t, columns]);
@@ -116,6 +127,7 @@ impl GatedDelta {
 fn prepare_kernel(
     q: &Tensor<f32>,
     k: &Tensor<f32>,
+    x: &Tensor<f32>,
     a: &Tensor<f32>,
     b: &Tensor<f32>,
     dt_bias: &Tensor<f32>,
@@ -125,21 +137,24 @@ fn prepare_kernel(
     most: f32,
     eps: f32,
     rows: usize,
+    time: usize,
     group: usize,
     apart: usize,
     log_at: usize,
     packed_at: usize,
+    depth: usize,
     #[comptime] n: usize,
+    #[comptime] multiplied: bool,
 ) {
     let each = comptime!(n.div_ceil(LANES));
     let half = comptime!(LANES * SLOTS);
-    let mut shared = Shared::<[f32]>::new_slice(comptime!(2 * LANES * SLOTS));
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(4 * LANES * SLOTS));
     let lane = UNIT_POS_X as usize;
     let slot = UNIT_POS_Y as usize;
     let cube = CUBE_POS_Y as usize * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
     let row = cube * SLOTS + slot;
     let here = row < rows;
-    let (time, heads) = (a.shape(1), a.shape(2));
+    let heads = dt_bias.shape(0);
     let token = row % time;
     let head = row / time % heads;
     let batch = row / time / heads;
@@ -162,6 +177,20 @@ fn prepare_kernel(
         q_squares += query[i] * query[i];
         k_squares += key[i] * key[i];
     }
+    // Of the products that make a head's decay and step.
+    let mut a_part = f32::new(0.0);
+    let mut b_part = f32::new(0.0);
+    if comptime!(multiplied) {
+        if here {
+            for c in range_stepped(lane, depth, LANES) {
+                let number = x[batch * x.stride(0) + token * x.stride(1) + c * x.stride(2)];
+                a_part += number * a[c * a.stride(0) + head * a.stride(1)];
+                b_part += number * b[c * b.stride(0) + head * b.stride(1)];
+            }
+        }
+        shared[2 * half + slot * LANES + lane] = a_part;
+        shared[3 * half + slot * LANES + lane] = b_part;
+    }
     shared[slot * LANES + lane] = q_squares;
     shared[half + slot * LANES + lane] = k_squares;
     sync_cube();
@@ -172,10 +201,20 @@ fn prepare_kernel(
         k_sum += shared[half + slot * LANES + i];
     }
     if here {
-        let z = a[batch * a.stride(0) + token * a.stride(1) + head * a.stride(2)]
-            + dt_bias[head * dt_bias.stride(0)];
+        let mut a_all = f32::new(0.0);
+        let mut b_all = f32::new(0.0);
+        if comptime!(multiplied) {
+            for i in 0..LANES {
+                a_all += shared[2 * half + slot * LANES + i];
+                b_all += shared[3 * half + slot * LANES + i];
+            }
+        } else {
+            a_all = a[batch * a.stride(0) + token * a.stride(1) + head * a.stride(2)];
+            b_all = b[batch * b.stride(0) + token * b.stride(1) + head * b.stride(2)];
+        }
+        let z = a_all + dt_bias[head * dt_bias.stride(0)];
         let log = -(f32::exp(a_log[head * a_log.stride(0)]) * softplus(z));
-        let beta = most * sigmoid(b[batch * b.stride(0) + token * b.stride(1) + head * b.stride(2)]);
+        let beta = most * sigmoid(b_all);
         let decay = f32::exp(log);
         let q_factor = gain / f32::sqrt(q_sum + eps);
         let k_factor = f32::new(1.0) / f32::sqrt(k_sum + eps);
@@ -219,8 +258,12 @@ mod tests {
             repeat_heads(norm.run(split_heads(y, x.heads), None), group)
         };
         let (q, k) = (unit(x.q, x.gain), unit(x.k, 1.0));
-        let log = Steps::ALL.decays(x.a, x.dt_bias, x.a_log).swap_dims(1, 2);
-        delta_system(log, scaled_sigmoid(x.b, x.most).swap_dims(1, 2), q, k, v)
+        let [a, b] = match x.of_heads {
+            HeadInputs::Made(both) => both,
+            HeadInputs::Of(x, maps) => maps.map(|map| x.clone().matmul(map.unsqueeze())),
+        };
+        let log = Steps::ALL.decays(a, x.dt_bias, x.a_log).swap_dims(1, 2);
+        delta_system(log, scaled_sigmoid(b, x.most).swap_dims(1, 2), q, k, v)
     }
 
     fn householder(system: System) -> [Burn<4>; 5] {
@@ -243,22 +286,32 @@ mod tests {
                 let mut wide = |width| draw.tensor::<3>([b, t, width], -2.0, 2.0).to_device(&device);
                 let (q, k, a, beta) = (wide(heads * n), wide(heads * n), wide(h), wide(h));
                 let [dt_bias, a_log] = [0, 1].map(|_| draw.tensor::<1>([h], -1.0, 1.0).to_device(&device));
-                let rule =
-                    GatedDelta { q, k, a, b: beta, dt_bias, a_log, heads, gain: 0.3, most: 2.0, eps: 1e-6 };
+                let x = draw.tensor::<3>([t, b, 41], -1.0, 1.0).to_device(&device).swap_dims(0, 1);
+                let maps = [false, true].map(|turned| {
+                    let sizes = if turned { [h, 41] } else { [41, h] };
+                    let map = draw.tensor::<2>(sizes, -0.3, 0.3).to_device(&device);
+                    if turned { map.transpose() } else { map }
+                });
                 let v = draw.tensor::<4>([b, h, t, 7], -1.0, 1.0).to_device(&device);
-                let found = rule.system(&v).expect("it is for the kernel");
-                let expected = apart(rule.clone(), v.clone());
                 let memory = draw.tensor::<4>([b, h, n, 7], -1.0, 1.0).to_device(&device);
-                let run = |system| engine::run(system, memory.clone(), Form::Auto).unwrap();
-                let (y, last) = run(found.clone());
-                let (y_expected, last_expected) = run(expected.clone());
-                assert!(gap(y, y_expected) <= 1e-5 && gap(last, last_expected) <= 1e-5, "{t} {n}");
-                for (found, expected) in householder(found).into_iter().zip(householder(expected)) {
-                    assert_eq!(found.dims(), expected.dims());
-                    assert!(gap(found, expected) <= 1e-5, "{t} {n}");
+                let of_heads = HeadInputs::Made([a, beta]);
+                let made =
+                    GatedDelta { q, k, of_heads, dt_bias, a_log, heads, gain: 0.3, most: 2.0, eps: 1e-6 };
+                let multiplied = GatedDelta { of_heads: HeadInputs::Of(x, maps), ..made.clone() };
+                for rule in [made, multiplied] {
+                    let found = rule.system(&v).expect("it is for the kernel");
+                    let expected = apart(rule.clone(), v.clone());
+                    let run = |system| engine::run(system, memory.clone(), Form::Auto).unwrap();
+                    let (y, last) = run(found.clone());
+                    let (y_expected, last_expected) = run(expected.clone());
+                    assert!(gap(y, y_expected) <= 1e-5 && gap(last, last_expected) <= 1e-5, "{t} {n}");
+                    for (found, expected) in householder(found).into_iter().zip(householder(expected)) {
+                        assert_eq!(found.dims(), expected.dims());
+                        assert!(gap(found, expected) <= 1e-5, "{t} {n}");
+                    }
+                    let leaf = rule.q.clone().autodiff().require_grad();
+                    assert!(GatedDelta { q: leaf, ..rule }.system(&v).is_none());
                 }
-                let leaf = rule.q.clone().autodiff().require_grad();
-                assert!(GatedDelta { q: leaf, ..rule }.system(&v).is_none());
             }
         }
     }

@@ -37,8 +37,6 @@ struct Slot {
     width: usize,
     /// First of the cubes
     cube: usize,
-    /// Blocks of the matrix
-    heads: usize,
     biases: usize,
     /// What becomes of the products
     then: Option<Function>,
@@ -73,17 +71,10 @@ pub(crate) fn project(x: &Burn<2>, maps: &[Map]) -> Option<Vec<Burn<2>>> {
         let [depth, m] = map.weight.dims();
         let cubes = SLOTS * map.width.div_ceil(COLUMNS).next_multiple_of(TOGETHER);
         let added = |bias: &Burn<1>| bias.dims() == [m] && bias.dtype() == DType::F32;
-        let columns = match map.heads {
-            1 => map.first + map.width <= m,
-            heads => {
-                let all = map.first == 0 && map.width == heads * m && map.biases.is_empty();
-                heads > 1 && depth.is_multiple_of(heads) && all
-            }
-        };
         depth == n
             && map.width > 0
             && map.then.is_none_or(|formula| formula.function.arity() == (1, 0))
-            && columns
+            && map.first + map.width <= m
             && map.biases.len() < SLOTS.min(3)
             && map.biases.iter().all(added)
             && here(&map.weight)
@@ -119,12 +110,12 @@ impl Launch {
         if weight.meta.strides()[1] != 1 && weight.meta.shape()[1] > 1 {
             return None;
         }
-        let Map { first, width, heads, ref biases, .. } = *map;
+        let Map { first, width, ref biases, .. } = *map;
         let (then, scale) = match map.then {
             Some(Formula { function, scale, .. }) => (Some(function), (scale as f32).to_bits()),
             None => (None, 0),
         };
-        let slot = Slot { first, width, cube: self.cubes, heads, biases: biases.len(), then, scale };
+        let slot = Slot { first, width, cube: self.cubes, biases: biases.len(), then, scale };
         self.slots[self.tensors.len()] = slot;
         self.cubes += slot.cubes();
         self.tensors.push(weight);
@@ -239,14 +230,8 @@ fn multiply(
         let from = comptime!(slot.cube);
         let column = (cube - min(cube, from)) * COLUMNS + UNIT_POS_X as usize;
         if cube >= from && cube < comptime!(slot.cube + slot.cubes()) && column < slot.width {
-            let mut at = column + slot.first;
-            let depth = weight.shape(0) / slot.heads;
-            let mut above = 0usize;
-            if comptime!(slot.heads > 1) {
-                above = at / weight.shape(1) * depth;
-                at %= weight.shape(1);
-            }
-            for i in range_stepped(above + stripe, above + depth, STRIPES) {
+            let at = column + slot.first;
+            for i in range_stepped(stripe, weight.shape(0), STRIPES) {
                 let number = weight[i * weight.stride(0) + at];
                 #[unroll]
                 for row in 0..rows {

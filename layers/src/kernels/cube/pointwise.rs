@@ -16,7 +16,7 @@ use super::sum::{COLUMNS, add_up};
 use crate::kernels::pointwise::{Passes, Read};
 use crate::nn::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 
-pub(super) use self::formulas::{alone, column, minus_expm1, place, softplus, step};
+pub(super) use self::formulas::{alone, minus_expm1, softplus, step};
 
 /// Units of a cube.
 const UNITS: u32 = 64;
@@ -117,7 +117,7 @@ mod formulas {
 
     /// Where number `at` of the output is in `x`.
     #[cube]
-    pub(crate) fn place(x: &Tensor<f32>, at: usize) -> usize {
+    pub(super) fn place(x: &Tensor<f32>, at: usize) -> usize {
         let (b, m, n) = (x.shape(1), x.shape(2), x.shape(3));
         let row = at / n;
         let head = row / m;
@@ -126,7 +126,7 @@ mod formulas {
 
     /// Where the parameter for number `at` of `x` is.
     #[cube]
-    pub(crate) fn column(p: &Tensor<f32>, x: &Tensor<f32>, at: usize) -> usize {
+    pub(super) fn column(p: &Tensor<f32>, x: &Tensor<f32>, at: usize) -> usize {
         let n = x.shape(3);
         (at / n % x.shape(2) % p.shape(2)) * p.stride(2) + (at % n) * p.stride(3)
     }

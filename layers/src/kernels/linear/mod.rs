@@ -7,7 +7,6 @@ mod flex;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 
-#[cfg(feature = "cube")]
 use burn::tensor::Tensor;
 
 #[cfg(feature = "cube")]
@@ -21,19 +20,22 @@ pub(crate) use flex::run;
 /// For how many tokens the matrix is read once.
 pub(crate) const FEW: std::ops::RangeInclusive<usize> = 1..=4;
 
+/// Whether tokens, the last axis apart, are so few.
+pub(crate) fn are_few<const D: usize>(x: &Tensor<D>) -> bool {
+    FEW.contains(&x.dims()[..D - 1].iter().product())
+}
+
 /// Columns of a matrix, and what is added to their products.
 #[cfg(feature = "cube")]
 #[derive(Clone, Debug)]
 pub(crate) struct Map {
-    /// `[n, m]`; of `heads` blocks below each other, where each maps its own of the inputs
+    /// `[n, m]`
     pub(crate) weight: Tensor<2>,
-    /// How many blocks it has, 1 for a whole matrix
-    pub(crate) heads: usize,
-    /// `[m]` each, of a whole matrix
+    /// `[m]` each
     pub(crate) biases: Vec<Tensor<1>>,
-    /// The first of the columns, 0 of blocks
+    /// The first of the columns
     pub(crate) first: usize,
-    /// How many they are, `heads m` of blocks
+    /// How many they are
     pub(crate) width: usize,
     /// What becomes of every number: a function of it alone
     pub(crate) then: Option<Formula>,

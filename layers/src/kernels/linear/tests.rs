@@ -100,7 +100,7 @@ mod graphics {
             Function::EluPlusOne,
         ];
         let then = functions.get(m % 7).map(|&function| Formula { scale: 0.7, ..Formula::new(function) });
-        Map { weight, heads: 1, biases, first, width, then }
+        Map { weight, biases, first, width, then }
     }
 
     fn check(rows: usize, n: usize, shapes: &[(usize, usize, [usize; 2])], turned: bool) {
@@ -143,28 +143,6 @@ mod graphics {
         check(2, 30, &[(100, 0, [0, 64]), (100, 1, [64, 33]), (100, 2, [97, 3])], false);
     }
 
-    #[test]
-    fn blocks_map_their_own_inputs() {
-        for (rows, heads, n, m) in [(1, 2, 1, 1), (2, 3, 9, 33), (4, 4, 32, 32)] {
-            let mut draw = Draw::new(heads as u64);
-            let x = draw.tensor::<2>([rows, heads * n], -1.0, 1.0);
-            let weight = draw.tensor::<2>([heads * n, m], -1.0, 1.0);
-            let block = |i: usize| {
-                let [x, weight] = [&x, &weight].map(|x| x.clone().cast(DType::F64));
-                x.narrow(1, i * n, n).matmul(weight.narrow(0, i * n, n))
-            };
-            let expected = numbers(Tensor::cat((0..heads).map(block).collect(), 1));
-            for device in graphics() {
-                let weight = weight.clone().to_device(&device);
-                let map = Map { weight, heads, biases: Vec::new(), first: 0, width: heads * m, then: None };
-                let all = project(&x.clone().to_device(&device), &[map.clone(), map]).expect("it is for it");
-                for found in all {
-                    assert!(error(&numbers(found), &expected) <= 1e-5, "{heads} blocks [{n}, {m}]");
-                }
-            }
-        }
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -191,7 +169,7 @@ mod graphics {
             let weight = on(Draw::new(2).tensor([3, 4], -1.0, 1.0));
             let ended = |x: &Tensor<2>, weight: &Tensor<2>, width: usize, then: Option<Formula>| {
                 let weight = weight.clone();
-                project(x, &[Map { weight, heads: 1, biases: Vec::new(), first: 0, width, then }]).is_some()
+                project(x, &[Map { weight, biases: Vec::new(), first: 0, width, then }]).is_some()
             };
             let takes = |x: &Tensor<2>, weight: &Tensor<2>, width: usize| ended(x, weight, width, None);
             assert!(ended(&x, &weight, 4, Some(Formula::new(Function::Silu))));
