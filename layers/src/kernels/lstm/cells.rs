@@ -102,8 +102,7 @@ pub(super) fn forward<E: Vector>(
     let [b, n] = inputs.sizes();
     let size = inputs.time * n;
     let (h, c) = states.split_at_mut(b * size);
-    let members = members(b, n, inputs.time);
-    if members.len() > 1 {
+    if let Some(members) = members(b, n, inputs.time) {
         return together::forward(inputs, p, members, [h, c], gates);
     }
     let (mut h, mut c) = (h.chunks_exact_mut(size), c.chunks_exact_mut(size));
@@ -255,8 +254,7 @@ pub(super) fn backward<E: Vector>(
     to: &mut Gradients<E>,
 ) {
     let [b, n] = inputs.sizes();
-    let members = members(b, n, inputs.time);
-    if members.len() > 1 {
+    if let Some(members) = members(b, n, inputs.time) {
         return together::backward(inputs, gates, [states, dy], members, to);
     }
     let share = inputs.share();

@@ -16,13 +16,17 @@ const LONG: usize = 32;
 /// Threads at most: each more waits for one more at every token.
 const MOST: usize = 8;
 
-/// The units of each thread, for `rows` of `n` units and `time` tokens: whole panels.
-pub(super) fn members(rows: usize, n: usize, time: usize) -> Vec<Range<usize>> {
+/// The units of each thread, whole panels, where several share each of `rows` of `n` units and `time` tokens.
+#[inline]
+pub(super) fn members(rows: usize, n: usize, time: usize) -> Option<Vec<Range<usize>>> {
+    // Known where this is compiled, so that nothing of it is in what a browser loads.
+    if cfg!(target_family = "wasm") {
+        return None;
+    }
     let panels = n.div_ceil(PANEL);
     let count = (rayon::current_num_threads() / rows.max(1)).min(panels).min(MOST);
-    let count = if time < LONG { 1 } else { count.max(1) };
     let end = |member: usize| n.min(panels * member / count * PANEL);
-    (0..count).map(|member| end(member)..end(member + 1)).collect()
+    (count > 1 && time >= LONG).then(|| (0..count).map(|member| end(member)..end(member + 1)).collect())
 }
 
 /// [`cells::forward`](super::cells::forward) for fewer rows than threads.
