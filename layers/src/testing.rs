@@ -1,8 +1,18 @@
 //! What this crate's tests share: random numbers and the error measure.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use proptest::test_runner::{Config, RngSeed};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+/// So many cases of a property, the same in every run unless `PROPTEST_RNG_SEED` asks for others.
+pub(crate) fn properties(cases: u32) -> Config {
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    match config.rng_seed {
+        RngSeed::Random => Config { rng_seed: RngSeed::Fixed(1), ..config },
+        RngSeed::Fixed(_) => config,
+    }
+}
 
 /// `‖a - b‖ / max(‖b‖, 0.01 √len)`: the golden files' measure.
 pub(crate) fn error(a: &[f64], b: &[f64]) -> f64 {

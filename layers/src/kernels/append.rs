@@ -102,7 +102,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::{Draw, numbers};
+    use crate::testing::{Draw, numbers, properties};
 
     fn address(x: &Tensor<4>) -> usize {
         let primitive = x.clone().try_into_primitive::<Flex>().unwrap();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(properties(64))]
 
         /// Whatever is appended, cut off in front and kept aside, it is what concatenation gives.
         #[test]

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::rows::{self, Gradients};
 use super::*;
 use crate::kernels::view::{Number, view};
-use crate::testing::{Draw, error, numbers};
+use crate::testing::{Draw, error, numbers, properties};
 
 /// `x` with the inputs before it, weight and bias.
 type Three = (Tensor<3>, Tensor<2>, Tensor<1>);
@@ -110,7 +110,7 @@ fn large_numbers_pass() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(properties(32))]
 
     #[test]
     fn it_is_a_sum_of_shifts_whatever_is_asked(

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor};
 use proptest::prelude::*;
 
 use super::flex::run;
-use crate::testing::{Draw, error, numbers};
+use crate::testing::{Draw, error, numbers, properties};
 
 fn check([rows, n, m]: [usize; 3], turned: bool, biased: bool, seed: u64) {
     let mut draw = Draw::new(seed);
@@ -42,7 +42,7 @@ fn it_is_the_product_at_every_size() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(properties(64))]
 
     #[test]
     fn it_is_the_product_whatever_is_asked(
@@ -144,7 +144,7 @@ mod graphics {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(properties(12))]
 
         #[test]
         fn any_maps_are_their_products(

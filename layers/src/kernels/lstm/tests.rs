@@ -9,7 +9,7 @@ use super::cells;
 use super::*;
 use crate::kernels::view::{Number, view};
 use crate::system::scan::unbind;
-use crate::testing::{Draw, error, numbers};
+use crate::testing::{Draw, error, numbers, properties};
 
 /// `p`, the weight, `h` and `c`, and the bias.
 type Five = (Tensor<3>, Tensor<2>, [Tensor<3>; 2], Tensor<1>);
@@ -164,7 +164,7 @@ fn threads_without_a_row_share_the_units_of_one() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(properties(24))]
 
     #[test]
     fn it_is_the_recurrence_whatever_is_asked(

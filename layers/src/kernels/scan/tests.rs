@@ -8,7 +8,7 @@ use super::channels::{self, Gradients, Inputs};
 use super::*;
 use crate::kernels::view::{Number, view};
 use crate::system::{Form, System, engine};
-use crate::testing::{Draw, error, numbers};
+use crate::testing::{Draw, error, numbers, properties};
 
 /// `log_a`, `u`, memory.
 type Three = [Tensor<4>; 3];
@@ -71,7 +71,7 @@ fn it_is_the_recurrence_and_the_tensor_form_at_every_size() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(properties(32))]
 
     #[test]
     fn it_is_the_recurrence_whatever_is_asked(

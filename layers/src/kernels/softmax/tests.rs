@@ -8,7 +8,7 @@ use super::backward::{Gradients, Outcome};
 use super::*;
 use crate::kernels::view::{Number, view};
 use crate::nn::repeat_heads;
-use crate::testing::{Draw, error, numbers};
+use crate::testing::{Draw, error, numbers, properties};
 
 /// Sizes and options of one call.
 #[derive(Clone, Copy, Debug)]
@@ -181,7 +181,7 @@ fn it_is_a_softmax_with_every_option() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(properties(64))]
 
     #[test]
     fn it_is_a_softmax_whatever_is_asked(

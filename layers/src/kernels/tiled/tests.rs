@@ -11,7 +11,7 @@ use super::*;
 use crate::kernels::view::Number;
 use crate::lightning::{SlopeKind, slopes};
 use crate::system::{Form, System, engine};
-use crate::testing::{Draw, error, gap, numbers};
+use crate::testing::{Draw, error, gap, numbers, properties};
 
 /// What decays, and whether what is read is added back.
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +147,7 @@ fn it_is_the_recurrence_and_the_tensor_form_at_every_size() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(properties(24))]
 
     #[test]
     fn it_is_the_recurrence_at_any_size(
