@@ -5,8 +5,8 @@ use cubecl::prelude::*;
 use super::parts::{decays, head_start, pick, stage, stage_decays, store};
 use super::plan::{ACROSS, Plan, SLICE, TILE};
 
-/// What a chunk's keys and values make of an empty memory, `[b, h, chunks, n, p]` from `start` on in `to`, and the sums
-/// of its decays' logarithms, `[b, h, chunks, width]` in `totals`. Cubes are `[slices, chunks, b h]`.
+/// What a chunk's keys and values make of an empty memory, `[b, h, chunks, n, p]` from `start` on in `to`, and the product
+/// of its decays, `[b, h, chunks, width]` in `totals`. Cubes are `[slices, chunks, b h]`.
 ///
 /// Backwards, a token's decay comes after what it adds, and tokens come from the last to the first.
 #[cube(launch)]
@@ -45,6 +45,11 @@ pub(super) fn write(
     for i in 0..comptime!(TILE * TILE) {
         state[i] = 0.0f32;
     }
+    let mut total = Array::<f32>::new(TILE);
+    #[unroll]
+    for i in 0..TILE {
+        total[i] = 1.0f32;
+    }
     let values = min(SLICE, p - slice * SLICE);
     let stages = (last - first).div_ceil(tokens);
     for step in 0..stages {
@@ -67,6 +72,7 @@ pub(super) fn write(
             pick(&v_staged, &mut y, s * SLICE + inner);
             #[unroll]
             for i in 0..TILE {
+                total[i] *= d[i];
                 #[unroll]
                 for j in 0..TILE {
                     let at = comptime!(i * TILE + j);
@@ -80,13 +86,13 @@ pub(super) fn write(
         }
     }
     store(&state, to, start + place * comptime!(n * p), row, slice * SLICE + inner, n, p);
-    if slice == 0 && unit < width {
-        let start = head_start(log, head) + unit * log.stride(3);
-        let mut sum = 0.0f32;
-        for token in first..last {
-            sum += log[start + token * log.stride(2)];
+    if slice == 0 && inner == 0 {
+        #[unroll]
+        for i in 0..comptime!(if width == 1 { 1 } else { TILE }) {
+            if row + i < width {
+                totals[place * width + row + i] = total[i];
+            }
         }
-        totals[place * width + unit] = sum;
     }
 }
 
@@ -119,7 +125,7 @@ pub(super) fn pass(
             let here = start + place * comptime!(n * p) + at;
             let added = to[here];
             to[here] = x;
-            x = totals[place * width + i % width].exp() * x + added;
+            x = totals[place * width + i % width] * x + added;
         }
     }
 }
