@@ -55,7 +55,8 @@ impl Case {
     /// Everything that has a gradient: `q`, `k`, `v`, `δ`, the gates, `A`, `W` and `S`; the norm's parameters.
     fn inputs(&self, dtype: DType) -> (Vec<Tensor<4>>, [Tensor<2>; 2]) {
         let ([b, h, t, n], mut draw) = (self.dims, Draw::new(self.seed));
-        let mut tensor = |dims, low, high| draw.tensor::<4>(dims, low, high).cast(dtype).mul_scalar(self.scale);
+        let mut tensor =
+            |dims, low, high| draw.tensor::<4>(dims, low, high).cast(dtype).mul_scalar(self.scale);
         let token = [b, h, t, n];
         let gate = [b, h, t, 1];
         let mut all = vec![
@@ -261,7 +262,8 @@ fn over_two_channels_it_is_as_close_as_the_last_digit_allows() {
         .map(|seed| {
             let case = Case { dims: [2, 2, 19, 2], chunk: 2, phase: 1, seed, ..Case::default() };
             let nudged = Case { scale: 1.0 + f64::EPSILON, ..case.clone() };
-            let pairs = case.everything(DType::F64, false).into_iter().zip(nudged.everything(DType::F64, false));
+            let pairs =
+                case.everything(DType::F64, false).into_iter().zip(nudged.everything(DType::F64, false));
             let moved = pairs.map(|(at, beside)| error(&beside, &at)).fold(0.0, f64::max);
             let [values, gradients] = case.off(DType::F64, true);
             values.max(gradients) / moved
