@@ -4,6 +4,9 @@
 
 use std::ops::{Add, AddAssign, Mul, MulAssign};
 
+mod rows;
+#[cfg(target_arch = "x86_64")]
+mod turn;
 #[cfg(target_arch = "x86_64")]
 mod wide;
 
@@ -29,10 +32,16 @@ pub(crate) trait Real:
     /// See [`Matrix::set_product`].
     #[doc(hidden)]
     fn product(job: Job<'_, Self>);
+
+    /// See [`Matrix::set_transpose`].
+    #[doc(hidden)]
+    fn turn(to: Rows<&mut [Self]>, from: Rows<&[Self]>) {
+        turn_in_bands(to, from);
+    }
 }
 
 macro_rules! real {
-    ($real:ty, $widest:ident, $wide:literal, $narrow:literal) => {
+    ($real:ty, $widest:ident, $wide:literal, $narrow:literal, {$($more:item)*}) => {
         impl Real for $real {
             #[inline(always)]
             fn of(x: f64) -> Self {
@@ -69,12 +78,24 @@ macro_rules! real {
                 // Fused products are a library call where the target does not have them for sure.
                 tiles::<$real, { cfg!(target_arch = "aarch64") }, $narrow>(job);
             }
+
+            $($more)*
         }
     };
 }
 
-real!(f32, product_f32, 16, 8);
-real!(f64, product_f64, 8, 4);
+real!(f32, product_f32, 16, 8, {
+    #[allow(unsafe_code, reason = "calling a function compiled for vectors that were found")]
+    fn turn(to: Rows<&mut [f32]>, from: Rows<&[f32]>) {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the machine has it.
+            return unsafe { turn::turn(to, from) };
+        }
+        turn_in_bands(to, from);
+    }
+});
+real!(f64, product_f64, 8, 4, {});
 
 /// A row-major matrix in scratch memory. What lies beyond its rows and columns means nothing.
 #[derive(Clone, Debug)]
@@ -176,36 +197,6 @@ impl<E: Real> Matrix<E> {
         self.numbers.chunks_exact_mut(self.stride).take(self.rows).map(move |row| &mut row[..columns])
     }
 
-    /// Multiplies every row by its own factor.
-    #[inline]
-    pub(crate) fn scale_rows(&mut self, factors: &[E]) {
-        for (row, &factor) in self.rows_mut().zip(factors) {
-            for x in row {
-                *x *= factor;
-            }
-        }
-    }
-
-    /// Multiplies everything.
-    #[inline]
-    pub(crate) fn scale(&mut self, factor: E) {
-        for row in self.rows_mut() {
-            for x in row {
-                *x *= factor;
-            }
-        }
-    }
-
-    /// Adds a matrix of the same size.
-    #[inline]
-    pub(crate) fn add(&mut self, other: &Self) {
-        for (row, other) in self.rows_mut().zip(other.rows()) {
-            for (x, &y) in row.iter_mut().zip(other) {
-                *x += y;
-            }
-        }
-    }
-
     /// Copies a matrix of the same size and stride.
     #[inline]
     pub(crate) fn copy_from(&mut self, other: &Self) {
@@ -223,16 +214,7 @@ impl<E: Real> Matrix<E> {
     #[inline]
     pub(crate) fn set_transpose(&mut self, other: &Self) {
         self.resize(other.columns, other.rows);
-        let stride = self.stride;
-        // Bands of a few of its columns, so that what is written stays in the fastest memory.
-        for first in (0..other.columns).step_by(WIDEST) {
-            let last = (first + WIDEST).min(other.columns);
-            for (i, row) in other.rows().enumerate() {
-                for (j, &x) in row[first..last].iter().enumerate() {
-                    self.numbers[(first + j) * stride + i] = x;
-                }
-            }
-        }
+        E::turn(self.all_mut(), other.all());
     }
 
     /// `count` rows from `first` on.
@@ -295,6 +277,19 @@ impl<E: Real> Matrix<E> {
     #[inline]
     pub(crate) fn add_turned_product_of_rows(&mut self, a: &Self, b: Rows<&[E]>, part: Part) {
         E::product(Job { c: self.all_mut(), a: a.all(), turned: true, b, part, add: true });
+    }
+}
+
+/// `to = fromᵀ`
+fn turn_in_bands<E: Copy>(to: Rows<&mut [E]>, from: Rows<&[E]>) {
+    // Bands of a few columns, so that what is written stays in the fastest memory.
+    for first in (0..from.columns).step_by(WIDEST) {
+        let last = (first + WIDEST).min(from.columns);
+        for i in 0..from.rows {
+            for (j, &x) in from.numbers[i * from.stride..][first..last].iter().enumerate() {
+                to.numbers[(first + j) * to.stride + i] = x;
+            }
+        }
     }
 }
 
@@ -481,17 +476,25 @@ mod tests {
         assert!(wide.rows().flatten().zip(narrow.rows().flatten()).map(gap).all(|gap| gap < 1e-5));
     }
 
-    #[test]
-    fn transposes_and_dots_are_exact() {
+    fn its_transpose_is_exact<E: Real + PartialEq + std::fmt::Debug>() {
         let mut draw = Draw::new(5);
-        let a = matrix::<f64>(&mut draw, 33, 18);
-        let mut turned = Matrix::new(18, 33);
-        turned.set_transpose(&a);
-        for i in 0..33 {
-            for j in 0..18 {
-                assert_eq!(a.row(i)[j], turned.row(j)[i]);
+        for (rows, columns) in [(1, 1), (16, 16), (33, 18), (7, 40), (64, 64)] {
+            let a = matrix::<E>(&mut draw, rows, columns);
+            let mut turned = Matrix::new(columns, rows);
+            turned.set_transpose(&a);
+            for i in 0..rows {
+                for j in 0..columns {
+                    assert_eq!(a.row(i)[j], turned.row(j)[i]);
+                }
             }
         }
+    }
+
+    #[test]
+    fn transposes_and_dots_are_exact() {
+        its_transpose_is_exact::<f32>();
+        its_transpose_is_exact::<f64>();
+        let mut draw = Draw::new(6);
         let (x, y) = (draw.numbers(7, -1.0, 1.0), draw.numbers(7, -1.0, 1.0));
         let expected: f64 = x.iter().zip(&y).map(|(x, y)| x * y).sum();
         assert!((dot(&x, &y) - expected).abs() < 1e-15);

@@ -34,6 +34,8 @@ mod dense;
 pub(crate) mod descent;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod gradient;
+#[cfg(feature = "flex")]
+mod lanes;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod linear;
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -286,15 +286,6 @@ pub(super) fn sigmoid<E: Vector, const FUSED: bool>(z: E) -> E {
     (if z > zero { one } else { power }) / (one + power)
 }
 
-/// `to += x ∘ y`
-#[inline(always)]
-pub(super) fn add_products<E: Real, const FUSED: bool>(to: &mut [E], x: &[E], y: &[E]) {
-    let (x, y) = (&x[..to.len()], &y[..to.len()]);
-    for (i, to) in to.iter_mut().enumerate() {
-        *to = fused::<E, FUSED>(x[i], y[i], *to);
-    }
-}
-
 /// Lanes of sums.
 const LANES: usize = 16;
 
@@ -364,7 +355,7 @@ pub(super) fn sum<E: Real>(x: &[E]) -> E {
 
 /// `Σ sums`; bounds are fixed, so that it stays in registers.
 #[inline(always)]
-fn together<E: Real>(sums: [E; LANES]) -> E {
+pub(super) fn together<E: Real>(sums: [E; LANES]) -> E {
     let (mut eight, mut four, mut two) = ([E::default(); 8], [E::default(); 4], [E::default(); 2]);
     for i in 0..8 {
         eight[i] = sums[i] + sums[i + 8];

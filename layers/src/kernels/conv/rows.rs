@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::vector::{Vector, add_products, fused, sigmoid, vectors};
+use crate::kernels::lanes::add_products;
+use crate::kernels::vector::{Vector, fused, sigmoid, vectors};
 use crate::kernels::view::View;
 
 /// Tokens of a job.

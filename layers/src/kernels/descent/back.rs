@@ -124,7 +124,7 @@ impl<E: Vector> Back<E> {
                 scale_tokens(&layer.error, row, &mut self.scaled);
                 back.input.add_product(&self.scaled, &back.turned, Part::Whole);
                 for (from, layer) in layer.states.iter().enumerate().skip(s) {
-                    self.plan.row_mut(c + s)[c + from] += E::of(dot_all(state, layer));
+                    self.plan.row_mut(c + s)[c + from] += E::of(state.dot(layer));
                 }
             }
             let (a, s) = back.states.split_at_mut(1);
@@ -297,11 +297,6 @@ impl<E: Vector> Back<E> {
             add_scaled(dd, normal, shrink);
         }
     }
-}
-
-/// `Σ x y`
-fn dot_all<E: Vector>(x: &Matrix<E>, y: &Matrix<E>) -> f64 {
-    x.rows().zip(y.rows()).map(|(x, y)| dot(x, y)).sum()
 }
 
 /// `to += x`, without the entry of the 1 that `x` may have.

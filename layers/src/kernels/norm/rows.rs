@@ -4,8 +4,9 @@
 use rayon::prelude::*;
 
 use super::{Gating, Opening, Shape};
+use crate::kernels::lanes::add_products;
 use crate::kernels::rows::add;
-use crate::kernels::vector::{Vector, add_products, dot, fused, sigmoid, sum, vectors};
+use crate::kernels::vector::{Vector, dot, fused, sigmoid, sum, vectors};
 use crate::kernels::view::View;
 use crate::nn::Scaling;
 

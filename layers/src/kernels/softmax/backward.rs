@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::tiles::{Inputs, KEYS, Keys, QUERIES, Shifts, Tile, TileShifts};
 use super::weights::{Sums, differentiate, weigh_again};
-use crate::kernels::dense::{Matrix, Part, dot};
+use crate::kernels::dense::{Matrix, Part};
 use crate::kernels::vector::Vector;
 use crate::kernels::view::{View, read, write};
 
@@ -179,7 +179,8 @@ impl<E: Vector> Backward<E> {
         read(dy, outcome.dy.head(head), (first, rows), p);
         dy_turned.set_transpose(dy);
         means.clear();
-        means.extend(y.rows().zip(dy.rows()).map(|(y, dy)| E::of(dot(y, dy))));
+        means.resize(rows, E::default());
+        y.add_row_dots(dy, 0, means);
         let log_sum = &outcome.log_sum[head * t + first..][..rows];
 
         let own = inputs.weighing.cached + first;

@@ -77,7 +77,7 @@ impl<E: Vector> Forward<E> {
             here.set_keys(shifts, head, own, key, count);
             let running = Running { top, sum, factor };
             weigh(&mut tile.weights, here.scores(inputs.weighing, first, key), running);
-            y.scale_rows(factor);
+            y.scale_rows(0, factor);
             y.add_turned_product_of_rows(&tile.weights, v.some(key, count), Part::Whole);
         }
         for ((log_sum, &sum), &top) in log_sum.iter_mut().zip(&*sum).zip(&*top) {
@@ -90,7 +90,7 @@ impl<E: Vector> Forward<E> {
         for (factor, sum) in factor.iter_mut().zip(&*sum) {
             *factor = if *sum > E::default() { E::of(1.0) / *sum } else { E::default() };
         }
-        y.scale_rows(factor);
+        y.scale_rows(0, factor);
         write(y, out);
     }
 }

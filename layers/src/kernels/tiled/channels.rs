@@ -4,8 +4,9 @@
 
 use super::decay::{Decay, Ledger, Side, SideBack, When};
 use super::inputs::Sizes;
-use crate::kernels::dense::{Matrix, Part, Real, dot as whole_dot};
-use crate::kernels::vector::{Vector, Work, dot, fused, vectorised};
+use crate::kernels::dense::{Matrix, Part, Real};
+use crate::kernels::lanes::{add, add_products, multiply, multiply_by, set_scaled};
+use crate::kernels::vector::{Vector, Work, add_scaled, dot, vectorised};
 use crate::kernels::view::{Head, read};
 
 /// Tokens of a tile.
@@ -62,14 +63,6 @@ fn sizes_of_halves(m: usize) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(TILE), |half| Some(2 * half)).take_while(move |&half| half < m)
 }
 
-/// `to_i = x_i y_i`
-#[inline]
-fn multiply<E: Real>(to: &mut [E], x: &[E], y: &[E]) {
-    for ((to, &x), &y) in to.iter_mut().zip(x).zip(y) {
-        *to = x * y;
-    }
-}
-
 impl<E: Real> ChannelDecay<E> {
     /// Tokens of the block.
     fn tokens(&self) -> usize {
@@ -110,21 +103,16 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
         let Self { decays, from_start, to_end, total, levels, .. } = self;
         let (m, n) = (range.1, total.len());
         read(decays, log, range, n);
-        total.fill(E::default());
-        for row in decays.rows_mut() {
-            total.iter_mut().zip(&*row).for_each(|(sum, &log)| *sum += log);
-        }
-        vectorised(Exponentials(total));
-        decays.rows_mut().for_each(|row| vectorised(Exponentials(row)));
+        vectorised(Exponentials { rows: decays, total });
         from_start.resize(m, n);
         to_end.resize(m, n);
-        grow(from_start, decays, 0, m);
-        shrink(to_end, decays, 0, m);
+        vectorised(Grow { factors: from_start, decays, first: 0, last: m });
+        vectorised(Shrink { factors: to_end, decays, first: 0, last: m });
         for Level { half, factors } in levels {
             factors.resize(m, n);
             for Halves { first, middle, last } in halves(*half, m) {
-                shrink(factors, decays, first, middle);
-                grow(factors, decays, middle, last);
+                vectorised(Shrink { factors, decays, first, last: middle });
+                vectorised(Grow { factors, decays, first: middle, last });
             }
         }
     }
@@ -134,9 +122,7 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
         for (Level { half, factors }, to) in self.levels.iter().zip(to) {
             for (Halves { first, middle, .. }, to) in halves(*half, m).zip(to) {
                 to.rows.resize(middle - first, n);
-                for (i, row) in to.rows.rows_mut().enumerate() {
-                    multiply(row, y.row(first + i), factors.row(first + i));
-                }
+                vectorised(Scaled { x: y, factors, from: [first, first], skip: 0, to: &mut to.rows });
                 to.turned.set_transpose(&to.rows);
             }
         }
@@ -213,59 +199,93 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
     }
 
     fn since_start(&self, when: When, x: &mut Matrix<E>) {
-        let skip = usize::from(when == When::Before);
-        for (x, factors) in x.rows_mut().skip(skip).zip(self.from_start.rows()) {
-            x.iter_mut().zip(factors).for_each(|(x, &factor)| *x *= factor);
-        }
+        x.multiply_rows(when.first(), &self.from_start);
     }
 
     fn to_end(&self, y: &mut Matrix<E>) {
-        for (y, factors) in y.rows_mut().zip(self.to_end.rows()) {
-            y.iter_mut().zip(factors).for_each(|(y, &factor)| *y *= factor);
-        }
+        y.multiply_rows(0, &self.to_end);
     }
 
     fn total(&self, state: &mut Matrix<E>) {
-        state.scale_rows(&self.total);
+        state.scale_rows(0, &self.total);
     }
 
     fn note_reads(&self, when: When, x: &Matrix<E>, dx: &Matrix<E>, ledger: &mut Ledger<E>) {
-        for (t, (x, dx)) in x.rows().zip(dx.rows()).enumerate() {
-            if let Some(at) = ledger.read_at(when, t) {
-                at.iter_mut().zip(x).zip(dx).for_each(|((at, &x), &dx)| *at += x * dx);
-            }
-        }
+        x.add_row_products(dx, when.first(), &mut ledger.reads);
     }
 
     fn note_writes(&self, y: &Matrix<E>, dy: &Matrix<E>, ledger: &mut Ledger<E>) {
-        for (t, (y, dy)) in y.rows().zip(dy.rows()).enumerate() {
-            ledger.write_at(t).iter_mut().zip(y).zip(dy).for_each(|((at, &y), &dy)| *at += y * dy);
-        }
+        y.add_row_products(dy, 0, &mut ledger.writes);
     }
 
     fn note_memory(&self, state: &Matrix<E>, d_state: &Matrix<E>, ledger: &mut Ledger<E>) {
-        let rows = state.rows().zip(d_state.rows()).zip(&self.total);
-        for (channel, ((state, d_state), &total)) in rows.enumerate() {
-            *ledger.memory_at(channel) = total * E::of(whole_dot(state, d_state));
+        state.add_row_dots(d_state, 0, &mut ledger.memory);
+        for (sum, &total) in ledger.memory.iter_mut().zip(&self.total) {
+            *sum *= total;
         }
     }
 }
 
 /// `factors_t = Π_{first ≤ s ≤ t} d_s`
-fn grow<E: Real>(factors: &mut Matrix<E>, decays: &Matrix<E>, first: usize, last: usize) {
-    factors.row_mut(first).copy_from_slice(decays.row(first));
-    for t in first + 1..last {
-        let (row, before) = factors.two_rows(t, t - 1);
-        multiply(row, before, decays.row(t));
+struct Grow<'a, E> {
+    factors: &'a mut Matrix<E>,
+    decays: &'a Matrix<E>,
+    first: usize,
+    last: usize,
+}
+
+impl<E: Real> Work for Grow<'_, E> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { factors, decays, first, last } = self;
+        factors.row_mut(first).copy_from_slice(decays.row(first));
+        for t in first + 1..last {
+            let (row, before) = factors.two_rows(t, t - 1);
+            multiply(row, before, decays.row(t));
+        }
     }
 }
 
 /// `factors_t = Π_{t < s < last} d_s`
-fn shrink<E: Real>(factors: &mut Matrix<E>, decays: &Matrix<E>, first: usize, last: usize) {
-    factors.row_mut(last - 1).fill(E::of(1.0));
-    for t in (first..last - 1).rev() {
-        let (row, after) = factors.two_rows(t, t + 1);
-        multiply(row, after, decays.row(t + 1));
+struct Shrink<'a, E> {
+    factors: &'a mut Matrix<E>,
+    decays: &'a Matrix<E>,
+    first: usize,
+    last: usize,
+}
+
+impl<E: Real> Work for Shrink<'_, E> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { factors, decays, first, last } = self;
+        factors.row_mut(last - 1).fill(E::of(1.0));
+        for t in (first..last - 1).rev() {
+            let (row, after) = factors.two_rows(t, t + 1);
+            multiply(row, after, decays.row(t + 1));
+        }
+    }
+}
+
+/// Rows of `x` times rows of `factors`, each from a place on; the first `skip` of them as they are.
+struct Scaled<'a, E> {
+    x: &'a Matrix<E>,
+    factors: &'a Matrix<E>,
+    from: [usize; 2],
+    skip: usize,
+    to: &'a mut Matrix<E>,
+}
+
+impl<E: Real> Work for Scaled<'_, E> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { x, factors, from: [first, first_factor], skip, to } = self;
+        for i in 0..to.rows().count() {
+            let x = x.row(first + i);
+            match i.checked_sub(skip) {
+                Some(factor) => multiply(to.row_mut(i), x, factors.row(first_factor + factor)),
+                None => to.row_mut(i).copy_from_slice(x),
+            }
+        }
     }
 }
 
@@ -278,23 +298,29 @@ fn scale_late<E: Real>(
     late: &mut Matrix<E>,
 ) {
     late.resize(last - middle, x.row(0).len());
-    for (i, row) in late.rows_mut().enumerate() {
-        let x = x.row(middle + i);
-        match (when, i) {
-            (When::After, _) => multiply(row, x, factors.row(middle + i)),
-            (When::Before, 0) => row.copy_from_slice(x),
-            (When::Before, _) => multiply(row, x, factors.row(middle + i - 1)),
-        }
-    }
+    vectorised(Scaled { x, factors, from: [middle, middle], skip: when.first(), to: late });
 }
 
-/// `e` to all of them.
-struct Exponentials<'a, E>(&'a mut [E]);
+/// `e` to all of them, and to the sums over rows.
+struct Exponentials<'a, E> {
+    rows: &'a mut Matrix<E>,
+    total: &'a mut [E],
+}
 
 impl<E: Vector> Work for Exponentials<'_, E> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        for x in self.0 {
+        let Self { rows, total } = self;
+        let n = total.len();
+        total.fill(E::default());
+        for i in 0..rows.rows().count() {
+            let row = &mut rows.row_mut(i)[..n];
+            for c in 0..n {
+                total[c] += row[c];
+                row[c] = row[c].exponential::<FUSED>();
+            }
+        }
+        for x in total {
             *x = x.exponential::<FUSED>();
         }
     }
@@ -325,10 +351,7 @@ impl<E: Real> Work for TileScores<'_, E> {
             for s in (first..=top).rev() {
                 scores.row_mut(t)[s] = dot::<E, FUSED>(row, y.row(s));
                 if s > first {
-                    let decay = &decays.row(s)[..n];
-                    for c in 0..n {
-                        row[c] *= decay[c];
-                    }
+                    multiply_by(row, decays.row(s));
                 }
             }
         }
@@ -365,15 +388,10 @@ impl<E: Real> Work for EarlyBack<'_, E> {
         for i in 0..d_early.rows().count() {
             let t = first + i;
             let (d, factor, dy) = (&d_early.row(i)[..n], &factors.row(t)[..n], &mut dy.row_mut(t)[..n]);
-            for c in 0..n {
-                dy[c] = fused::<E, FUSED>(d[c], factor[c], dy[c]);
-            }
+            add_products::<E, FUSED>(dy, d, factor);
             if !pairs.is_empty() {
-                let (y, pairs) = (&early.row(i)[..n], &mut pairs[t * n..][..n]);
-                for c in 0..n {
-                    pairs[c] += sum[c];
-                    sum[c] = fused::<E, FUSED>(y[c], d[c], sum[c]);
-                }
+                add(&mut pairs[t * n..][..n], sum);
+                add_products::<E, FUSED>(sum, early.row(i), d);
             }
         }
     }
@@ -402,21 +420,13 @@ impl<E: Real> Work for LateBack<'_, E> {
             let (d, dx) = (&d_late.row(i)[..n], &mut dx.row_mut(middle + i)[..n]);
             // The last decay on the way, if there is one: that of the token itself, or of the one before.
             let Some(last) = (middle + i + own).checked_sub(1).filter(|&last| last >= middle) else {
-                for c in 0..n {
-                    dx[c] += d[c];
-                }
+                add(dx, d);
                 continue;
             };
-            let factor = &factors.row(last)[..n];
-            for c in 0..n {
-                dx[c] = fused::<E, FUSED>(d[c], factor[c], dx[c]);
-            }
+            add_products::<E, FUSED>(dx, d, factors.row(last));
             if !pairs.is_empty() {
-                let (x, pairs) = (&late.row(i)[..n], &mut pairs[last * n..][..n]);
-                for c in 0..n {
-                    sum[c] = fused::<E, FUSED>(x[c], d[c], sum[c]);
-                    pairs[c] += sum[c];
-                }
+                add_products::<E, FUSED>(sum, late.row(i), d);
+                add(&mut pairs[last * n..][..n], sum);
             }
         }
     }
@@ -449,41 +459,29 @@ impl<E: Real, K, const N: usize> Work for TileBack<'_, '_, E, K, N> {
                 let z = &mut z[..n];
                 for (i, side) in sides.iter().enumerate() {
                     let (d, y) = (side.d_scores.row(t)[s], &side.y.row(s)[..n]);
-                    for c in 0..n {
-                        z[c] = if i == 0 { d * y[c] } else { fused::<E, FUSED>(d, y[c], z[c]) };
+                    match i {
+                        0 => set_scaled(z, d, y),
+                        _ => add_scaled::<E, FUSED, 1>(z, [d], [y]),
                     }
                 }
                 if s > first {
-                    let (before, decay) = (&before[(s - 1 - first) * n..][..n], &decays.row(s)[..n]);
-                    for c in 0..n {
-                        z[c] = fused::<E, FUSED>(decay[c], before[c], z[c]);
-                    }
+                    add_products::<E, FUSED>(z, decays.row(s), &before[(s - 1 - first) * n..][..n]);
                 }
             }
-            let (last, dx) = (&z[(top - first) * n..][..n], &mut dx.row_mut(t)[..n]);
-            for c in 0..n {
-                dx[c] += last[c];
-            }
+            add(dx.row_mut(t), &z[(top - first) * n..][..n]);
             w.copy_from_slice(x.row(t));
             for s in (first..=top).rev() {
                 for side in &mut *sides {
                     let (d, dy) = (side.d_scores.row(t)[s], &mut side.dy.row_mut(s)[..n]);
-                    for c in 0..n {
-                        dy[c] = fused::<E, FUSED>(d, w[c], dy[c]);
-                    }
+                    add_scaled::<E, FUSED, 1>(dy, [d], [&w[..n]]);
                 }
                 if s == first {
                     continue;
                 }
-                let decay = &decays.row(s)[..n];
-                for c in 0..n {
-                    w[c] *= decay[c];
-                }
+                multiply_by(w, decays.row(s));
                 if !pairs.is_empty() {
                     let (z, pairs) = (&z[(s - 1 - first) * n..][..n], &mut pairs[s * n..][..n]);
-                    for c in 0..n {
-                        pairs[c] = fused::<E, FUSED>(w[c], z[c], pairs[c]);
-                    }
+                    add_products::<E, FUSED>(pairs, w, z);
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! What decays inside a block do to scores, to reads and writes of the memory, and to their own gradient.
 
 use super::inputs::Sizes;
-use crate::kernels::dense::{Matrix, Part, Real, dot};
+use crate::kernels::dense::{Matrix, Part, Real};
+use crate::kernels::lanes::scale;
 use crate::kernels::vector::{self, Work, fused, vectorised};
 use crate::kernels::view::Head;
 
@@ -12,6 +13,13 @@ pub(super) enum When {
     After,
     /// What is read before writing: `e^{G_{t-1} - G_s}` for `s < t`.
     Before,
+}
+
+impl When {
+    /// The first token that sees anything of the block.
+    pub(super) fn first(self) -> usize {
+        usize::from(self == Self::Before)
+    }
 }
 
 /// Keys in the form that scores need, and what was found or is wanted for them.
@@ -88,12 +96,13 @@ pub(super) trait Decay<E: Real> {
 pub(super) struct Ledger<E> {
     /// Numbers per token; 0 if no gradient is wanted.
     width: usize,
-    /// `[m, width]`: of scores across a token, of reads at it, of writes at it
+    /// `[m, width]`: of scores across a token, of reads at it, of writes at it. What is read before writing crosses the
+    /// decays before its own, so it belongs to the token before.
     pub(super) pairs: Vec<E>,
-    reads: Vec<E>,
-    writes: Vec<E>,
+    pub(super) reads: Vec<E>,
+    pub(super) writes: Vec<E>,
     /// `[width]`
-    memory: Vec<E>,
+    pub(super) memory: Vec<E>,
 }
 
 impl<E: Real> Ledger<E> {
@@ -110,20 +119,6 @@ impl<E: Real> Ledger<E> {
 
     pub(super) fn wanted(&self) -> bool {
         self.width > 0
-    }
-
-    /// Where reads at token `t` belong. What is read before writing crosses the decays before its own.
-    pub(super) fn read_at(&mut self, when: When, t: usize) -> Option<&mut [E]> {
-        let t = if when == When::After { t } else { t.checked_sub(1)? };
-        Some(&mut self.reads[t * self.width..][..self.width])
-    }
-
-    pub(super) fn write_at(&mut self, t: usize) -> &mut [E] {
-        &mut self.writes[t * self.width..][..self.width]
-    }
-
-    pub(super) fn memory_at(&mut self, channel: usize) -> &mut E {
-        &mut self.memory[channel]
     }
 
     /// The gradient, `[m, width]`.
@@ -161,24 +156,6 @@ pub(super) struct HeadDecay<E> {
     columns: Vec<E>,
 }
 
-impl<E: Real> HeadDecay<E> {
-    /// Multiplies scores, and clears what would look ahead.
-    #[inline]
-    fn apply(&self, when: When, scores: &mut Matrix<E>) {
-        let own = usize::from(when == When::After);
-        for (i, row) in scores.rows_mut().enumerate() {
-            let (seen, ahead) = row.split_at_mut(i + own);
-            ahead.fill(E::default());
-            // The factors of row `i - 1` where the own decay does not count.
-            if !seen.is_empty() {
-                for (x, &factor) in seen.iter_mut().zip(self.between.row(i + own - 1)) {
-                    *x *= factor;
-                }
-            }
-        }
-    }
-}
-
 impl<E: Real> Decay<E> for HeadDecay<E> {
     /// Transposed.
     type Keys = Matrix<E>;
@@ -210,23 +187,14 @@ impl<E: Real> Decay<E> for HeadDecay<E> {
         let m = self.log.len();
         self.between.resize(m, m);
         self.row.clear();
+        self.row.resize(m, 0.0);
         self.from_start.clear();
-        let mut total = 1.0;
-        for (out, log) in self.between.rows_mut().zip(&self.log) {
-            let a = log.exp();
-            total *= a;
-            for x in &mut self.row {
-                *x *= a;
-            }
-            self.row.push(1.0);
-            for (out, &x) in out.iter_mut().zip(&self.row) {
-                *out = E::of(x);
-            }
-            self.from_start.push(E::of(total));
-        }
+        self.from_start.resize(m, E::default());
+        let Self { log, row, between, from_start, .. } = self;
+        vectorised(Between { log, row, between, from_start });
         self.to_end.clear();
         self.to_end.extend(self.row.iter().map(|&x| E::of(x)));
-        self.total = E::of(total);
+        self.total = self.from_start.last().copied().unwrap_or(E::of(1.0));
     }
 
     fn keys(&self, y: &Matrix<E>, to: &mut Matrix<E>) {
@@ -236,7 +204,7 @@ impl<E: Real> Decay<E> for HeadDecay<E> {
     fn scores<const N: usize>(&mut self, when: When, x: &Matrix<E>, sides: [Side<'_, E, Matrix<E>>; N]) {
         for Side { keys, scores, .. } in sides {
             scores.set_product(x, keys, Part::Lower);
-            self.apply(when, scores);
+            scores.multiply_lower(&self.between, when == When::After);
         }
     }
 
@@ -255,25 +223,18 @@ impl<E: Real> Decay<E> for HeadDecay<E> {
                 columns.resize(d_scores.row(0).len(), E::default());
                 vectorised(Crossings { when, scores, d_scores, columns, out: &mut ledger.pairs });
             }
-            self.apply(when, d_scores);
+            d_scores.multiply_lower(&self.between, when == When::After);
             dx.add_product(d_scores, y, Part::LeftLower);
             dy.add_turned_product(d_scores, x, Part::LeftLower);
         }
     }
 
     fn since_start(&self, when: When, x: &mut Matrix<E>) {
-        match when {
-            When::After => x.scale_rows(&self.from_start),
-            When::Before => {
-                x.rows_mut().skip(1).zip(&self.from_start).for_each(|(row, &factor)| {
-                    row.iter_mut().for_each(|x| *x *= factor);
-                });
-            }
-        }
+        x.scale_rows(when.first(), &self.from_start);
     }
 
     fn to_end(&self, y: &mut Matrix<E>) {
-        y.scale_rows(&self.to_end);
+        y.scale_rows(0, &self.to_end);
     }
 
     fn total(&self, state: &mut Matrix<E>) {
@@ -281,22 +242,43 @@ impl<E: Real> Decay<E> for HeadDecay<E> {
     }
 
     fn note_reads(&self, when: When, x: &Matrix<E>, dx: &Matrix<E>, ledger: &mut Ledger<E>) {
-        for (t, (x, dx)) in x.rows().zip(dx.rows()).enumerate() {
-            if let Some(at) = ledger.read_at(when, t) {
-                at[0] += E::of(dot(x, dx));
-            }
-        }
+        x.add_row_dots(dx, when.first(), &mut ledger.reads);
     }
 
     fn note_writes(&self, y: &Matrix<E>, dy: &Matrix<E>, ledger: &mut Ledger<E>) {
-        for (t, (y, dy)) in y.rows().zip(dy.rows()).enumerate() {
-            ledger.write_at(t)[0] += E::of(dot(y, dy));
-        }
+        y.add_row_dots(dy, 0, &mut ledger.writes);
     }
 
     fn note_memory(&self, state: &Matrix<E>, d_state: &Matrix<E>, ledger: &mut Ledger<E>) {
-        let sum: f64 = state.rows().zip(d_state.rows()).map(|(x, y)| dot(x, y)).sum();
-        *ledger.memory_at(0) = E::of(self.total.to_f64() * sum);
+        ledger.memory[0] = E::of(self.total.to_f64() * state.dot(d_state));
+    }
+}
+
+/// Products of decays: from every token to every later one, a row at a time, and from the start.
+struct Between<'a, E> {
+    log: &'a [f64],
+    /// The last row, in full precision
+    row: &'a mut [f64],
+    between: &'a mut Matrix<E>,
+    from_start: &'a mut [E],
+}
+
+impl<E: Real> Work for Between<'_, E> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { log, row, between, from_start } = self;
+        let mut total = 1.0;
+        for (i, log) in log.iter().enumerate() {
+            let decay = log.exp();
+            total *= decay;
+            from_start[i] = E::of(total);
+            let (row, out) = (&mut row[..=i], &mut between.row_mut(i)[..=i]);
+            scale(&mut row[..i], decay);
+            row[i] = 1.0;
+            for (out, &x) in out.iter_mut().zip(&*row) {
+                *out = E::of(x);
+            }
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Solves with a unit lower triangular matrix `I - A`, in bands of rows so that most of it is products.
 
 use crate::kernels::dense::{Matrix, Part, Real};
-use crate::kernels::vector::{Work, fused, vectorised};
+use crate::kernels::lanes::add;
+use crate::kernels::vector::{Work, add_scaled, vectorised};
 
 /// Rows of a band.
 const BAND: usize = 8;
@@ -85,18 +86,13 @@ impl<E: Real> Work for Band<'_, E> {
         for step in 0..count {
             let i = if turned { last - 1 - step } else { first + step };
             if let Some(sums) = sums {
-                let (row, sums) = (x.row_mut(i), sums.row(i - first));
-                for j in 0..row.len() {
-                    row[j] += sums[j];
-                }
+                add(x.row_mut(i), sums.row(i - first));
             }
             for before in 0..step {
                 let s = if turned { last - 1 - before } else { first + before };
                 let factor = if turned { a.row(s)[i] } else { a.row(i)[s] };
                 let (row, other) = x.two_rows(i, s);
-                for j in 0..row.len() {
-                    row[j] = fused::<E, FUSED>(factor, other[j], row[j]);
-                }
+                add_scaled::<E, FUSED, 1>(row, [factor], [other]);
             }
         }
     }
