@@ -293,25 +293,6 @@ fn turn_in_bands<E: Copy>(to: Rows<&mut [E]>, from: Rows<&[E]>) {
     }
 }
 
-/// `Σ x y`, added up in `f64`.
-#[inline]
-pub(crate) fn dot<E: Real>(x: &[E], y: &[E]) -> f64 {
-    // Four sums at a time: one would wait for itself.
-    let mut sums = [0.0; 4];
-    let (x, x_rest) = x.as_chunks::<4>();
-    let (y, y_rest) = y.as_chunks::<4>();
-    for (x, y) in x.iter().zip(y) {
-        for i in 0..4 {
-            sums[i] += x[i].to_f64() * y[i].to_f64();
-        }
-    }
-    let mut sum = sums[0] + sums[1] + sums[2] + sums[3];
-    for (x, y) in x_rest.iter().zip(y_rest) {
-        sum += x.to_f64() * y.to_f64();
-    }
-    sum
-}
-
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the tile stays in registers")]
 fn tiles<E: Real, const FUSED: bool, const WIDE: usize>(job: Job<'_, E>) {
@@ -491,12 +472,8 @@ mod tests {
     }
 
     #[test]
-    fn transposes_and_dots_are_exact() {
+    fn transposes_are_exact() {
         its_transpose_is_exact::<f32>();
         its_transpose_is_exact::<f64>();
-        let mut draw = Draw::new(6);
-        let (x, y) = (draw.numbers(7, -1.0, 1.0), draw.numbers(7, -1.0, 1.0));
-        let expected: f64 = x.iter().zip(&y).map(|(x, y)| x * y).sum();
-        assert!((dot(&x, &y) - expected).abs() < 1e-15);
     }
 }

@@ -3,10 +3,7 @@
 //! number otherwise.
 
 use super::dense::Real;
-use super::vector::{fused, together};
-
-/// Numbers of a block.
-const LANES: usize = 16;
+use super::vector::{LANES, fused, together};
 
 /// Blocks of a row that is as long as the one that is written, and the rest.
 #[inline(always)]
@@ -130,6 +127,11 @@ pub(super) fn dot_in_double<E: Real, const FUSED: bool>(x: &[E], y: &[E]) -> f64
         sum += x.to_f64() * y.to_f64();
     }
     sum
+}
+
+/// The same outside functions for wide vectors.
+pub(super) fn dot<E: Real>(x: &[E], y: &[E]) -> f64 {
+    dot_in_double::<E, false>(x, y)
 }
 
 #[inline(always)]

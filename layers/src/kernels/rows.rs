@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use super::lanes::add;
 use super::vector::{Vector, fused};
 use super::view::{Head, View};
 
@@ -152,15 +153,6 @@ pub(super) fn add_row<E: Vector, const FUSED: bool>(
         for (out, &y) in rest.iter_mut().zip(row) {
             *out = fused::<E, FUSED>(x, y, *out);
         }
-    }
-}
-
-/// As many of `sums` as `to` has.
-#[inline(always)]
-pub(super) fn add<E: Vector>(to: &mut [E], sums: &[E]) {
-    let sums = &sums[..to.len()];
-    for (i, to) in to.iter_mut().enumerate() {
-        *to += sums[i];
     }
 }
 

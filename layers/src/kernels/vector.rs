@@ -286,8 +286,8 @@ pub(super) fn sigmoid<E: Vector, const FUSED: bool>(z: E) -> E {
     (if z > zero { one } else { power }) / (one + power)
 }
 
-/// Lanes of sums.
-const LANES: usize = 16;
+/// Numbers of a block of a row, and lanes of sums.
+pub(super) const LANES: usize = 16;
 
 /// `Σ x y`
 #[inline(always)]

@@ -2,10 +2,7 @@
 
 use super::{Matrix, Real};
 use crate::kernels::lanes::{add, add_products, dot_in_double, multiply_by, scale};
-use crate::kernels::vector::{Work, vectorised};
-
-/// Numbers of a block: a row of fewer is not in one register.
-const BLOCK: usize = 16;
+use crate::kernels::vector::{LANES, Work, vectorised};
 
 /// Rows from `first` on times a factor each.
 struct ScaleRows<'a, E>(&'a mut Matrix<E>, usize, &'a [E]);
@@ -55,7 +52,7 @@ impl<E: Real> Work for MultiplyLower<'_, E> {
             // The factors of the row before where the diagonal is not seen.
             if seen > 0 {
                 // Whole blocks: what is ahead is cleared.
-                let end = seen.next_multiple_of(BLOCK).min(x.columns);
+                let end = seen.next_multiple_of(LANES).min(x.columns);
                 multiply_by(&mut x.row_mut(i)[..end], &factors.row(seen - 1)[..end]);
             }
             for ahead in &mut x.row_mut(i)[seen..] {

@@ -1,6 +1,7 @@
 //! The way back through one chunk; see the module's equations.
 
-use crate::kernels::dense::{Matrix, Part, dot};
+use crate::kernels::dense::{Matrix, Part};
+use crate::kernels::lanes::dot;
 use crate::kernels::vector::Vector;
 
 use super::network::{Network, add_scaled, scale_tokens, times_slope};

@@ -1,7 +1,8 @@
 //! The gradient `u = ∂ℓ/∂M(k)` of the inner loss on one token, and the way back through it: the formulas of [`Bias`],
 //! in double precision.
 
-use crate::kernels::dense::{Real, dot};
+use crate::kernels::dense::Real;
+use crate::kernels::lanes::dot;
 use crate::miras::{Bias, SMOOTH};
 
 /// Below, a length counts as this: as in [`Bias`].

@@ -5,7 +5,8 @@
 //! P w = ρ (w - mean(w) - ẑ mean(w ∘ ẑ))                   ∂ℓ/∂z from w = ∂ℓ/∂ẑ; symmetric in w
 //! ```
 
-use crate::kernels::dense::{Real, dot};
+use crate::kernels::dense::Real;
+use crate::kernels::lanes::dot;
 
 fn mean<E: Real>(x: &[E]) -> f64 {
     x.iter().map(|x| x.to_f64()).sum::<f64>() / x.len() as f64

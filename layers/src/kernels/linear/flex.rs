@@ -5,7 +5,8 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::FEW;
-use crate::kernels::rows::{PANEL, Panels, TALL, add, add_product, add_row};
+use crate::kernels::lanes::add;
+use crate::kernels::rows::{PANEL, Panels, TALL, add_product, add_row};
 use crate::kernels::vector::{Vector, dots, vectors};
 use crate::kernels::view::{Head, Number, View, view};
 

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use super::together::{self, members};
-use crate::kernels::rows::{Panels, TALL, add, add_product};
+use crate::kernels::lanes::add;
+use crate::kernels::rows::{Panels, TALL, add_product};
 use crate::kernels::vector::{Vector, fused, sigmoid, vectors};
 use crate::kernels::view::View;
 

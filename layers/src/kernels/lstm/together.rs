@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use super::cells::{Gradients, Inputs, update, update_back};
 use super::team::{self, Recurrence};
-use crate::kernels::rows::{PANEL, Panels, add, add_one};
+use crate::kernels::lanes::add;
+use crate::kernels::rows::{PANEL, Panels, add_one};
 use crate::kernels::vector::Vector;
 use crate::kernels::view::{Head, View};
 

@@ -4,8 +4,7 @@
 use rayon::prelude::*;
 
 use super::{Gating, Opening, Shape};
-use crate::kernels::lanes::add_products;
-use crate::kernels::rows::add;
+use crate::kernels::lanes::{add, add_products, multiply_by as times};
 use crate::kernels::vector::{Vector, dot, fused, sigmoid, sum, vectors};
 use crate::kernels::view::View;
 use crate::nn::Scaling;
@@ -185,19 +184,7 @@ fn scale<E: Vector>(u: &mut [E], [weight, bias]: [Option<&[E]>; 2]) {
         times(u, weight);
     }
     if let Some(bias) = bias {
-        let bias = &bias[..u.len()];
-        for (i, u) in u.iter_mut().enumerate() {
-            *u += bias[i];
-        }
-    }
-}
-
-/// `x ← x ∘ by`
-#[inline(always)]
-fn times<E: Vector>(x: &mut [E], by: &[E]) {
-    let by = &by[..x.len()];
-    for (i, x) in x.iter_mut().enumerate() {
-        *x *= by[i];
+        add(u, bias);
     }
 }
 

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::tiles::{Inputs, Shifts};
 use super::weights::FLOOR;
+use crate::kernels::lanes::scale;
 use crate::kernels::vector::{Vector, add_scaled, dots, fused, largest, sum as total, vectors};
 use crate::kernels::view::Head;
 
@@ -109,13 +110,6 @@ fn answer_query<E: Vector, const FUSED: bool>(
     *log_sum = E::of(top.to_f64() + sum.to_f64().max(f64::MIN_POSITIVE).log2());
     let inverse = if sum > E::default() { E::of(1.0) / sum } else { E::default() };
     scale(y, inverse);
-}
-
-#[inline(always)]
-fn scale<E: Vector>(x: &mut [E], factor: E) {
-    for x in x {
-        *x *= factor;
-    }
 }
 
 /// Rows from `first` on, `width` numbers of each; the `last` one stands for those after it.

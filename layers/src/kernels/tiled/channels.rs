@@ -2,6 +2,8 @@
 //! at the boundary between them, where both factors are at most 1, so the pairs across a boundary are one product.
 //! What remains are tiles of a few tokens, in which a token's decay grows from key to key.
 
+use std::ops::Range;
+
 use super::decay::{Decay, Ledger, Side, SideBack, When};
 use super::inputs::Sizes;
 use crate::kernels::dense::{Matrix, Part, Real};
@@ -106,13 +108,13 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
         vectorised(Exponentials { rows: decays, total });
         from_start.resize(m, n);
         to_end.resize(m, n);
-        vectorised(Grow { factors: from_start, decays, first: 0, last: m });
-        vectorised(Shrink { factors: to_end, decays, first: 0, last: m });
+        vectorised(Chain { factors: from_start, decays, range: 0..m, end: false });
+        vectorised(Chain { factors: to_end, decays, range: 0..m, end: true });
         for Level { half, factors } in levels {
             factors.resize(m, n);
             for Halves { first, middle, last } in halves(*half, m) {
-                vectorised(Shrink { factors, decays, first, last: middle });
-                vectorised(Grow { factors, decays, first: middle, last });
+                vectorised(Chain { factors, decays, range: first..middle, end: true });
+                vectorised(Chain { factors, decays, range: middle..last, end: false });
             }
         }
     }
@@ -122,7 +124,7 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
         for (Level { half, factors }, to) in self.levels.iter().zip(to) {
             for (Halves { first, middle, .. }, to) in halves(*half, m).zip(to) {
                 to.rows.resize(middle - first, n);
-                vectorised(Scaled { x: y, factors, from: [first, first], skip: 0, to: &mut to.rows });
+                vectorised(Scaled { x: y, factors, first, skip: 0, to: &mut to.rows });
                 to.turned.set_transpose(&to.rows);
             }
         }
@@ -226,51 +228,41 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
     }
 }
 
-/// `factors_t = Π_{first ≤ s ≤ t} d_s`
-struct Grow<'a, E> {
+/// `factors_t = Π_{first ≤ s ≤ t} d_s`, or `Π_{t < s < last} d_s` to the `end`.
+struct Chain<'a, E> {
     factors: &'a mut Matrix<E>,
     decays: &'a Matrix<E>,
-    first: usize,
-    last: usize,
+    range: Range<usize>,
+    end: bool,
 }
 
-impl<E: Real> Work for Grow<'_, E> {
+impl<E: Real> Work for Chain<'_, E> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let Self { factors, decays, first, last } = self;
-        factors.row_mut(first).copy_from_slice(decays.row(first));
-        for t in first + 1..last {
-            let (row, before) = factors.two_rows(t, t - 1);
-            multiply(row, before, decays.row(t));
+        let Self { factors, decays, range: Range { start: first, end: last }, end } = self;
+        if end {
+            factors.row_mut(last - 1).fill(E::of(1.0));
+        } else {
+            factors.row_mut(first).copy_from_slice(decays.row(first));
+        }
+        for step in 1..last - first {
+            // The row to find, the one it is found from, and the decay between.
+            let (t, from, s) = if end {
+                (last - 1 - step, last - step, last - step)
+            } else {
+                (first + step, first + step - 1, first + step)
+            };
+            let (row, known) = factors.two_rows(t, from);
+            multiply(row, known, decays.row(s));
         }
     }
 }
 
-/// `factors_t = Π_{t < s < last} d_s`
-struct Shrink<'a, E> {
-    factors: &'a mut Matrix<E>,
-    decays: &'a Matrix<E>,
-    first: usize,
-    last: usize,
-}
-
-impl<E: Real> Work for Shrink<'_, E> {
-    #[inline(always)]
-    fn run<const FUSED: bool>(self) {
-        let Self { factors, decays, first, last } = self;
-        factors.row_mut(last - 1).fill(E::of(1.0));
-        for t in (first..last - 1).rev() {
-            let (row, after) = factors.two_rows(t, t + 1);
-            multiply(row, after, decays.row(t + 1));
-        }
-    }
-}
-
-/// Rows of `x` times rows of `factors`, each from a place on; the first `skip` of them as they are.
+/// Rows of `x` times rows of `factors`, both from `first` on; the first `skip` of them as they are.
 struct Scaled<'a, E> {
     x: &'a Matrix<E>,
     factors: &'a Matrix<E>,
-    from: [usize; 2],
+    first: usize,
     skip: usize,
     to: &'a mut Matrix<E>,
 }
@@ -278,11 +270,11 @@ struct Scaled<'a, E> {
 impl<E: Real> Work for Scaled<'_, E> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let Self { x, factors, from: [first, first_factor], skip, to } = self;
+        let Self { x, factors, first, skip, to } = self;
         for i in 0..to.rows().count() {
             let x = x.row(first + i);
             match i.checked_sub(skip) {
-                Some(factor) => multiply(to.row_mut(i), x, factors.row(first_factor + factor)),
+                Some(factor) => multiply(to.row_mut(i), x, factors.row(first + factor)),
                 None => to.row_mut(i).copy_from_slice(x),
             }
         }
@@ -298,7 +290,7 @@ fn scale_late<E: Real>(
     late: &mut Matrix<E>,
 ) {
     late.resize(last - middle, x.row(0).len());
-    vectorised(Scaled { x, factors, from: [middle, middle], skip: when.first(), to: late });
+    vectorised(Scaled { x, factors, first: middle, skip: when.first(), to: late });
 }
 
 /// `e` to all of them, and to the sums over rows.
