@@ -45,6 +45,8 @@ pub(crate) mod norm;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod pointwise;
 #[cfg(any(feature = "flex", feature = "cube"))]
+#[cfg(feature = "flex")]
+mod room;
 pub(crate) mod rotary;
 #[cfg(feature = "flex")]
 mod rows;

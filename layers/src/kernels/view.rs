@@ -1,12 +1,11 @@
 //! Tensors on Flex where they lie, for kernels that work on slices.
 
-use std::mem::MaybeUninit;
-
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{DType, Tensor, TensorData};
 
 use super::dense::{Matrix, Real};
+use super::room::Order;
 
 /// A tensor on Flex.
 pub(super) type Primitive = FloatTensor<Flex>;
@@ -73,6 +72,18 @@ pub(super) struct Head<'a, E> {
 }
 
 impl<'a, E: Real> View<'a, E> {
+    /// With heads and tokens for each other.
+    pub(super) fn swapped(self) -> Self {
+        let ([b, h, t, n], [batch, head, token, number]) = (self.dims, self.strides);
+        Self { dims: [b, t, h, n], strides: [batch, token, head, number], ..self }
+    }
+
+    /// Which of heads and tokens lie outside.
+    pub(super) fn order(&self) -> Order {
+        let ([_, heads, tokens, _], [_, head, token, _]) = (self.dims, self.strides);
+        if heads > 1 && tokens > 1 && token > head { Order::Tokens } else { Order::Heads }
+    }
+
     /// Head `index` of all `b h`.
     #[inline]
     pub(super) fn head(&self, index: usize) -> Head<'a, E> {
@@ -178,104 +189,4 @@ pub(super) fn read<E: Real>(
 pub(super) fn write<E: Real>(from: &Matrix<E>, out: &mut [E]) {
     let columns = from.row(0).len();
     out.chunks_exact_mut(columns).zip(from.rows()).for_each(|(out, row)| out.copy_from_slice(row));
-}
-
-/// Copies a matrix to the front of a [`Room`] or a part of one; past the caches if all that is `streamed` there would
-/// not stay in them anyway, which saves reading what is overwritten.
-pub(super) fn put<E: Real>(from: &Matrix<E>, out: &mut [MaybeUninit<E>], streamed: bool) {
-    let columns = from.row(0).len();
-    for (out, row) in out.chunks_exact_mut(columns).zip(from.rows()) {
-        if !(streamed && stream(row, out)) {
-            out.write_copy_of_slice(row);
-        }
-    }
-}
-
-/// Copies numbers past the caches, if they lie as that needs.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[allow(unsafe_code, reason = "stores past the caches exist as instructions only")]
-fn stream<E: Real>(from: &[E], to: &mut [MaybeUninit<E>]) -> bool {
-    use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-    const BYTES: usize = size_of::<__m128i>();
-    let bytes = size_of_val(from);
-    let (from, to_start) = (from.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
-    if bytes != size_of_val(to) || !bytes.is_multiple_of(BYTES) || !to_start.is_aligned() {
-        return false;
-    }
-    for i in 0..bytes / BYTES {
-        // SAFETY: both are inside slices of this many bytes, and the address stored to is aligned.
-        unsafe { _mm_stream_si128(to_start.add(i), _mm_loadu_si128(from.add(i))) };
-    }
-    true
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn stream<E: Real>(_from: &[E], _to: &mut [MaybeUninit<E>]) -> bool {
-    false
-}
-
-/// Has other threads see what this one streamed, before they learn that it is done.
-#[inline]
-#[allow(unsafe_code, reason = "a fence exists as an instruction only")]
-pub(super) fn streamed_all() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 has it.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
-    }
-}
-
-/// Room for results that are written once, number by number: zeros before them would cost as many bytes again.
-#[derive(Debug)]
-pub(super) struct Room<E>(Box<[MaybeUninit<E>]>);
-
-impl<E: Real> Room<E> {
-    pub(super) fn new(count: usize) -> Self {
-        let mut numbers = Box::new_uninit_slice(count);
-        if cfg!(test) {
-            numbers.fill(MaybeUninit::new(E::of(f64::NAN)));
-        }
-        Self(numbers)
-    }
-
-    pub(super) fn numbers(&mut self) -> &mut [MaybeUninit<E>] {
-        &mut self.0
-    }
-
-    /// The numbers.
-    ///
-    /// # Safety
-    ///
-    /// Every one of them has been written.
-    #[allow(unsafe_code, reason = "see there")]
-    pub(super) unsafe fn written(self) -> Vec<E> {
-        // SAFETY: as the caller says.
-        unsafe { self.0.assume_init() }.into_vec()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Streamed or not, aligned or not, whole vectors or not: what is read is what was put.
-    #[test]
-    fn what_is_put_is_there() {
-        for (columns, start) in [(8, 0), (8, 1), (8, 4), (7, 0), (3, 2)] {
-            let mut from = Matrix::<f32>::new(5, columns);
-            from.rows_mut().flatten().enumerate().for_each(|(i, x)| *x = i as f32);
-            for streamed in [false, true] {
-                let mut room = Room::new(5 * columns + start);
-                room.numbers()[..start].fill(MaybeUninit::new(-1.0));
-                put(&from, &mut room.numbers()[start..], streamed);
-                streamed_all();
-                // SAFETY: rooms are full of NaN in tests.
-                #[allow(unsafe_code, reason = "see there")]
-                let found = unsafe { room.written() };
-                let expected = (0..5 * columns).map(|i| i as f32);
-                assert!(found.into_iter().skip(start).eq(expected), "{columns} columns from {start}");
-            }
-        }
-    }
 }

@@ -1,7 +1,8 @@
 //! Tensors on a graphics device, as kernels take and make them.
 
 use burn::backend::DispatchDevice;
-use burn::tensor::{DType, Shape, Tensor};
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::{DType, Shape, Tensor, TensorData};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -41,6 +42,12 @@ pub(super) fn empty(like: &CubeTensor, dims: &[usize]) -> CubeTensor {
     #[cfg(test)]
     poison::fill(&tensor);
     tensor
+}
+
+/// Zeros, which lie beside `like`: one number that is sent, for no kernel to be started.
+pub(super) fn zeros(like: &CubeTensor, dims: [usize; 4]) -> CubeTensor {
+    let zero = TensorData::new(vec![0.0f32], [1; 4]);
+    CubeBackend::float_expand(CubeBackend::float_from_data(zero, &like.device), dims.to_vec().into())
 }
 
 /// A contiguous part of a buffer from number `start` on, a multiple of [`ALIGNED`].

@@ -57,6 +57,14 @@ fn it_is_what_tensors_compute() {
             for (found, expected) in found.iter().zip(&expected) {
                 assert!(error(found, expected) <= limit, "{sizes:?}");
             }
+            // As heads are split from projections.
+            let there = |x: Tensor<4>| x.swap_dims(1, 2);
+            let few = table.clone().narrow(2, 0, x.dims()[1]);
+            let expected = both(&x, |x| plain(there(x), few.clone()));
+            let found = both(&x, |x| fused(there(x), few.clone()));
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!(error(found, expected) <= limit, "{sizes:?}, split");
+            }
             // Tokens before heads, a part of a longer tensor.
             let turned = |x: Tensor<4>| x.swap_dims(1, 2).narrow(1, 0, 1).swap_dims(0, 2);
             let table = table.narrow(0, 0, 1).narrow(2, 0, 1).expand([1, 1, x.dims()[0], 2 * sizes.2]);

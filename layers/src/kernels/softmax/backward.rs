@@ -5,15 +5,16 @@ use rayon::prelude::*;
 use super::tiles::{Inputs, KEYS, Keys, QUERIES, Shifts, Tile, TileShifts};
 use super::weights::{Sums, differentiate, weigh_again};
 use crate::kernels::dense::{Matrix, Part};
+use crate::kernels::room::{HeadRoom, Room};
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{View, read, write};
+use crate::kernels::view::{View, read};
 
-/// Gradients of [`Inputs`], contiguous.
+/// Gradients of [`Inputs`]; those of `q`, `k` and `v` lie as these do.
 #[derive(Debug)]
 pub(super) struct Gradients<E> {
-    pub(super) q: Vec<E>,
-    pub(super) k: Vec<E>,
-    pub(super) v: Vec<E>,
+    pub(super) q: Room<E>,
+    pub(super) k: Room<E>,
+    pub(super) v: Room<E>,
     /// `[h]`, empty without a sink
     pub(super) sink: Vec<E>,
     /// `[b, h, T, 1]`, empty without forgetting
@@ -21,11 +22,17 @@ pub(super) struct Gradients<E> {
 }
 
 impl<E: Vector> Gradients<E> {
-    pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
-        let size = |dims: [usize; 4]| vec![with; dims.iter().product()];
-        let sink = vec![with; inputs.sink.map_or(0, |_| inputs.q.dims[1])];
-        let forget = inputs.forget.map_or(Vec::new(), |forget| size(forget.dims));
-        Self { q: size(inputs.q.dims), k: size(inputs.k.dims), v: size(inputs.v.dims), sink, forget }
+    pub(super) fn new(inputs: &Inputs<'_, E>) -> Self {
+        let room = |view: &View<'_, E>| Room::new(view.dims.iter().product());
+        let sink = vec![E::default(); inputs.sink.map_or(0, |_| inputs.q.dims[1])];
+        let forget = inputs.forget.map_or(0, |forget| forget.dims.iter().product());
+        Self {
+            q: room(&inputs.q),
+            k: room(&inputs.k),
+            v: room(&inputs.v),
+            sink,
+            forget: vec![E::default(); forget],
+        }
     }
 }
 
@@ -51,7 +58,7 @@ pub(super) struct Outcome<'a, E> {
 /// read. With fewer such groups than threads there are several jobs to a group, with gradients of keys and values of
 /// their own that are added up at the end.
 pub(super) fn backward<E: Vector>(inputs: &Inputs<'_, E>, outcome: Outcome<'_, E>, to: &mut Gradients<E>) {
-    let sizes @ [t, total, n, p] = inputs.sizes();
+    let sizes @ [t, total, ..] = inputs.sizes();
     let [b, heads, ..] = inputs.q.dims;
     let groups = b * inputs.k.dims[1];
     let threads = rayon::current_num_threads();
@@ -61,8 +68,8 @@ pub(super) fn backward<E: Vector>(inputs: &Inputs<'_, E>, outcome: Outcome<'_, E
 
     let faded = if inputs.forget.is_some() { inputs.group() } else { 0 };
     let mut jobs: Vec<Job<'_, E>> = (0..groups * parts).map(|_| Job::new(sizes, faded)).collect();
-    for (head, q) in to.q.chunks_mut(t * n).enumerate() {
-        for (tile, dq) in q.chunks_mut(QUERIES * n).enumerate() {
+    for (head, q) in to.q.heads(inputs.q.dims, inputs.q.order()).into_iter().enumerate() {
+        for (tile, dq) in q.tiles(QUERIES).enumerate() {
             let job = head / inputs.group() * parts + tile % parts;
             jobs[job].tiles.push(QueryTile { head, first: tile * QUERIES, dq });
         }
@@ -92,15 +99,16 @@ pub(super) fn backward<E: Vector>(inputs: &Inputs<'_, E>, outcome: Outcome<'_, E
             *to = E::of(sum);
         }
     }
-    let shares = to.k.par_chunks_mut(total * n).zip(to.v.par_chunks_mut(total * p));
-    shares.zip(jobs.par_chunks_mut(parts)).for_each(|((k, v), jobs)| {
+    let k = to.k.heads(inputs.k.dims, inputs.k.order()).into_par_iter();
+    let v = to.v.heads(inputs.v.dims, inputs.v.order()).into_par_iter();
+    k.zip(v).zip(jobs.par_chunks_mut(parts)).for_each(|((mut k, mut v), jobs)| {
         let (sum, rest) = jobs.split_at_mut(1);
         for job in rest {
             sum[0].k.add(&job.k);
             sum[0].v.add(&job.v);
         }
-        write(&sum[0].k, k);
-        write(&sum[0].v, v);
+        k.put(0, sum[0].k.rows(), false);
+        v.put(0, sum[0].v.rows(), false);
     });
 }
 
@@ -125,7 +133,7 @@ impl<E: Vector> Job<'_, E> {
 struct QueryTile<'a, E> {
     head: usize,
     first: usize,
-    dq: &'a mut [E],
+    dq: HeadRoom<'a, E>,
 }
 
 struct Backward<E> {
@@ -171,9 +179,9 @@ impl<E: Vector> Backward<E> {
     ) -> f64 {
         let Self { tile, here, sums, y, dy, dy_turned, d_weights, slopes, dq, means } = self;
         let [query_sums, key_sums] = sums;
-        let QueryTile { head, first, dq: dq_out } = queries;
+        let QueryTile { head, first, dq: mut dq_out } = queries;
         let [t, _, n, p] = inputs.sizes();
-        let rows = dq_out.len() / n;
+        let rows = dq_out.rows();
         tile.read_queries(inputs, inputs.q.head(head), (first, rows));
         read(y, outcome.y.head(head), (first, rows), p);
         read(dy, outcome.dy.head(head), (first, rows), p);
@@ -214,7 +222,7 @@ impl<E: Vector> Backward<E> {
             fades[own..own + rows].iter_mut().zip(&*query_sums).for_each(|(to, sum)| *to += sum.to_f64());
         }
         dq.scale(E::of(inputs.weighing.scale));
-        write(dq, dq_out);
+        dq_out.put(0, dq.rows(), false);
         let sink = inputs.sink(head).map(|sink| sink * std::f64::consts::LOG2_E);
         let share = |(log_sum, mean): (&E, &E)| sink.map(|z| -(z - log_sum.to_f64()).exp2() * mean.to_f64());
         log_sum.iter().zip(&*means).filter_map(share).sum()

@@ -5,24 +5,26 @@ use rayon::prelude::*;
 use super::tiles::{Inputs, KEYS, Keys, QUERIES, Shifts, Tile, TileShifts};
 use super::weights::{FLOOR, Running, weigh};
 use crate::kernels::dense::{Matrix, Part};
+use crate::kernels::room::{HeadRoom, Room};
 use crate::kernels::vector::Vector;
-use crate::kernels::view::write;
 
 /// One tile of queries' share of the results.
 struct Share<'a, E> {
     head: usize,
     first: usize,
-    y: &'a mut [E],
+    y: HeadRoom<'a, E>,
     log_sum: &'a mut [E],
 }
 
-/// Fills `y: [b, h, t, p]` with `softmax(scores) v`, and `log_sum: [b, h, t]` with the binary logarithms of the sums
+/// Fills `y: [b, h, t, p]`, which lies as `q` does, with `softmax(scores) v`, and `log_sum: [b, h, t]` with the binary logarithms of the sums
 /// over each query's keys. Where a query sees no key, its output is 0.
-pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut [E], log_sum: &mut [E]) {
+pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut Room<E>, log_sum: &mut [E]) {
     let sizes @ [t, _, _, p] = inputs.sizes();
+    let [b, h, ..] = inputs.q.dims;
     let mut shares = Vec::new();
-    for (head, (y, log_sum)) in y.chunks_mut(t * p).zip(log_sum.chunks_mut(t)).enumerate() {
-        for (tile, (y, log_sum)) in y.chunks_mut(QUERIES * p).zip(log_sum.chunks_mut(QUERIES)).enumerate() {
+    let heads = y.heads([b, h, t, p], inputs.q.order());
+    for (head, (y, log_sum)) in heads.into_iter().zip(log_sum.chunks_mut(t)).enumerate() {
+        for (tile, (y, log_sum)) in y.tiles(QUERIES).zip(log_sum.chunks_mut(QUERIES)).enumerate() {
             shares.push(Share { head, first: tile * QUERIES, y, log_sum });
         }
     }
@@ -59,7 +61,7 @@ impl<E: Vector> Forward<E> {
         share: Share<'_, E>,
     ) {
         let Self { tile, here, y, top, sum, factor } = self;
-        let Share { head, first, y: out, log_sum } = share;
+        let Share { head, first, y: mut out, log_sum } = share;
         let rows = log_sum.len();
         tile.read_queries(inputs, inputs.q.head(head), (first, rows));
         let own = inputs.weighing.cached + first;
@@ -83,14 +85,10 @@ impl<E: Vector> Forward<E> {
         for ((log_sum, &sum), &top) in log_sum.iter_mut().zip(&*sum).zip(&*top) {
             *log_sum = E::of(top.to_f64() + sum.to_f64().max(f64::MIN_POSITIVE).log2());
         }
-        if keys.is_empty() {
-            out.fill(E::default());
-            return;
-        }
         for (factor, sum) in factor.iter_mut().zip(&*sum) {
             *factor = if *sum > E::default() { E::of(1.0) / *sum } else { E::default() };
         }
         y.scale_rows(0, factor);
-        write(y, out);
+        out.put(0, y.rows(), false);
     }
 }

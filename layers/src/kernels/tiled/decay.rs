@@ -121,21 +121,22 @@ impl<E: Real> Ledger<E> {
         self.width > 0
     }
 
-    /// The gradient, `[m, width]`.
-    pub(super) fn finish(&mut self, out: &mut [E]) {
+    /// The gradient's rows, `[m, width]`.
+    pub(super) fn finish(&mut self) -> impl Iterator<Item = &[E]> {
         let Self { width, pairs, reads, writes, memory } = self;
         let width = *width;
         for t in (1..reads.len() / width).rev() {
             let (before, later) = reads.split_at_mut(t * width);
             before[(t - 1) * width..].iter_mut().zip(later).for_each(|(x, y)| *x += *y);
         }
-        let rows = pairs.chunks_exact(width).zip(reads.chunks_exact(width)).zip(writes.chunks_exact(width));
-        for (out, ((pairs, reads), writes)) in out.chunks_exact_mut(width).zip(rows) {
+        let rows = reads.chunks_exact(width).zip(writes.chunks_exact(width));
+        for (pairs, (reads, writes)) in pairs.chunks_exact_mut(width).zip(rows) {
             for i in 0..width {
-                out[i] = pairs[i] + reads[i] + memory[i];
+                pairs[i] = pairs[i] + reads[i] + memory[i];
                 memory[i] += writes[i];
             }
         }
+        pairs.chunks_exact(width)
     }
 }
 

@@ -8,14 +8,13 @@
 //! S ← e^{G_m} S + (e^{G_m - G} ∘ B)ᵀ U + (e^{G_m - G} ∘ K)ᵀ V
 //! ```
 
-use std::mem::MaybeUninit;
-
 use super::decay::{Decay, Ledger, Side, SideBack, When};
 use super::inputs::{Place, Sizes};
 use super::passes::{HeadGradients, Rule};
 use super::solve::Solver;
 use crate::kernels::dense::{Matrix, Part, Real};
-use crate::kernels::view::{Head, put, read};
+use crate::kernels::room::HeadRoom;
+use crate::kernels::view::{Head, read};
 
 /// Scratch memory for a block.
 pub(super) struct Delta<E: Real, D: Decay<E>> {
@@ -174,7 +173,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         }
     }
 
-    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, out: &mut [MaybeUninit<E>]) {
+    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, out: &mut HeadRoom<'_, E>) {
         self.read_writes(at);
         self.read_reads(at);
         at.read(&at.inputs.q, &mut self.q);
@@ -186,7 +185,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         y.add_product(qk, v, Part::LeftLower);
         decay.since_start(When::After, q);
         y.add_product(q, state, Part::Whole);
-        put(y, out, sizes.streamed);
+        out.put(at.range.0, y.rows(), sizes.streamed);
         self.move_on(state);
     }
 
@@ -261,7 +260,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         scaled.copy_from(k);
         decay.to_end(scaled);
         dv.add_product(scaled, d_state, Part::Whole);
-        put(dv, at.part(to.v, sizes.p), sizes.streamed);
+        to.v.put(at.range.0, dv.rows(), sizes.streamed);
 
         turned.set_transpose(state);
         dq.set_product(y, turned, Part::Whole);
@@ -290,10 +289,12 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
             SideBack { y: k, keys: k_keys, scores: qk, d_scores: d_qk, dy: dk },
         ];
         decay.scores_back(When::After, q, dq, sides, ledger);
-        put(dq, at.part(to.q, sizes.n), sizes.streamed);
-        put(dk, at.part(to.k, sizes.n), sizes.streamed);
-        put(da, at.part(to.a, sizes.n), sizes.streamed);
-        put(db, at.part(to.b, sizes.n), sizes.streamed);
+        to.q.put(at.range.0, dq.rows(), sizes.streamed);
+        to.k.put(at.range.0, dk.rows(), sizes.streamed);
+        if let Some([to_a, to_b]) = &mut to.rank_one {
+            to_a.put(at.range.0, da.rows(), sizes.streamed);
+            to_b.put(at.range.0, db.rows(), sizes.streamed);
+        }
 
         decay.since_start(When::After, q);
         decay.since_start(When::Before, a);
@@ -301,7 +302,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         d_state.add_turned_product(q, y, Part::Whole);
         d_state.add_turned_product(a, dr, Part::Whole);
         if let Some(log_d) = &mut to.log_d {
-            ledger.finish(at.part(log_d, sizes.width));
+            log_d.put(at.range.0, ledger.finish(), sizes.streamed);
         }
     }
 }

@@ -1,7 +1,5 @@
 //! Both passes on the CPU.
 
-use std::mem::MaybeUninit;
-
 use burn::backend::Flex;
 use burn::tensor::DType;
 
@@ -12,8 +10,9 @@ use super::inputs::Inputs;
 use super::linear::Linear;
 use super::passes::{self, Gradients, backward, forward};
 use super::{LOG_D, Passes};
+use crate::kernels::room::Room;
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, Room, View, view};
+use crate::kernels::view::{Number, Primitive, View, view};
 use crate::system::engine::AUTO_CHUNK;
 
 /// Tokens per block at which rank one and decays per channel are fastest (measured with heads of 64): what is quadratic
@@ -24,7 +23,11 @@ const SMALL_BLOCK: usize = 32;
 const LARGEST_BLOCK: usize = 128;
 
 impl Passes for Flex {
-    fn forward(inputs: &[Primitive], block: Option<usize>, keep: bool) -> (Primitive, Option<Primitive>) {
+    fn forward(
+        inputs: &[Primitive],
+        block: Option<usize>,
+        keep: bool,
+    ) -> ([Primitive; 2], Option<Primitive>) {
         let (out, kept) = Given::new(inputs, block).forward(keep);
         (out, keep.then_some(kept))
     }
@@ -32,12 +35,12 @@ impl Passes for Flex {
     fn backward(
         inputs: &[Primitive],
         block: Option<usize>,
-        out: Primitive,
+        dy: Primitive,
+        last: Option<Primitive>,
         kept: &Primitive,
         decay: bool,
     ) -> Vec<Option<Primitive>> {
-        let grads = Given::new(inputs, block).backward(&out, kept, decay);
-        grads.into_iter().map(Some).collect()
+        Given::new(inputs, block).backward(&dy, last.as_ref(), kept, decay)
     }
 }
 
@@ -64,9 +67,9 @@ impl<'p> Given<'p> {
         Inputs { q, k, v, log_d, memory, rank_one }
     }
 
-    /// The outputs `[b, h, t + n, p]`, and the memories that the backward pass starts from, none unless they are to be
+    /// The outputs, the last memory, and the memories that the backward pass starts from, none unless they are to be
     /// kept.
-    fn forward(&self, keep: bool) -> (Primitive, Primitive) {
+    fn forward(&self, keep: bool) -> ([Primitive; 2], Primitive) {
         match self.inputs[0].dtype() {
             DType::F64 => self.forward_in::<f64>(keep),
             _ => self.forward_in::<f32>(keep),
@@ -74,70 +77,75 @@ impl<'p> Given<'p> {
     }
 
     #[allow(unsafe_code, reason = "see there")]
-    fn forward_in<E: Number + Vector>(&self, keep: bool) -> (Primitive, Primitive) {
+    fn forward_in<E: Number + Vector>(&self, keep: bool) -> ([Primitive; 2], Primitive) {
         let inputs = self.inputs::<E>();
-        let ([b, h, t, n], [.., p]) = (inputs.k.dims, inputs.v.dims);
-        let mut out = Room::new(b * h * (t + n) * p);
+        let room = |view: &View<'_, E>| Room::new(view.dims.iter().product());
+        let (mut y, mut last) = (room(&inputs.v), room(&inputs.memory));
         let mut kept = if keep { passes::kept(&inputs, self.block) } else { Room::new(0) };
-        fill(&inputs, self.block, out.numbers(), kept.numbers());
+        fill(&inputs, self.block, [&mut y, &mut last, &mut kept]);
         // SAFETY: `fill` writes every output, every last memory and every memory that there is room for.
-        let [out, kept] = [out, kept].map(|room| unsafe { room.written() });
+        let [y, last, kept] = [y, last, kept].map(|room| unsafe { room.written() });
         let count = kept.len();
-        (E::tensor(out, &[b, h, t + n, p]), E::tensor(kept, &[count]))
+        let y = inputs.v.order().tensor(y, inputs.v.dims);
+        ([y, E::tensor(last, &inputs.memory.dims)], E::tensor(kept, &[count]))
     }
 
-    /// Gradients of the inputs, in their order; that of the decay is 0 where it is not wanted.
-    fn backward(&self, out: &Primitive, kept: &Primitive, decay: bool) -> Vec<Primitive> {
+    /// Gradients of the inputs, in their order; there is none of the decay where it is not wanted.
+    fn backward(
+        &self,
+        dy: &Primitive,
+        last: Option<&Primitive>,
+        kept: &Primitive,
+        decay: bool,
+    ) -> Vec<Option<Primitive>> {
         match self.inputs[0].dtype() {
-            DType::F64 => self.backward_in::<f64>(out, kept, decay),
-            _ => self.backward_in::<f32>(out, kept, decay),
+            DType::F64 => self.backward_in::<f64>(dy, last, kept, decay),
+            _ => self.backward_in::<f32>(dy, last, kept, decay),
         }
     }
 
     #[allow(unsafe_code, reason = "see there")]
     fn backward_in<E: Number + Vector>(
         &self,
-        out: &Primitive,
+        dy: &Primitive,
+        last: Option<&Primitive>,
         kept: &Primitive,
         decay: bool,
-    ) -> Vec<Primitive> {
+    ) -> Vec<Option<Primitive>> {
         let inputs = self.inputs::<E>();
-        let mut grads = Gradients::new(&inputs);
-        fill_gradients(&inputs, view(out), E::numbers(kept), self.block, decay, &mut grads);
+        let mut grads = Gradients::new(&inputs, decay);
+        fill_gradients(&inputs, (view(dy), last.map(view)), E::numbers(kept), self.block, &mut grads);
         // SAFETY: `fill_gradients` writes all of them.
         let grads = unsafe { grads.all() };
-        grads.into_iter().zip(inputs.all()).map(|(grad, input)| E::tensor(grad, &input.dims)).collect()
+        let laid_out = |(grad, input): (Option<Vec<E>>, View<'_, E>)| {
+            grad.map(|grad| input.order().tensor(grad, input.dims))
+        };
+        grads.zip(inputs.all()).map(laid_out).collect()
     }
 }
 
-/// `out: [b, h, t + n, p]`, and the memories to be kept.
-fn fill<E: Number + Vector>(
-    inputs: &Inputs<'_, E>,
-    block: usize,
-    out: &mut [MaybeUninit<E>],
-    kept: &mut [MaybeUninit<E>],
-) {
+/// See [`forward`].
+fn fill<E: Number + Vector>(inputs: &Inputs<'_, E>, block: usize, to: [&mut Room<E>; 3]) {
     match (inputs.rank_one.is_some(), inputs.log_d.dims[3]) {
-        (false, 1) => forward::<E, Linear<E, HeadDecay<E>>>(inputs, block, out, kept),
-        (false, _) => forward::<E, Linear<E, ChannelDecay<E>>>(inputs, block, out, kept),
-        (true, 1) => forward::<E, Delta<E, HeadDecay<E>>>(inputs, block, out, kept),
-        (true, _) => forward::<E, Delta<E, ChannelDecay<E>>>(inputs, block, out, kept),
+        (false, 1) => forward::<E, Linear<E, HeadDecay<E>>>(inputs, block, to),
+        (false, _) => forward::<E, Linear<E, ChannelDecay<E>>>(inputs, block, to),
+        (true, 1) => forward::<E, Delta<E, HeadDecay<E>>>(inputs, block, to),
+        (true, _) => forward::<E, Delta<E, ChannelDecay<E>>>(inputs, block, to),
     }
 }
 
-/// The gradients for the gradient of what [`fill`] filled.
-fn fill_gradients<E: Number + Vector>(
+/// See [`backward`].
+fn fill_gradients<'a, E: Number + Vector>(
     inputs: &Inputs<'_, E>,
-    out: View<'_, E>,
+    given: (View<'a, E>, Option<View<'a, E>>),
     kept: &[E],
     block: usize,
-    decay: bool,
     to: &mut Gradients<E>,
 ) {
     match (inputs.rank_one.is_some(), inputs.log_d.dims[3]) {
-        (false, 1) => backward::<E, Linear<E, HeadDecay<E>>>(inputs, out, kept, block, decay, to),
-        (false, _) => backward::<E, Linear<E, ChannelDecay<E>>>(inputs, out, kept, block, decay, to),
-        (true, 1) => backward::<E, Delta<E, HeadDecay<E>>>(inputs, out, kept, block, decay, to),
-        (true, _) => backward::<E, Delta<E, ChannelDecay<E>>>(inputs, out, kept, block, decay, to),
+        (false, 1) => backward::<E, Linear<E, HeadDecay<E>>>(inputs, given, kept, block, to),
+        (false, _) => backward::<E, Linear<E, ChannelDecay<E>>>(inputs, given, kept, block, to),
+        (true, 1) => backward::<E, Delta<E, HeadDecay<E>>>(inputs, given, kept, block, to),
+        (true, _) => backward::<E, Delta<E, ChannelDecay<E>>>(inputs, given, kept, block, to),
     }
 }

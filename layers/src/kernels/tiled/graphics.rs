@@ -27,23 +27,29 @@ pub(super) fn untracked(
         None => None,
     };
     let packed = packed.cloned().and_then(plain);
-    let (y, memory) = tiled::Inputs::given(&inputs, packed).forward_apart(block, gain, d.as_ref());
+    let inputs = tiled::Inputs::given(&inputs, packed);
+    let tiled::Outcome { y, memory, .. } = inputs.forward(block, false, gain as f32, d.as_ref());
     Some((Tensor::from_primitive::<Cube>(y), Tensor::from_primitive::<Cube>(memory)))
 }
 
 impl Passes for Cube {
-    fn forward(inputs: &[Primitive], block: Option<usize>, keep: bool) -> (Primitive, Option<Primitive>) {
-        let (out, kept) = tiled::Inputs::new(inputs).forward(block, keep);
-        (out, keep.then_some(kept))
+    fn forward(
+        inputs: &[Primitive],
+        block: Option<usize>,
+        keep: bool,
+    ) -> ([Primitive; 2], Option<Primitive>) {
+        let tiled::Outcome { y, memory, kept } = tiled::Inputs::new(inputs).forward(block, keep, 1.0, None);
+        ([y, memory], kept)
     }
 
     fn backward(
         inputs: &[Primitive],
         block: Option<usize>,
-        out: Primitive,
+        dy: Primitive,
+        last: Option<Primitive>,
         kept: &Primitive,
         decay: bool,
     ) -> Vec<Option<Primitive>> {
-        tiled::Inputs::new(inputs).backward(&out, kept, block, decay)
+        tiled::Inputs::new(inputs).backward(&dy, last, kept, block, decay)
     }
 }

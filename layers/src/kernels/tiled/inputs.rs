@@ -87,9 +87,4 @@ impl<E: Real> Place<'_, E> {
             view.head(self.head).prefetch(self.range.0, self.range.1, view.dims[3]);
         }
     }
-
-    /// The block's rows in one head's part of a result with `width` numbers per token.
-    pub(super) fn part<'n, T>(&self, numbers: &'n mut [T], width: usize) -> &'n mut [T] {
-        &mut numbers[self.range.0 * width..][..self.range.1 * width]
-    }
 }

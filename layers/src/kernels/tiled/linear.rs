@@ -1,12 +1,11 @@
 //! `H_t = D_t H_{t-1} + k_t v_tᵀ`, `y_t = H_tᵀ q_t`: a block is quadratic inside.
 
-use std::mem::MaybeUninit;
-
 use super::decay::{Decay, Ledger, Side, SideBack, When};
 use super::inputs::{Place, Sizes};
 use super::passes::{HeadGradients, Rule};
 use crate::kernels::dense::{Matrix, Part, Real};
-use crate::kernels::view::{Head, put, read};
+use crate::kernels::room::HeadRoom;
+use crate::kernels::view::{Head, read};
 
 /// Scratch memory for a block.
 pub(super) struct Linear<E, D: Decay<E>>
@@ -75,7 +74,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
         }
     }
 
-    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, out: &mut [MaybeUninit<E>]) {
+    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, out: &mut HeadRoom<'_, E>) {
         self.read_writes(at);
         let Self { sizes, decay, q, k, v, keys, scores, y, .. } = self;
         at.read(&at.inputs.q, q);
@@ -84,7 +83,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
         y.set_product(scores, v, Part::LeftLower);
         decay.since_start(When::After, q);
         y.add_product(q, state, Part::Whole);
-        put(y, out, sizes.streamed);
+        out.put(at.range.0, y.rows(), sizes.streamed);
         self.move_on(state);
     }
 
@@ -134,17 +133,17 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
             decay.note_memory(state, d_state, ledger);
         }
         decay.scores_back(When::After, q, dq, [SideBack { y: k, keys, scores, d_scores, dy: dk }], ledger);
-        put(dq, at.part(to.q, sizes.n), sizes.streamed);
-        put(dk, at.part(to.k, sizes.n), sizes.streamed);
+        to.q.put(at.range.0, dq.rows(), sizes.streamed);
+        to.k.put(at.range.0, dk.rows(), sizes.streamed);
 
         decay.to_end(k);
         dv.add_product(k, d_state, Part::Whole);
-        put(dv, at.part(to.v, sizes.p), sizes.streamed);
+        to.v.put(at.range.0, dv.rows(), sizes.streamed);
         decay.since_start(When::After, q);
         decay.total(d_state);
         d_state.add_turned_product(q, y, Part::Whole);
         if let Some(log_d) = &mut to.log_d {
-            ledger.finish(at.part(log_d, sizes.width));
+            log_d.put(at.range.0, ledger.finish(), sizes.streamed);
         }
     }
 }

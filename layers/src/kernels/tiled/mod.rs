@@ -43,7 +43,7 @@ use burn::tensor::Tensor;
 #[cfg(feature = "cube")]
 use burn_cubecl::CubeBackend as Cube;
 
-use super::gradient::{self, track};
+use super::gradient::{self, track_two};
 use crate::system::{Io, Transition};
 
 /// What a recurrence reads, as the engine has it: `H_t = (diag exp(log_d_t) + b_t a_tᵀ) H_{t-1} + k_t v_tᵀ`,
@@ -167,22 +167,19 @@ impl Recurrence {
         }
         let log_d = self.decays();
         let Self { q, k, v, rank_one, memory, .. } = self;
-        let [_, _, t, n] = k.dims();
         let [q, k, v, log_d, memory] = [q, k, v, log_d, memory].map(Tensor::into_dispatch);
-        let out = match rank_one {
+        let (y, memory) = match rank_one {
             None => <Dispatch as Tiled>::linear(q, k, v, log_d, memory, block),
             Some(rank_one) => {
                 let [a, b] = rank_one.map(Tensor::into_dispatch);
                 <Dispatch as Tiled>::delta(q, k, v, log_d, memory, a, b, block)
             }
         };
-        let out = Tensor::<4>::from_dispatch(out);
-        (out.clone().narrow(2, 0, t), out.narrow(2, t, n))
+        (Tensor::from_dispatch(y), Tensor::from_dispatch(memory))
     }
 }
 
-/// The operations as backends see them. One tensor can come out, so the memory is below the outputs:
-/// `[b, h, t + n, p]`.
+/// The operations as backends see them.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
 #[allow(clippy::too_many_arguments, reason = "the tensors of the recurrence and the block size")]
 pub(crate) trait Tiled: Backend {
@@ -194,7 +191,7 @@ pub(crate) trait Tiled: Backend {
         log_d: FloatTensor<Self>,
         memory: FloatTensor<Self>,
         block: Option<usize>,
-    ) -> FloatTensor<Self>;
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`Recurrence::run`].
     fn delta(
@@ -206,7 +203,7 @@ pub(crate) trait Tiled: Backend {
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         block: Option<usize>,
-    ) -> FloatTensor<Self>;
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
 /// What the inputs of an operation are to a backend: `q`, `k`, `v`, `log_d`, memory, and `a` and `b` if there are any.
@@ -217,19 +214,20 @@ const LOG_D: usize = 3;
 
 /// Both passes on a device.
 trait Passes: Backend {
-    /// The output, and what the way back starts from if that is to be kept.
+    /// The outputs and the last memory, and what the way back starts from if that is to be kept.
     fn forward(
         inputs: &Given<Self>,
         block: Option<usize>,
         keep: bool,
-    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>);
+    ) -> ([FloatTensor<Self>; 2], Option<FloatTensor<Self>>);
 
-    /// Gradients of the inputs, in their order, for that of the output; that of the decay may be missing where it is not
-    /// wanted.
+    /// Gradients of the inputs, in their order, for those of the outputs and of the last memory, if anything came of it;
+    /// that of the decay is missing where it is not wanted.
     fn backward(
         inputs: &Given<Self>,
         block: Option<usize>,
-        out: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        last: Option<FloatTensor<Self>>,
         kept: &FloatTensor<Self>,
         decay: bool,
     ) -> Vec<Option<FloatTensor<Self>>>;
@@ -247,8 +245,8 @@ macro_rules! operations {
                 log_d: FloatTensor<Self>,
                 memory: FloatTensor<Self>,
                 block: Option<usize>,
-            ) -> FloatTensor<Self> {
-                <Self as Passes>::forward(&[q, k, v, log_d, memory], block, false).0
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                <Self as Passes>::forward(&[q, k, v, log_d, memory], block, false).0.into()
             }
 
             fn delta(
@@ -260,8 +258,8 @@ macro_rules! operations {
                 a: FloatTensor<Self>,
                 b: FloatTensor<Self>,
                 block: Option<usize>,
-            ) -> FloatTensor<Self> {
-                <Self as Passes>::forward(&[q, k, v, log_d, memory, a, b], block, false).0
+            ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                <Self as Passes>::forward(&[q, k, v, log_d, memory, a, b], block, false).0.into()
             }
         }
     )*};
@@ -277,11 +275,16 @@ struct Saved<B: Backend> {
     block: Option<usize>,
 }
 
-impl<B: Passes, const N: usize> gradient::Saved<B, N> for Saved<B> {
-    fn gradients(self, out: FloatTensor<B>, wanted: [bool; N]) -> [Option<FloatTensor<B>>; N] {
+impl<B: Passes, const N: usize> gradient::SavedForTwo<B, N> for Saved<B> {
+    fn gradients(
+        self,
+        dy: FloatTensor<B>,
+        last: Option<FloatTensor<B>>,
+        wanted: [bool; N],
+    ) -> [Option<FloatTensor<B>>; N] {
         let Self { inputs, kept, block } = self;
         let kept = kept.unwrap_or_else(|| unreachable!("it was told to keep something"));
-        let mut found = B::backward(&inputs, block, out, &kept, wanted[LOG_D]).into_iter();
+        let mut found = B::backward(&inputs, block, dy, last, &kept, wanted[LOG_D]).into_iter();
         std::array::from_fn(|_| found.next().flatten())
     }
 }
@@ -290,10 +293,10 @@ impl<B: Passes, const N: usize> gradient::Saved<B, N> for Saved<B> {
 fn tracked<B: Passes, C: CheckpointStrategy, const N: usize>(
     inputs: [FloatTensor<Autodiff<B, C>>; N],
     block: Option<usize>,
-) -> FloatTensor<Autodiff<B, C>> {
+) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
     let nodes = inputs.each_ref().map(|x| x.node());
     let inputs: Vec<_> = inputs.into_iter().map(|x| x.into_primitive()).collect();
-    track::<B, C, _, N>(nodes, |keep| {
+    track_two::<B, C, _, N>(nodes, |keep| {
         let (out, kept) = B::forward(&inputs, block, keep);
         (out, Saved { inputs, kept, block })
     })
@@ -307,7 +310,7 @@ impl<B: Passes + Tiled, C: CheckpointStrategy> Tiled for Autodiff<B, C> {
         log_d: FloatTensor<Self>,
         memory: FloatTensor<Self>,
         block: Option<usize>,
-    ) -> FloatTensor<Self> {
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         tracked::<B, C, 5>([q, k, v, log_d, memory], block)
     }
 
@@ -320,7 +323,7 @@ impl<B: Passes + Tiled, C: CheckpointStrategy> Tiled for Autodiff<B, C> {
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         block: Option<usize>,
-    ) -> FloatTensor<Self> {
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         tracked::<B, C, 7>([q, k, v, log_d, memory, a, b], block)
     }
 }

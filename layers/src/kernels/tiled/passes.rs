@@ -1,12 +1,12 @@
 //! Both passes over the blocks, the same for every kind of recurrence: one head at a time, one thread per head.
 
-use std::mem::MaybeUninit;
-
 use rayon::prelude::*;
 
+use super::LOG_D;
 use super::inputs::{Inputs, Place, Sizes};
 use crate::kernels::dense::{Matrix, Real};
-use crate::kernels::view::{Head, Room, View, put, read, streamed_all};
+use crate::kernels::room::{HeadRoom, Room, put, streamed_all};
+use crate::kernels::view::{Head, View, read};
 
 /// One block of a kind of recurrence, with the scratch memory for it.
 pub(super) trait Rule<E: Real> {
@@ -17,7 +17,7 @@ pub(super) trait Rule<E: Real> {
     fn start(&mut self, _token: usize) {}
 
     /// Outputs of a block, `[m, p]`, from the memory before it, which becomes the memory after it.
-    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, y: &mut [MaybeUninit<E>]);
+    fn forward(&mut self, at: Place<'_, E>, state: &mut Matrix<E>, y: &mut HeadRoom<'_, E>);
 
     /// Only the memory. Called in order of the blocks, and for some of them a second time.
     fn advance(&mut self, at: Place<'_, E>, state: &mut Matrix<E>);
@@ -49,21 +49,21 @@ pub(super) fn kept<E: Real>(inputs: &Inputs<'_, E>, block: usize) -> Room<E> {
     Room::new(inputs.heads() * segments(sizes) * sizes.n * sizes.p)
 }
 
-/// Fills `out: [b, h, t + n, p]` with the outputs and, below them, the final memory; and `kept`, where it has room,
-/// with the memories before every segment.
+/// Fills `y: [b, h, t, p]`, which lies as `v` does, with the outputs, `last: [b, h, n, p]` with the final memory, and
+/// `kept`, where it has room, with the memories before every segment.
 pub(super) fn forward<E: Real, R: Rule<E>>(
     inputs: &Inputs<'_, E>,
     block: usize,
-    out: &mut [MaybeUninit<E>],
-    kept: &mut [MaybeUninit<E>],
+    [y, last, kept]: [&mut Room<E>; 3],
 ) {
-    let sizes @ Sizes { t, n, p, .. } = inputs.sizes(block);
-    let mut kept = kept.chunks_exact_mut(segments(sizes) * n * p);
+    let sizes @ Sizes { n, p, .. } = inputs.sizes(block);
+    let mut kept = kept.numbers().chunks_exact_mut(segments(sizes) * n * p);
+    let mut last = last.numbers().chunks_exact_mut(n * p);
+    let y = y.heads(inputs.v.dims, inputs.v.order()).into_iter();
     let heads: Vec<_> =
-        out.chunks_exact_mut((t + n) * p).map(|out| (out, kept.next().unwrap_or_default())).collect();
+        y.map(|y| (y, last.next().unwrap_or_default(), kept.next().unwrap_or_default())).collect();
     let scratch = || (R::new(sizes, false), Matrix::new(n, p));
-    heads.into_par_iter().enumerate().for_each_init(scratch, |(rule, state), (head, (out, kept))| {
-        let (y, last) = out.split_at_mut(t * p);
+    heads.into_par_iter().enumerate().for_each_init(scratch, |(rule, state), (head, (mut y, last, kept))| {
         let mut kept = kept.chunks_exact_mut(n * p);
         read(state, inputs.memory.head(head), (0, n), p);
         rule.start(0);
@@ -77,97 +77,85 @@ pub(super) fn forward<E: Real, R: Rule<E>>(
             if block + 1 < sizes.blocks() {
                 Place { range: sizes.range(block + 1), ..at }.prefetch();
             }
-            rule.forward(at, state, at.part(y, p));
+            rule.forward(at, state, &mut y);
         }
         put(state, last, false);
         streamed_all();
     });
 }
 
-/// Gradients of [`Inputs`], contiguous.
-#[derive(Debug)]
-pub(super) struct Gradients<E> {
-    q: Room<E>,
-    k: Room<E>,
-    v: Room<E>,
-    /// Zeros where it is not wanted
-    log_d: Vec<E>,
-    memory: Room<E>,
-    /// Empty where there is no rank one
-    a: Room<E>,
-    b: Room<E>,
-}
+/// Gradients of [`Inputs`], in their order; each lies as its input does.
+pub(super) struct Gradients<E>(Vec<Option<Room<E>>>);
 
 impl<E: Real> Gradients<E> {
-    pub(super) fn new(inputs: &Inputs<'_, E>) -> Self {
-        let count = |view: &View<'_, E>| view.dims.iter().product();
-        let room = |view: &View<'_, E>| Room::new(count(view));
-        let [a, b] =
-            inputs.rank_one.map_or_else(|| [Room::new(0), Room::new(0)], |two| two.each_ref().map(room));
-        let log_d = vec![E::default(); count(&inputs.log_d)];
-        let [q, k, v, memory] = [&inputs.q, &inputs.k, &inputs.v, &inputs.memory].map(room);
-        Self { q, k, v, log_d, memory, a, b }
+    /// With one of the decays if that is wanted.
+    pub(super) fn new(inputs: &Inputs<'_, E>, decay: bool) -> Self {
+        let room = |view: View<'_, E>| Room::new(view.dims.iter().product());
+        let all = inputs.all().into_iter().enumerate();
+        Self(all.map(|(i, view)| (i != LOG_D || decay).then(|| room(view))).collect())
     }
 
-    /// In the order of [`Inputs::all`].
+    /// The numbers.
     ///
     /// # Safety
     ///
     /// [`backward`] has filled them.
     #[allow(unsafe_code, reason = "see there")]
-    pub(super) unsafe fn all(self) -> [Vec<E>; 7] {
+    pub(super) unsafe fn all(self) -> impl Iterator<Item = Option<Vec<E>>> {
         // SAFETY: as the caller says.
-        let [q, k, v, memory, a, b] =
-            [self.q, self.k, self.v, self.memory, self.a, self.b].map(|room| unsafe { room.written() });
-        [q, k, v, self.log_d, memory, a, b]
+        self.0.into_iter().map(|room| room.map(|room| unsafe { room.written() }))
     }
 }
 
 /// One head's share of [`Gradients`].
 pub(super) struct HeadGradients<'a, E> {
-    pub(super) q: &'a mut [MaybeUninit<E>],
-    pub(super) k: &'a mut [MaybeUninit<E>],
-    pub(super) v: &'a mut [MaybeUninit<E>],
-    pub(super) log_d: Option<&'a mut [E]>,
-    pub(super) memory: &'a mut [MaybeUninit<E>],
-    pub(super) a: &'a mut [MaybeUninit<E>],
-    pub(super) b: &'a mut [MaybeUninit<E>],
+    pub(super) q: HeadRoom<'a, E>,
+    pub(super) k: HeadRoom<'a, E>,
+    pub(super) v: HeadRoom<'a, E>,
+    pub(super) log_d: Option<HeadRoom<'a, E>>,
+    pub(super) memory: HeadRoom<'a, E>,
+    pub(super) rank_one: Option<[HeadRoom<'a, E>; 2]>,
 }
 
-/// Fills `to` with the gradients for `out: [b, h, t + n, p]`, the gradient of what [`forward`] filled; that of the
-/// decay only where it is wanted.
+/// Every head's share.
+fn shares<'a, E: Real>(inputs: &Inputs<'_, E>, to: &'a mut Gradients<E>) -> Vec<HeadGradients<'a, E>> {
+    let rooms = to.0.iter_mut().zip(inputs.all());
+    let mut all: Vec<_> = rooms
+        .map(|(room, view)| room.as_mut().map(|room| room.heads(view.dims, view.order()).into_iter()))
+        .collect();
+    let share = |_| {
+        let mut next = all.iter_mut().map(|heads| heads.as_mut().and_then(Iterator::next));
+        let mut one = || next.next().flatten();
+        let (q, k, v, log_d, memory) = (one()?, one()?, one()?, one(), one()?);
+        let rank_one = one().zip(one()).map(|(a, b)| [a, b]);
+        Some(HeadGradients { q, k, v, log_d, memory, rank_one })
+    };
+    (0..inputs.heads()).map_while(share).collect()
+}
+
+/// Fills `to` with the gradients for those of what [`forward`] filled: `dy: [b, h, t, p]` and, of the final memory, if
+/// anything came of it, `last: [b, h, n, p]`.
 ///
 /// Goes through the segments from the last to the first, recomputes the memories inside from the one `kept`, and has
 /// both a block's memory `S` and its gradient `dS` at hand (arXiv 2401.04658 keeps nothing and goes over everything
 /// twice; with both, scores are made once and the decay's gradient needs no sums over the whole sequence).
 pub(super) fn backward<E: Real, R: Rule<E>>(
     inputs: &Inputs<'_, E>,
-    out: View<'_, E>,
+    (dy, last): (View<'_, E>, Option<View<'_, E>>),
     kept: &[E],
     block: usize,
-    decay: bool,
     to: &mut Gradients<E>,
 ) {
-    let sizes @ Sizes { t, n, p, width, .. } = inputs.sizes(block);
-    debug_assert_eq!(out.dims[0] * out.dims[1], inputs.heads());
-    let [mut q, mut k, mut a, mut b] =
-        [&mut to.q, &mut to.k, &mut to.a, &mut to.b].map(|x| x.numbers().chunks_exact_mut(t * n));
-    let mut v = to.v.numbers().chunks_exact_mut(t * p);
-    let mut log_d = to.log_d.chunks_exact_mut(t * width);
-    let heads = to.memory.numbers().chunks_exact_mut(n * p).map(|memory| HeadGradients {
-        q: q.next().unwrap_or_default(),
-        k: k.next().unwrap_or_default(),
-        v: v.next().unwrap_or_default(),
-        log_d: log_d.next().filter(|_| decay),
-        memory,
-        a: a.next().unwrap_or_default(),
-        b: b.next().unwrap_or_default(),
-    });
-    let heads: Vec<_> = heads.collect();
+    let sizes @ Sizes { n, p, .. } = inputs.sizes(block);
+    debug_assert_eq!(dy.dims[0] * dy.dims[1], inputs.heads());
     let per_head = segments(sizes) * n * p;
     let scratch = || Backward::<E, R>::new(sizes);
-    heads.into_par_iter().enumerate().for_each_init(scratch, |scratch, (head, to)| {
-        scratch.head(inputs, head, out.head(head), &kept[head * per_head..][..per_head], to);
+    shares(inputs, to).into_par_iter().enumerate().for_each_init(scratch, |scratch, (head, to)| {
+        match &last {
+            Some(last) => read(&mut scratch.d_state, last.head(head), (0, n), p),
+            None => scratch.d_state.rows_mut().for_each(|row| row.fill(E::default())),
+        }
+        scratch.head(inputs, head, dy.head(head), &kept[head * per_head..][..per_head], to);
     });
 }
 
@@ -193,18 +181,18 @@ impl<E: Real, R: Rule<E>> Backward<E, R> {
         }
     }
 
+    /// With the final memory's gradient in `d_state`.
     fn head(
         &mut self,
         inputs: &Inputs<'_, E>,
         head: usize,
-        out: Head<'_, E>,
+        dy: Head<'_, E>,
         kept: &[E],
         mut to: HeadGradients<'_, E>,
     ) {
         let Self { sizes, rule, state, d_state, states } = self;
-        let Sizes { t, n, p, .. } = *sizes;
+        let Sizes { n, p, .. } = *sizes;
         let place = |block| Place { inputs, head, range: sizes.range(block) };
-        read(d_state, out, (t, n), p);
         for (segment, kept) in kept.chunks_exact(n * p).enumerate().rev() {
             let first = segment * SEGMENT;
             let last = (first + SEGMENT).min(sizes.blocks());
@@ -220,13 +208,13 @@ impl<E: Real, R: Rule<E>> Backward<E, R> {
             for block in (first..last).rev() {
                 if let Some(next) = block.checked_sub(1) {
                     let (start, count) = sizes.range(next);
-                    out.prefetch(start, count, p);
+                    dy.prefetch(start, count, p);
                     place(next).prefetch();
                 }
-                rule.backward(place(block), out, &states[block - first], d_state, &mut to);
+                rule.backward(place(block), dy, &states[block - first], d_state, &mut to);
             }
         }
-        put(d_state, to.memory, false);
+        to.memory.put(0, d_state.rows(), false);
         streamed_all();
     }
 }

@@ -162,6 +162,33 @@ proptest! {
     }
 }
 
+/// Gradients of all inputs where something comes of one of the two results only.
+fn of_one(
+    which: usize,
+    inputs: &Recurrence,
+    run: impl FnOnce(Recurrence) -> (Tensor<4>, Tensor<4>),
+) -> Vec<f64> {
+    let leaves = inputs.map(|x| x.autodiff().require_grad());
+    let (y, last) = run(leaves.clone());
+    let one = if which == 0 { y } else { last };
+    let cotangent = Draw::new(93).tensor::<4>(one.dims(), -1.0, 1.0).cast(one.dtype());
+    let grads = (one * cotangent).sum().backward();
+    let zeros = |x: &Tensor<4>| vec![0.0; x.dims().iter().product()];
+    leaves.all().flat_map(|x| x.grad(&grads).map_or_else(|| zeros(x), numbers)).collect()
+}
+
+#[test]
+fn each_result_has_gradients_without_the_other() {
+    for kind in KINDS {
+        let inputs = recurrence(kind, [2, 2, 21, 5, 4], -0.2, 9).map(|x| x.cast(DType::F64));
+        for which in [0, 1] {
+            let expected = of_one(which, &inputs, |x| x.engine(Form::Recurrent));
+            let off = error(&of_one(which, &inputs, |x| x.tiled(8)), &expected);
+            assert!(off <= 1e-11, "{kind:?} {which}: off by {off:e}");
+        }
+    }
+}
+
 /// Along a random direction of every input.
 #[test]
 fn gradients_are_the_limits_of_differences() {
@@ -307,10 +334,10 @@ fn every_number_is_written() {
     for (kind, t) in KINDS.into_iter().flat_map(|kind| [1, 16, 37, 300].map(|t| (kind, t))) {
         let inputs = recurrence(kind, [2, 2, t, 6, 7], -0.1, 3);
         let inputs: Vec<_> = inputs.all().map(|x| x.clone().try_into_primitive::<Flex>().unwrap()).collect();
-        let (out, kept) = Flex::forward(&inputs, Some(16), true);
+        let ([y, last], kept) = Flex::forward(&inputs, Some(16), true);
         let kept = kept.unwrap();
-        let grads = Flex::backward(&inputs, Some(16), out.clone(), &kept, true);
-        for results in [out, kept].iter().chain(grads.iter().flatten()) {
+        let grads = Flex::backward(&inputs, Some(16), y.clone(), Some(last.clone()), &kept, true);
+        for results in [y, last, kept].iter().chain(grads.iter().flatten()) {
             assert!(<f32 as Number>::numbers(results).iter().all(|x| x.is_finite()), "{kind:?}, {t} tokens");
         }
     }

@@ -24,8 +24,8 @@ fn put_keys(
     }
 }
 
-/// One chunk of one slice of one head, as in the forward pass. `out: [b, h, t + n, p]` is the gradient of outputs and of
-/// the last memory.
+/// One chunk of one slice of one head, as in the forward pass. `dy` and `after` are the gradients
+/// of the outputs and of the last memory.
 ///
 /// `grads` holds, per slice, the gradients of `q`, `k`, and `a`, `b` where there is rank one, each `[b, h, t, n]` and
 /// `apart` numbers after the one before, and of the decays, `[b, h, t, width]`; from `values_at` on that of `v`, from `memory_at` on that of the memory, from
@@ -44,7 +44,8 @@ pub(super) fn backward(
     k: &Tensor<f32>,
     v: &Tensor<f32>,
     extra: &Tensor<f32>,
-    out: &Tensor<f32>,
+    dy: &Tensor<f32>,
+    after: &Tensor<f32>,
     kept: &Tensor<f32>,
     grads: &mut Tensor<f32>,
     chunk: usize,
@@ -96,8 +97,8 @@ pub(super) fn backward(
     let mut x = Array::<f32>::new(TILE);
     let mut y = Array::<f32>::new(TILE);
     if CUBE_COUNT_Y == 1 {
-        let start = head_start(out, head) + t * out.stride(2);
-        load(out, &mut gradient, start, out.stride(2), out.stride(3), row, column, n, p);
+        let start = head_start(after, head);
+        load(after, &mut gradient, start, after.stride(2), after.stride(3), row, column, n, p);
     } else {
         #[unroll]
         for i in 0..TILE {
@@ -155,7 +156,7 @@ pub(super) fn backward(
                 }
                 if step == steps {
                     stage(q, &mut q_staged, head, begin, end, 0usize, n, tokens, keys, units);
-                    stage(out, &mut dy_staged, head, begin, end, slice * SLICE, values, tokens, SLICE, units);
+                    stage(dy, &mut dy_staged, head, begin, end, slice * SLICE, values, tokens, SLICE, units);
                     if comptime!(rank_one) {
                         stage(extra, &mut a_staged, head, begin, end, width, n, tokens, keys, units);
                     }

@@ -97,8 +97,7 @@ pub(super) fn write(
 }
 
 /// Turns what chunks add into the memory before each of them, or, backwards, what they add to the gradient into that of
-/// the memory after each. `outside: [b, h, n, p]` is the memory before the first, or after the last, as part of a tensor
-/// of rank 4 whose rows begin at `row`.
+/// the memory after each. `outside: [b, h, n, p]` is the memory before the first, or after the last.
 #[cube(launch)]
 pub(super) fn pass(
     outside: &Tensor<f32>,
@@ -106,7 +105,6 @@ pub(super) fn pass(
     to: &mut Tensor<f32>,
     chunks: usize,
     start: usize,
-    row: usize,
     #[comptime] plan: Plan,
     #[comptime] backwards: bool,
 ) {
@@ -115,7 +113,7 @@ pub(super) fn pass(
     let at = CUBE_POS_X as usize * CUBE_DIM as usize + UNIT_POS as usize;
     if at < comptime!(n * p) {
         let (i, j) = (at / p, at % p);
-        let from = head_start(outside, head) + (row + i) * outside.stride(2) + j * outside.stride(3);
+        let from = head_start(outside, head) + i * outside.stride(2) + j * outside.stride(3);
         let mut x = outside[from];
         for step in 0..chunks {
             let mut place = head * chunks + step;

@@ -11,10 +11,9 @@ use super::plan::{ACROSS, Plan, SLICE, TILE};
 /// One chunk of tokens of one slice of one head: cubes are `[slices, chunks, b h]`.
 ///
 /// `q`, `k`: `[b, h, t, n]`, `v: [b, h, t, p]`, `extra: [b, h, t, width]`, the logarithms of decays, with `a` and `b`
-/// beside them where there is rank one; `memory: [b, h, chunks, n, p]`; `out: [b, h, t + n, p]`, or
-/// `[b, h, t, p]` where the last memory lies `apart`: then `beside` takes it. Otherwise that takes the memories before
-/// every segment if they are to be kept, `[b, h, chunks, segments, n, p]`, and from `reads_at` on what tokens read,
-/// `[b, h, t, p]`. Outputs are `gain` times what queries find, and `d v` more where it is `skipped`, with
+/// beside them where there is rank one; `memory: [b, h, chunks, n, p]`; `out: [b, h, t, p]`. `beside` takes
+/// the memories before every segment if they are to be kept, `[b, h, chunks, segments, n, p]`, then from `reads_at` on
+/// what tokens read, `[b, h, t, p]`, and from `memory_at` on the last memory. Outputs are `gain` times what queries find, and `d v` more where it is `skipped`, with
 /// `d: [1, h, 1, p]`.
 #[cube(launch)]
 pub(super) fn forward(
@@ -30,9 +29,9 @@ pub(super) fn forward(
     chunk: usize,
     segments: usize,
     reads_at: usize,
+    memory_at: usize,
     #[comptime] plan: Plan,
     #[comptime] keep: bool,
-    #[comptime] apart: bool,
     #[comptime] skipped: bool,
 ) {
     let (n, p, rank_one) = comptime!((plan.n, plan.p, plan.rank_one));
@@ -43,8 +42,6 @@ pub(super) fn forward(
     let head = CUBE_POS_Z as usize;
     let unit = UNIT_POS as usize;
     let t = q.shape(2);
-    // Of the outputs, and of the memory where it lies below them.
-    let rows = t + comptime!(if apart { 0 } else { n });
     let first = which * chunk;
     let last = min(first + chunk, t);
     let row = (unit / ACROSS) * TILE;
@@ -131,17 +128,13 @@ pub(super) fn forward(
                     let own = head % q.shape(1);
                     found += d_skip[own * d_skip.stride(1) + value * d_skip.stride(3)] * v_staged[at];
                 }
-                out[(head * rows + token) * p + value] = found;
+                out[(head * t + token) * p + value] = found;
             }
             at += units;
         }
         begin += tokens;
     }
     if last == t {
-        if comptime!(apart) {
-            store(&state, beside, head * comptime!(n * p), row, column, n, p);
-        } else {
-            store(&state, out, (head * rows + t) * p, row, column, n, p);
-        }
+        store(&state, beside, memory_at + head * comptime!(n * p), row, column, n, p);
     }
 }

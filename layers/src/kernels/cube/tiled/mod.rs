@@ -32,7 +32,7 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use self::plan::Plan;
-use super::buffer::{ALIGNED, MOST_CUBES, empty, part_of};
+use super::buffer::{ALIGNED, MOST_CUBES, dims, empty, part_of, zeros};
 
 /// Tokens that share one memory kept for the way back.
 const SEGMENT: usize = 32;
@@ -58,14 +58,15 @@ pub(crate) struct Inputs {
     pub(crate) rank_one: bool,
 }
 
-/// What the forward pass fills beside the outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Beside {
-    Nothing,
-    /// What the way back needs
-    Kept,
-    /// The last memory
-    Memory,
+/// What comes of the forward pass.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    /// `[b, h, t, p]`
+    pub(crate) y: CubeTensor,
+    /// After the last token, `[b, h, n, p]`
+    pub(crate) memory: CubeTensor,
+    /// What the way back needs, if that was asked for
+    pub(crate) kept: Option<CubeTensor>,
 }
 
 /// Sizes, and chunks that run beside each other.
@@ -170,49 +171,30 @@ impl Inputs {
         Layout { plan, heads, t, chunk }
     }
 
-    /// The outputs with the last memory below them, `[b, h, t + n, p]`, and what the way back needs.
-    pub(crate) fn forward(&self, block: Option<usize>, keep: bool) -> (CubeTensor, CubeTensor) {
-        self.launch(block, if keep { Beside::Kept } else { Beside::Nothing }, 1.0, None)
-    }
-
-    /// The outputs, `[b, h, t, p]`, and the last memory, where there is no way back: parts of one tensor would be copied
-    /// on their way to other kernels. The outputs are `gain` times what queries find, and `d v` more, `d: [1, h, 1, p]`.
-    pub(crate) fn forward_apart(
+    /// Keeps what the way back needs, if it is to. The outputs are `gain` times what queries find, and `d v` more,
+    /// `d: [1, h, 1, p]`.
+    pub(crate) fn forward(
         &self,
         block: Option<usize>,
-        gain: f64,
-        d: Option<&CubeTensor>,
-    ) -> (CubeTensor, CubeTensor) {
-        self.launch(block, Beside::Memory, gain as f32, d)
-    }
-
-    /// The outputs and what is to be beside them.
-    fn launch(
-        &self,
-        block: Option<usize>,
-        beside: Beside,
+        keep: bool,
         gain: f32,
         d: Option<&CubeTensor>,
-    ) -> (CubeTensor, CubeTensor) {
-        let (keep, apart) = (beside == Beside::Kept, beside == Beside::Memory);
+    ) -> Outcome {
         let layout @ Layout { plan, heads, t, .. } = self.layout(block);
         let Plan { n, p, .. } = plan;
         let shape = self.k.meta.shape();
-        let below = if apart { 0 } else { n };
-        let out = empty(&self.k, &[shape[0], shape[1], t + below, p]);
+        let y = empty(&self.k, &[shape[0], shape[1], t, p]);
         let reads = if self.rank_one { heads * t * p } else { 0 };
-        let beside = match beside {
-            Beside::Nothing => empty(&self.k, &[1]),
-            Beside::Kept => empty(&self.k, &[layout.kept() + reads]),
-            Beside::Memory => empty(&self.k, &[shape[0], shape[1], n, p]),
-        };
+        let kept = if keep { layout.kept() + reads } else { 0 };
+        let memory_at = kept.next_multiple_of(ALIGNED);
+        let beside = empty(&self.k, &[memory_at + heads * n * p]);
         let memory = if layout.chunks() == 1 {
             let mut memory = self.memory.clone();
             memory.meta.insert(2, 1, 0);
             memory
         } else {
             let memory = empty(&self.k, &[shape[0], shape[1], layout.chunks(), n, p]);
-            self.pass(layout, [&self.k, &self.v], (&self.memory, 0), (&memory, 0), false);
+            self.pass(layout, [&self.k, &self.v], &self.memory, (&memory, 0), false);
             memory
         };
         forward::forward::launch(
@@ -227,26 +209,27 @@ impl Inputs {
             // In place of what there is not: it is not read.
             d.unwrap_or(&self.v).clone().into_tensor_arg(),
             beside.clone().into_tensor_arg(),
-            out.clone().into_tensor_arg(),
+            y.clone().into_tensor_arg(),
             gain,
             layout.chunk,
             layout.segments(),
             layout.kept(),
+            memory_at,
             plan,
             keep,
-            apart,
             d.is_some(),
         );
-        (out, beside)
+        let memory = part_of(&beside, memory_at, [shape[0], shape[1], n, p]);
+        Outcome { y, memory, kept: keep.then_some(beside) }
     }
 
     /// Memories before every chunk, or their gradients after every chunk, at a place in a buffer, from what is written
-    /// and where it begins, the rows of a tensor from one on.
+    /// and what it begins with.
     fn pass(
         &self,
         layout: Layout,
         [keys, values]: [&CubeTensor; 2],
-        (outside, row): (&CubeTensor, usize),
+        outside: &CubeTensor,
         (to, start): (&CubeTensor, usize),
         backwards: bool,
     ) {
@@ -276,17 +259,17 @@ impl Inputs {
             to.clone().into_tensor_arg(),
             layout.chunks(),
             start,
-            row,
             plan,
             backwards,
         );
     }
 
-    /// Gradients of `q`, `k`, `v`, the logarithms of decays if that is wanted, the memory, `a` and `b`, for that of what
-    /// [`Self::forward`] gave.
+    /// Gradients of `q`, `k`, `v`, the logarithms of decays if that is wanted, the memory, `a` and `b`, for those of the
+    /// outputs and of the last memory, if anything came of it.
     pub(crate) fn backward(
         &self,
-        out: &CubeTensor,
+        dy: &CubeTensor,
+        last: Option<CubeTensor>,
         kept: &CubeTensor,
         block: Option<usize>,
         decay: bool,
@@ -302,8 +285,9 @@ impl Inputs {
         let after_at = memory_at + (heads * n * p).next_multiple_of(ALIGNED);
         let after = if layout.chunks() == 1 { 0 } else { heads * layout.chunks() * n * p };
         let grads = empty(&self.k, &[after_at + after]);
+        let last = last.unwrap_or_else(|| zeros(&self.memory, dims(&self.memory)));
         if layout.chunks() > 1 {
-            self.pass(layout, [&self.q, out], (out, t), (&grads, after_at), true);
+            self.pass(layout, [&self.q, dy], &last, (&grads, after_at), true);
         }
         backward::backward::launch(
             client,
@@ -313,7 +297,8 @@ impl Inputs {
             self.k.clone().into_tensor_arg(),
             self.v.clone().into_tensor_arg(),
             self.extra.clone().into_tensor_arg(),
-            out.clone().into_tensor_arg(),
+            dy.clone().into_tensor_arg(),
+            last.into_tensor_arg(),
             kept.clone().into_tensor_arg(),
             grads.clone().into_tensor_arg(),
             layout.chunk,
