@@ -5,6 +5,7 @@ use burn::tensor::DType;
 
 use super::rows::{self, Inputs};
 use super::{Passes, Read};
+use crate::kernels::room::Room;
 use crate::kernels::vector::Vector;
 use crate::kernels::view::{Number, Primitive, view};
 
@@ -30,21 +31,24 @@ impl Read<Flex> {
         Inputs::new([view(x), view(tail)], view(weight), options.bias.then(|| view(bias)), options.silu)
     }
 
+    #[allow(unsafe_code, reason = "see there")]
     fn forward_in<E: Number + Vector>(&self, kept: bool) -> (Primitive, Option<Primitive>) {
         let inputs = self.inputs::<E>();
         let dims = inputs.out_dims();
-        let mut y = vec![E::default(); dims.iter().product()];
+        let mut y = Room::new(dims.iter().product());
         rows::forward(&inputs, &mut y);
         let last = kept.then(|| {
             let (numbers, dims) = rows::last(&inputs);
             E::tensor(numbers, &dims)
         });
-        (E::tensor(y, &dims), last)
+        // SAFETY: all outputs have been written.
+        (E::tensor(unsafe { y.written() }, &dims), last)
     }
 
+    #[allow(unsafe_code, reason = "see there")]
     fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Option<Primitive>; 4] {
         let inputs = self.inputs::<E>();
-        let mut grads = rows::Gradients::filled(&inputs, E::default());
+        let mut grads = rows::Gradients::new(&inputs);
         rows::backward(&inputs, view(dy), &mut grads);
         let rows::Gradients { x, weight, bias } = grads;
         let channels = bias.len();
@@ -53,7 +57,8 @@ impl Read<Flex> {
         let bias = if self.options.bias { bias } else { vec![E::default()] };
         let width = bias.len();
         let [b, _, t, _] = inputs.out_dims();
-        let all = E::tensor(x, &[b, 1, taps - 1 + t, channels]);
+        // SAFETY: all gradients have been written.
+        let all = E::tensor(unsafe { x.written() }, &[b, 1, taps - 1 + t, channels]);
         let tail = (taps > 1).then(|| all.clone().narrow(2, 0, taps - 1));
         [
             Some(all.narrow(2, taps - 1, t)),

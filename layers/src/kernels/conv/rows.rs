@@ -1,8 +1,11 @@
 //! The arithmetic of the kernel on slices: some tokens of one batch row at a time, all channels of a token together.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use crate::kernels::lanes::add_products;
+use crate::kernels::room::Room;
 use crate::kernels::vector::{Vector, fused, sigmoid, vectors};
 use crate::kernels::view::View;
 
@@ -84,9 +87,9 @@ impl<'a, E: Vector> Inputs<'a, E> {
 }
 
 /// Fills `y: [b, t, c]`.
-pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut [E]) {
+pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut Room<E>) {
     let (time, channels) = (inputs.time(), inputs.channels());
-    let batch = y.par_chunks_mut(time * channels).enumerate();
+    let batch = y.numbers().par_chunks_mut(time * channels).enumerate();
     batch.for_each(|(row, y)| {
         if time <= ROWS {
             // One token, mostly: no thread is worth waking.
@@ -111,7 +114,7 @@ pub(super) fn last<E: Vector>(inputs: &Inputs<'_, E>) -> (Vec<E>, [usize; 4]) {
 }
 
 vectors! {
-    fn convolve = convolve_rows(inputs: &Inputs<'_, E>, row: usize, first: usize, y: &mut [E])
+    fn convolve = convolve_rows(inputs: &Inputs<'_, E>, row: usize, first: usize, y: &mut [MaybeUninit<E>])
 }
 
 #[inline(always)]
@@ -119,7 +122,7 @@ fn convolve_rows<E: Vector, const FUSED: bool>(
     inputs: &Inputs<'_, E>,
     row: usize,
     first: usize,
-    y: &mut [E],
+    y: &mut [MaybeUninit<E>],
 ) {
     let (mut space, mut sums) = (vec![E::default(); inputs.channels()], vec![0.0; inputs.channels()]);
     for (i, y) in y.chunks_exact_mut(inputs.channels()).enumerate() {
@@ -130,7 +133,7 @@ fn convolve_rows<E: Vector, const FUSED: bool>(
             }
         }
         for (i, y) in y.iter_mut().enumerate() {
-            *y = E::of(sums[i]);
+            y.write(E::of(sums[i]));
         }
     }
 }
@@ -166,17 +169,18 @@ fn before_silu<E: Vector, const FUSED: bool>(
 #[derive(Debug)]
 pub(super) struct Gradients<E> {
     /// `[b, K - 1 + t, c]`, the tail's before the others
-    pub(super) x: Vec<E>,
+    pub(super) x: Room<E>,
     /// `[c, K]`
     pub(super) weight: Vec<E>,
     pub(super) bias: Vec<E>,
 }
 
 impl<E: Vector> Gradients<E> {
-    pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
+    pub(super) fn new(inputs: &Inputs<'_, E>) -> Self {
         let channels = inputs.channels();
-        let x = vec![with; inputs.x.dims[0] * inputs.rows() * channels];
-        Self { x, weight: vec![with; inputs.weight.len()], bias: vec![with; channels] }
+        let x = Room::new(inputs.x.dims[0] * inputs.rows() * channels);
+        let zeros = |count: usize| vec![E::default(); count];
+        Self { x, weight: zeros(inputs.weight.len()), bias: zeros(channels) }
     }
 }
 
@@ -185,7 +189,7 @@ pub(super) fn backward<E: Vector>(inputs: &Inputs<'_, E>, dy: View<'_, E>, to: &
     let (rows, channels) = (inputs.rows(), inputs.channels());
     let kernel = inputs.kernel();
     let mut jobs = Vec::new();
-    for (row, dx) in to.x.chunks_mut(rows * channels).enumerate() {
+    for (row, dx) in to.x.numbers().chunks_mut(rows * channels).enumerate() {
         for (job, dx) in dx.chunks_mut(ROWS * channels).enumerate() {
             jobs.push((row, job * ROWS, dx));
         }
@@ -214,7 +218,7 @@ vectors! {
         dy: View<'_, E>,
         row: usize,
         first: usize,
-        dx: &mut [E],
+        dx: &mut [MaybeUninit<E>],
         sums: &mut [E],
     )
 }
@@ -226,7 +230,7 @@ fn convolve_rows_back<E: Vector, const FUSED: bool>(
     dy: View<'_, E>,
     row: usize,
     first: usize,
-    dx: &mut [E],
+    dx: &mut [MaybeUninit<E>],
     sums: &mut [E],
 ) {
     let (kernel, time, channels) = (inputs.kernel(), inputs.time(), inputs.channels());
@@ -256,11 +260,12 @@ fn convolve_rows_back<E: Vector, const FUSED: bool>(
         }
     }
     for (i, dx) in dx.chunks_exact_mut(channels).enumerate() {
-        dx.fill(E::default());
+        space.fill(E::default());
         for (j, tap) in inputs.weight.chunks_exact(channels).enumerate() {
             let Some(t) = (first + i).checked_sub(j).filter(|&t| t < time) else { continue };
-            add_products::<E, FUSED>(dx, tap, &dz[(t - from) * channels..][..channels]);
+            add_products::<E, FUSED>(&mut space, tap, &dz[(t - from) * channels..][..channels]);
         }
+        dx.write_copy_of_slice(&space);
     }
 }
 
