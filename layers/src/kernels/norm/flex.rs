@@ -5,8 +5,9 @@ use burn::tensor::DType;
 
 use super::rows::{self, Gradients, Rows};
 use super::{Passes, Read};
+use crate::kernels::room::Order;
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, view};
+use crate::kernels::view::{Number, Primitive, View, view};
 
 impl Passes for Flex {
     fn forward(read: &Read<Self>) -> Primitive {
@@ -25,36 +26,61 @@ impl Passes for Flex {
 }
 
 impl Read<Flex> {
-    pub(super) fn rows<E: Number + Vector>(&self) -> Rows<'_, E> {
+    /// Whether tokens lie outside heads and rows are alike, so that the rows may be gone through as they lie.
+    fn turned<E: Number>(&self) -> bool {
+        let Self { x, weight, bias, options, .. } = self;
+        let [.., n] = view::<E>(x).dims;
+        let shared = |there: bool, w: &Primitive| !there || view::<E>(w).dims == [1, 1, 1, n];
+        !options.scaling.joint
+            && shared(options.weight, weight)
+            && shared(options.bias, bias)
+            && view::<E>(x).order() == Order::Tokens
+    }
+
+    /// With axes 1 and 2 for each other if they are `turned`.
+    pub(super) fn rows<E: Number + Vector>(&self, turned: bool) -> Rows<'_, E> {
         let Self { x, weight, bias, gate, options } = self;
         Rows::new(
-            view(x),
+            seen(x, turned),
             options.weight.then(|| view(weight)),
             options.bias.then(|| view(bias)),
-            options.gate.map(|gating| (view(gate), gating)),
+            options.gate.map(|gating| (seen(gate, turned), gating)),
             options.scaling,
         )
     }
 
     fn forward_in<E: Number + Vector>(&self) -> Primitive {
-        let rows = self.rows::<E>();
+        let turned = self.turned::<E>();
+        let rows = self.rows::<E>(turned);
         let mut y = vec![E::default(); rows.count()];
         rows::forward(&rows, &mut y);
-        E::tensor(y, &rows.dims())
+        back(E::tensor(y, &rows.dims()), turned)
     }
 
     fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Option<Primitive>; 4] {
-        let rows = self.rows::<E>();
+        let turned = self.turned::<E>();
+        let rows = self.rows::<E>(turned);
         let mut grads = Gradients::filled(&rows, E::default());
-        rows::backward(&rows, view(dy), &mut grads);
+        rows::backward(&rows, seen(dy, turned), &mut grads);
         let Gradients { x, gate, weight, bias } = grads;
-        let dims = rows.dims();
+        let of_x = |numbers| back(E::tensor(numbers, &rows.dims()), turned);
         let scale = |numbers| E::tensor(numbers, &rows.weight_dims());
         [
-            Some(E::tensor(x, &dims)),
+            Some(of_x(x)),
             self.options.weight.then(|| scale(weight)),
             self.options.bias.then(|| scale(bias)),
-            self.options.gate.map(|_| E::tensor(gate, &dims)),
+            self.options.gate.map(|_| of_x(gate)),
         ]
     }
+}
+
+/// A tensor with axes 1 and 2 for each other if they are `turned`.
+fn seen<E: Number>(x: &Primitive, turned: bool) -> View<'_, E> {
+    let view = view(x);
+    if turned { view.swapped() } else { view }
+}
+
+/// What came out, with its axes as they were.
+fn back(x: Primitive, turned: bool) -> Primitive {
+    if turned { x.transpose(1, 2) } else { x }
 }
