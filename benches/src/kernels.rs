@@ -162,13 +162,14 @@ impl Kernel {
         Ok(engine::run(System::outer(transition, input(0), input(1), input(2)), memory, way.form)?.0)
     }
 
-    /// The gradients of all inputs for the sum of the outputs.
+    /// The gradients of all inputs for a gradient of ones of the outputs, as a tensor: what else a loss costs is not the
+    /// kernel's.
     ///
     /// # Errors
     /// Never for what [`Kernel::inputs`] gives.
     pub fn gradients(self, inputs: &[Tensor<4>], way: Way) -> Result<Vec<Tensor<4>>> {
         let leaves: Vec<_> = inputs.iter().map(|x| x.clone().autodiff().require_grad()).collect();
-        let grads = self.run(&leaves, way)?.sum().backward();
+        let grads = self.run(&leaves, way)?.backward();
         Ok(leaves.iter().filter_map(|leaf| leaf.grad(&grads)).collect())
     }
 
