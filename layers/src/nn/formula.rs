@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::normalize::four;
+use super::normalize::{back, four};
 use crate::kernels;
 
 /// What is computed of tensors `x`, `y`, `z` and parameters `p`, `q`; `s` is [`Formula::scale`].
@@ -117,7 +117,7 @@ impl Formula {
             let inputs =
                 kernels::pointwise::Inputs { tensors: fours(&tensors), parameters: fours(&parameters) };
             if inputs.applies(self) {
-                return inputs.run(self).reshape(tensors[0].dims());
+                return back(inputs.run(self), tensors[0].dims());
             }
         }
         plain(tensors, parameters)

@@ -92,8 +92,7 @@ impl Normalize {
             let values = four(values);
             Gated { values, activation, before }
         });
-        let y = self.run_four(four(x), gate, kernels::enabled());
-        y.reshape(dims)
+        back(self.run_four(four(x), gate, kernels::enabled()), dims)
     }
 
     /// Over every head of `y: [b, h, t, p]`, whose channels are merged afterwards: `[b, t, h p]`, as the gate has them.
@@ -222,10 +221,23 @@ fn split(gate: Gated<3>, heads: usize) -> Gated<4> {
 /// With ones before the axes, or the first ones in one, where there are more. Up to four lie where they lay.
 pub(super) fn four<const D: usize>(x: Tensor<D>) -> Tensor<4> {
     let dims = x.dims();
+    if D == 4 {
+        return same(x);
+    }
     let last = |axis: usize| (D + axis).checked_sub(4).map_or(1, |axis| dims[axis]);
-    if D <= 4 {
+    if D < 4 {
         return x.expand([last(0), last(1), last(2), last(3)]);
     }
     let rest = last(1) * last(2) * last(3);
     x.reshape([dims.iter().product::<usize>().checked_div(rest).unwrap_or(0), last(1), last(2), last(3)])
+}
+
+/// What [`four`] made of sizes `dims`, as it was.
+pub(super) fn back<const D: usize>(y: Tensor<4>, dims: [usize; D]) -> Tensor<D> {
+    if D == 4 { same(y) } else { y.reshape(dims) }
+}
+
+/// A tensor of rank 4 as one of rank 4: to shape it as it is would copy it where its numbers lie in another order.
+fn same<const D: usize, const E: usize>(x: Tensor<D>) -> Tensor<E> {
+    Tensor::from_dispatch(x.into_dispatch())
 }

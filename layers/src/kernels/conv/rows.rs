@@ -132,6 +132,7 @@ fn convolve_rows<E: Vector, const FUSED: bool>(
                 *z *= sigmoid::<f64, FUSED>(*z);
             }
         }
+        let sums = &sums[..y.len()];
         for (i, y) in y.iter_mut().enumerate() {
             y.write(E::of(sums[i]));
         }
@@ -151,6 +152,7 @@ fn before_silu<E: Vector, const FUSED: bool>(
     let channels = z.len();
     match &inputs.bias {
         Some(bias) => {
+            let bias = &bias[..channels];
             for (i, z) in z.iter_mut().enumerate() {
                 *z = bias[i].to_f64();
             }

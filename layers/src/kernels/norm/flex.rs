@@ -7,7 +7,7 @@ use super::rows::{self, Gradients, Rows};
 use super::{Passes, Read};
 use crate::kernels::room::Order;
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, View, view};
+use crate::kernels::view::{Number, Primitive, tensor_turned, view, view_turned};
 
 impl Passes for Flex {
     fn forward(read: &Read<Self>) -> Primitive {
@@ -41,10 +41,10 @@ impl Read<Flex> {
     pub(super) fn rows<E: Number + Vector>(&self, turned: bool) -> Rows<'_, E> {
         let Self { x, weight, bias, gate, options } = self;
         Rows::new(
-            seen(x, turned),
+            view_turned(x, turned),
             options.weight.then(|| view(weight)),
             options.bias.then(|| view(bias)),
-            options.gate.map(|gating| (seen(gate, turned), gating)),
+            options.gate.map(|gating| (view_turned(gate, turned), gating)),
             options.scaling,
         )
     }
@@ -54,16 +54,16 @@ impl Read<Flex> {
         let rows = self.rows::<E>(turned);
         let mut y = vec![E::default(); rows.count()];
         rows::forward(&rows, &mut y);
-        back(E::tensor(y, &rows.dims()), turned)
+        tensor_turned(y, rows.dims(), turned)
     }
 
     fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Option<Primitive>; 4] {
         let turned = self.turned::<E>();
         let rows = self.rows::<E>(turned);
         let mut grads = Gradients::filled(&rows, E::default());
-        rows::backward(&rows, seen(dy, turned), &mut grads);
+        rows::backward(&rows, view_turned(dy, turned), &mut grads);
         let Gradients { x, gate, weight, bias } = grads;
-        let of_x = |numbers| back(E::tensor(numbers, &rows.dims()), turned);
+        let of_x = |numbers| tensor_turned(numbers, rows.dims(), turned);
         let scale = |numbers| E::tensor(numbers, &rows.weight_dims());
         [
             Some(of_x(x)),
@@ -72,15 +72,4 @@ impl Read<Flex> {
             self.options.gate.map(|_| of_x(gate)),
         ]
     }
-}
-
-/// A tensor with axes 1 and 2 for each other if they are `turned`.
-fn seen<E: Number>(x: &Primitive, turned: bool) -> View<'_, E> {
-    let view = view(x);
-    if turned { view.swapped() } else { view }
-}
-
-/// What came out, with its axes as they were.
-fn back(x: Primitive, turned: bool) -> Primitive {
-    if turned { x.transpose(1, 2) } else { x }
 }
