@@ -64,6 +64,13 @@ pub(crate) fn run_with(
     {
         return Ok(done);
     }
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    if plain
+        && kernels
+        && let Some((y, memory)) = run_tiled(&system, &memory, form)
+    {
+        return Ok((with_skip(y, through, system.skip), memory));
+    }
     let system = system.settled();
     let (y, memory) = match system.io {
         Io::Outer { q, k, v } if !plain => {
@@ -89,26 +96,43 @@ pub(crate) fn run_with(
         }
         io => run_plain(system.transition, io, memory, form, kernels)?,
     };
-    let y = match system.skip {
-        Some(d) => add_skip(y, through, d),
-        None => y,
-    };
-    Ok((y, memory))
+    Ok((with_skip(y, through, system.skip), memory))
 }
 
-/// A system with all that stands around its memory in one kernel, on a graphics device without gradients.
+/// `y + d v`, where there is a `d`.
+fn with_skip(y: Tensor<4>, v: Tensor<4>, d: Option<Tensor<4>>) -> Tensor<4> {
+    match d {
+        Some(d) => add_skip(y, v, d),
+        None => y,
+    }
+}
+
+/// A recurrence of a matrix that is read after each token's write by its kernel, with its gain.
+#[cfg(any(feature = "flex", feature = "cube"))]
+fn run_tiled(system: &System, memory: &Tensor<4>, form: Form) -> Option<(Tensor<4>, Tensor<4>)> {
+    let block = block(form)?;
+    let System { transition, io, gain, .. } = system;
+    let recurrence = kernels::tiled::Recurrence::new(transition, io, memory)?.with_gain(*gain);
+    (recurrence.tokens() > 1 || recurrence.takes_one_token()).then(|| recurrence.run(block))
+}
+
+/// The same with all that stands around its memory in one kernel, on a graphics device without gradients.
 #[cfg(feature = "cube")]
 fn run_on_graphics(system: &System, memory: &Tensor<4>, form: Form) -> Option<(Tensor<4>, Tensor<4>)> {
+    let block = block(form).filter(|_| kernels::linear::on_graphics(memory))?;
     let System { transition, io, skip, gain, packed, .. } = system;
-    if !kernels::linear::on_graphics(memory) || !matches!(form, Form::Auto | Form::Chunked { .. }) {
-        return None;
+    let recurrence = kernels::tiled::Recurrence::new(transition, io, memory)?.with_gain(*gain);
+    recurrence.run_on_graphics(block, kernels::tiled::Around { skip: skip.as_ref(), packed: packed.as_ref() })
+}
+
+/// Tokens of a block of a kernel, or as many as are fastest, for the forms that kernels have.
+#[cfg(any(feature = "flex", feature = "cube"))]
+fn block(form: Form) -> Option<Option<usize>> {
+    match form {
+        Form::Auto => Some(None),
+        Form::Chunked { size } => Some(Some(size.max(1))),
+        Form::Recurrent | Form::Parallel => None,
     }
-    let block = match form {
-        Form::Chunked { size } => Some(size.max(1)),
-        _ => None,
-    };
-    let around = kernels::tiled::Around { gain: *gain, skip: skip.as_ref(), packed: packed.as_ref() };
-    kernels::tiled::Recurrence::new(transition, io, memory)?.run_on_graphics(block, around)
 }
 
 /// Entry `t` becomes entry `t+1`'s, the last one 0: `[b, h, t, n]`.
@@ -173,14 +197,6 @@ fn run_plain(
         && let Some(done) = kernels::token::step(&transition, [q, k, v], &memory)
     {
         return Ok(done);
-    }
-    #[cfg(any(feature = "flex", feature = "cube"))]
-    if kernels
-        && matches!(form, Form::Auto | Form::Chunked { .. })
-        && let Some(recurrence) = kernels::tiled::Recurrence::new(&transition, &io, &memory)
-        && (chunk.is_some() || recurrence.takes_one_token())
-    {
-        return Ok(recurrence.run(chunk.filter(|_| form != Form::Auto)));
     }
     Ok(match (transition, io) {
         #[cfg(any(feature = "flex", feature = "cube"))]

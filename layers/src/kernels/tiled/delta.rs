@@ -185,6 +185,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         y.add_product(qk, v, Part::LeftLower);
         decay.since_start(When::After, q);
         y.add_product(q, state, Part::Whole);
+        y.scale(at.inputs.gain);
         out.put(at.range.0, y.rows(), sizes.streamed);
         self.move_on(state);
     }
@@ -230,6 +231,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Delta<E, D> {
         at.read(&at.inputs.q, &mut self.q);
         self.query_scores();
         read(&mut self.y, dy, at.range, self.sizes.p);
+        self.y.scale(at.inputs.gain);
         let Self { sizes, decay, solver, q, k, v, a, b, u, y, k_keys, b_keys, ab, ak, qb, qk, back, .. } =
             self;
         let Some(Back { dr, d_ab, d_ak, d_qb, d_qk, dq, dk, dv, da, db, turned, scaled, ledger }) = back

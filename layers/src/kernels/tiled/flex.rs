@@ -9,7 +9,7 @@ use super::delta::Delta;
 use super::inputs::Inputs;
 use super::linear::Linear;
 use super::passes::{self, Gradients, backward, forward};
-use super::{LOG_D, Passes};
+use super::{LOG_D, Options, Passes};
 use crate::kernels::room::Room;
 use crate::kernels::vector::Vector;
 use crate::kernels::view::{Number, Primitive, View, view};
@@ -23,24 +23,20 @@ const SMALL_BLOCK: usize = 32;
 const LARGEST_BLOCK: usize = 128;
 
 impl Passes for Flex {
-    fn forward(
-        inputs: &[Primitive],
-        block: Option<usize>,
-        keep: bool,
-    ) -> ([Primitive; 2], Option<Primitive>) {
-        let (out, kept) = Given::new(inputs, block).forward(keep);
+    fn forward(inputs: &[Primitive], options: Options, keep: bool) -> ([Primitive; 2], Option<Primitive>) {
+        let (out, kept) = Given::new(inputs, options).forward(keep);
         (out, keep.then_some(kept))
     }
 
     fn backward(
         inputs: &[Primitive],
-        block: Option<usize>,
+        options: Options,
         dy: Primitive,
         last: Option<Primitive>,
         kept: &Primitive,
         decay: bool,
     ) -> Vec<Option<Primitive>> {
-        Given::new(inputs, block).backward(&dy, last.as_ref(), kept, decay)
+        Given::new(inputs, options).backward(&dy, last.as_ref(), kept, decay)
     }
 }
 
@@ -49,13 +45,14 @@ impl Passes for Flex {
 struct Given<'p> {
     inputs: &'p [Primitive],
     block: usize,
+    gain: f64,
 }
 
 impl<'p> Given<'p> {
-    fn new(inputs: &'p [Primitive], block: Option<usize>) -> Self {
+    fn new(inputs: &'p [Primitive], Options { block, gain }: Options) -> Self {
         let wide = inputs[LOG_D].layout().shape()[3] > 1;
         let fastest = if inputs.len() > 5 || wide { SMALL_BLOCK } else { AUTO_CHUNK };
-        Self { inputs, block: block.unwrap_or(fastest).min(LARGEST_BLOCK) }
+        Self { inputs, block: block.unwrap_or(fastest).min(LARGEST_BLOCK), gain }
     }
 
     fn inputs<E: Number + Vector>(&self) -> Inputs<'p, E> {
@@ -64,7 +61,7 @@ impl<'p> Given<'p> {
         };
         let rank_one = if let [a, b] = rank_one { Some([view(a), view(b)]) } else { None };
         let [q, k, v, log_d, memory] = [q, k, v, log_d, memory].map(view);
-        Inputs { q, k, v, log_d, memory, rank_one }
+        Inputs { q, k, v, log_d, memory, rank_one, gain: E::of(self.gain) }
     }
 
     /// The outputs, the last memory, and the memories that the backward pass starts from, none unless they are to be

@@ -1,10 +1,11 @@
 //! Both passes on graphics devices.
 
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::Tensor;
 use burn_cubecl::CubeBackend as Cube;
 
-use super::Passes;
+use super::{Options, Passes};
 use crate::kernels::cube::tiled;
 pub(super) use crate::kernels::cube::tiled::fits;
 
@@ -16,8 +17,7 @@ type Primitive = FloatTensor<Cube>;
 pub(super) fn untracked(
     inputs: &[Tensor<4>],
     packed: Option<&Tensor<4>>,
-    block: Option<usize>,
-    gain: f64,
+    Options { block, gain }: Options,
     d: Option<Tensor<4>>,
 ) -> Option<(Tensor<4>, Tensor<4>)> {
     let plain = |x: Tensor<4>| x.try_into_primitive::<Cube>().ok();
@@ -33,23 +33,22 @@ pub(super) fn untracked(
 }
 
 impl Passes for Cube {
-    fn forward(
-        inputs: &[Primitive],
-        block: Option<usize>,
-        keep: bool,
-    ) -> ([Primitive; 2], Option<Primitive>) {
-        let tiled::Outcome { y, memory, kept } = tiled::Inputs::new(inputs).forward(block, keep, 1.0, None);
+    fn forward(inputs: &[Primitive], options: Options, keep: bool) -> ([Primitive; 2], Option<Primitive>) {
+        let tiled::Outcome { y, memory, kept } =
+            tiled::Inputs::new(inputs).forward(options.block, keep, options.gain as f32, None);
         ([y, memory], kept)
     }
 
     fn backward(
         inputs: &[Primitive],
-        block: Option<usize>,
+        options: Options,
         dy: Primitive,
         last: Option<Primitive>,
         kept: &Primitive,
         decay: bool,
     ) -> Vec<Option<Primitive>> {
+        let Options { block, gain } = options;
+        let dy = if gain == 1.0 { dy } else { Self::float_mul_scalar(dy, gain.into()) };
         tiled::Inputs::new(inputs).backward(&dy, last, kept, block, decay)
     }
 }

@@ -136,8 +136,8 @@ fn the_engine_uses_them() {
             let inputs = on(&device, &recurrence(kind, [1, 2, t, 6, 5], -0.3, 7));
             assert!(inputs.takes_one_token());
             let by_tensors = inputs.clone().engine(Form::Recurrent);
-            let Recurrence { q, k, v, memory, .. } = inputs.clone();
-            let system = System::outer(inputs.transition(), q, k, v);
+            let Recurrence { q, k, v, memory, gain, .. } = inputs.clone();
+            let system = System::outer(inputs.transition(), q, k, v).with_gain(gain);
             let found = engine::run_with(system, memory, Form::Auto, true).unwrap();
             assert!(
                 gap(found.0, by_tensors.0) <= 1e-5 && gap(found.1, by_tensors.1) <= 1e-5,
@@ -153,7 +153,7 @@ fn the_engine_uses_them() {
                 let system = system.with_skip(skip.clone()).with_gain(0.3);
                 let found = engine::run_with(system, x.memory.clone(), Form::Auto, true).unwrap();
                 let by_tensors = x.clone().engine(Form::Recurrent);
-                let y = by_tensors.0.mul_scalar(0.3) + skip * x.v.clone();
+                let y = by_tensors.0.mul_scalar(0.5) + skip * x.v.clone();
                 assert!(gap(found.0, y) <= 1e-5 && gap(found.1, by_tensors.1) <= 1e-5, "{kind:?} {dims:?}");
             }
         }

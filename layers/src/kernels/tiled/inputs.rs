@@ -18,6 +18,8 @@ pub(super) struct Inputs<'a, E> {
     pub(super) memory: View<'a, E>,
     /// What a token reads before it writes, and where it adds that: `[b, h, t, n]`
     pub(super) rank_one: Option<[View<'a, E>; 2]>,
+    /// Multiplies what queries find
+    pub(super) gain: E,
 }
 
 /// Tokens, sizes of keys and values, numbers per decay, and tokens per block.

@@ -83,6 +83,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
         y.set_product(scores, v, Part::LeftLower);
         decay.since_start(When::After, q);
         y.add_product(q, state, Part::Whole);
+        y.scale(at.inputs.gain);
         out.put(at.range.0, y.rows(), sizes.streamed);
         self.move_on(state);
     }
@@ -113,6 +114,7 @@ impl<E: Real, D: Decay<E>> Rule<E> for Linear<E, D> {
         let Some(Back { d_scores, dq, dk, dv, v_turned, state_turned, ledger }) = back else { return };
         at.read(&at.inputs.q, q);
         read(y, dy, at.range, sizes.p);
+        y.scale(at.inputs.gain);
         ledger.clear(to.log_d.is_some(), at.range.1, sizes.width);
 
         decay.keys(k, keys);

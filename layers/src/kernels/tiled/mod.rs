@@ -62,14 +62,23 @@ pub(crate) struct Recurrence {
     pub(crate) rank_one: Option<[Tensor<4>; 2]>,
     /// `[b, h, n, p]`
     pub(crate) memory: Tensor<4>,
+    /// Multiplies what queries find
+    pub(crate) gain: f64,
+}
+
+/// How it is run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Tokens of a block, or as many as are fastest
+    block: Option<usize>,
+    /// Multiplies what queries find
+    gain: f64,
 }
 
 /// What stands around a recurrence and its kernel for graphics devices does without gradients.
 #[cfg(feature = "cube")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Around<'a> {
-    /// Multiplies what queries find
-    pub(crate) gain: f64,
     /// `d`, of which outputs have `d v` more: a number for each head and channel, `[1, h, 1, p]`, where both may share one
     pub(crate) skip: Option<&'a Tensor<4>>,
     /// Logarithms of decays, `a` and `b`, beside each other
@@ -88,11 +97,20 @@ impl Recurrence {
             Transition::Dense { .. } => return None,
         };
         let [q, k, v, memory] = [q, k, v, memory].map(Clone::clone);
-        Some(Self { q, k, v, log_d, rank_one, memory }).filter(Self::applies)
+        Some(Self { q, k, v, log_d, rank_one, memory, gain: 1.0 }).filter(Self::applies)
+    }
+
+    /// The same with what queries find multiplied.
+    pub(crate) fn with_gain(self, gain: f64) -> Self {
+        Self { gain: self.gain * gain, ..self }
+    }
+
+    pub(crate) fn tokens(&self) -> usize {
+        self.k.dims()[2]
     }
 
     fn applies(&self) -> bool {
-        let Self { q, k, v, log_d, rank_one, memory } = self;
+        let Self { q, k, v, log_d, rank_one, memory, .. } = self;
         let ([b, h, t, n], [.., p]) = (k.dims(), v.dims());
         let keys = [Some(q), rank_one.as_ref().map(|[a, _]| a), rank_one.as_ref().map(|[_, b]| b)];
         let shapes = keys.iter().flatten().all(|x| x.dims() == [b, h, t, n])
@@ -135,9 +153,9 @@ impl Recurrence {
     pub(crate) fn run_on_graphics(
         &self,
         block: Option<usize>,
-        Around { gain, skip, packed }: Around<'_>,
+        Around { skip, packed }: Around<'_>,
     ) -> Option<(Tensor<4>, Tensor<4>)> {
-        let Self { q, k, v, rank_one, memory, .. } = self;
+        let Self { q, k, v, rank_one, memory, gain, .. } = self;
         let [_, h, _, p] = v.dims();
         let shared = |d: &Tensor<4>| d.dims()[0] * d.dims()[2] == 1 && d.dtype() == v.dtype();
         if !skip.is_none_or(shared) {
@@ -146,7 +164,7 @@ impl Recurrence {
         let d = skip.map(|d| d.clone().expand([1, h, 1, p]));
         let log_d = self.decays();
         let all = [q, k, v, &log_d, memory].into_iter().chain(rank_one.iter().flatten());
-        graphics::untracked(&all.cloned().collect::<Vec<_>>(), packed, block, gain, d)
+        graphics::untracked(&all.cloned().collect::<Vec<_>>(), packed, Options { block, gain: *gain }, d)
     }
 
     /// Logarithms of decays, `[b, h, t, 1]` or `[b, h, t, n]`.
@@ -162,17 +180,18 @@ impl Recurrence {
     /// In blocks of `block` tokens, or as many as are fastest: `y: [b, h, t, p]` and the last memory.
     pub(crate) fn run(self, block: Option<usize>) -> (Tensor<4>, Tensor<4>) {
         #[cfg(feature = "cube")]
-        if let Some(found) = self.run_on_graphics(block, Around { gain: 1.0, skip: None, packed: None }) {
+        if let Some(found) = self.run_on_graphics(block, Around { skip: None, packed: None }) {
             return found;
         }
         let log_d = self.decays();
-        let Self { q, k, v, rank_one, memory, .. } = self;
+        let Self { q, k, v, rank_one, memory, gain, .. } = self;
+        let options = Options { block, gain };
         let [q, k, v, log_d, memory] = [q, k, v, log_d, memory].map(Tensor::into_dispatch);
         let (y, memory) = match rank_one {
-            None => <Dispatch as Tiled>::linear(q, k, v, log_d, memory, block),
+            None => <Dispatch as Tiled>::linear(q, k, v, log_d, memory, options),
             Some(rank_one) => {
                 let [a, b] = rank_one.map(Tensor::into_dispatch);
-                <Dispatch as Tiled>::delta(q, k, v, log_d, memory, a, b, block)
+                <Dispatch as Tiled>::delta(q, k, v, log_d, memory, a, b, options)
             }
         };
         (Tensor::from_dispatch(y), Tensor::from_dispatch(memory))
@@ -181,7 +200,7 @@ impl Recurrence {
 
 /// The operations as backends see them.
 #[backend_extension(Flex: cfg(feature = "flex"), Cube: cfg(feature = "cube"), Autodiff)]
-#[allow(clippy::too_many_arguments, reason = "the tensors of the recurrence and the block size")]
+#[allow(clippy::too_many_arguments, reason = "the tensors of the recurrence")]
 pub(crate) trait Tiled: Backend {
     /// See [`Recurrence::run`].
     fn linear(
@@ -190,7 +209,7 @@ pub(crate) trait Tiled: Backend {
         v: FloatTensor<Self>,
         log_d: FloatTensor<Self>,
         memory: FloatTensor<Self>,
-        block: Option<usize>,
+        options: Options,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`Recurrence::run`].
@@ -202,7 +221,7 @@ pub(crate) trait Tiled: Backend {
         memory: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
-        block: Option<usize>,
+        options: Options,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
@@ -217,7 +236,7 @@ trait Passes: Backend {
     /// The outputs and the last memory, and what the way back starts from if that is to be kept.
     fn forward(
         inputs: &Given<Self>,
-        block: Option<usize>,
+        options: Options,
         keep: bool,
     ) -> ([FloatTensor<Self>; 2], Option<FloatTensor<Self>>);
 
@@ -225,7 +244,7 @@ trait Passes: Backend {
     /// that of the decay is missing where it is not wanted.
     fn backward(
         inputs: &Given<Self>,
-        block: Option<usize>,
+        options: Options,
         dy: FloatTensor<Self>,
         last: Option<FloatTensor<Self>>,
         kept: &FloatTensor<Self>,
@@ -244,9 +263,9 @@ macro_rules! operations {
                 v: FloatTensor<Self>,
                 log_d: FloatTensor<Self>,
                 memory: FloatTensor<Self>,
-                block: Option<usize>,
+                options: Options,
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                <Self as Passes>::forward(&[q, k, v, log_d, memory], block, false).0.into()
+                <Self as Passes>::forward(&[q, k, v, log_d, memory], options, false).0.into()
             }
 
             fn delta(
@@ -257,9 +276,9 @@ macro_rules! operations {
                 memory: FloatTensor<Self>,
                 a: FloatTensor<Self>,
                 b: FloatTensor<Self>,
-                block: Option<usize>,
+                options: Options,
             ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-                <Self as Passes>::forward(&[q, k, v, log_d, memory, a, b], block, false).0.into()
+                <Self as Passes>::forward(&[q, k, v, log_d, memory, a, b], options, false).0.into()
             }
         }
     )*};
@@ -272,7 +291,7 @@ operations!("flex" Flex "cube" Cube);
 struct Saved<B: Backend> {
     inputs: Vec<FloatTensor<B>>,
     kept: Option<FloatTensor<B>>,
-    block: Option<usize>,
+    options: Options,
 }
 
 impl<B: Passes, const N: usize> gradient::SavedForTwo<B, N> for Saved<B> {
@@ -282,9 +301,9 @@ impl<B: Passes, const N: usize> gradient::SavedForTwo<B, N> for Saved<B> {
         last: Option<FloatTensor<B>>,
         wanted: [bool; N],
     ) -> [Option<FloatTensor<B>>; N] {
-        let Self { inputs, kept, block } = self;
+        let Self { inputs, kept, options } = self;
         let kept = kept.unwrap_or_else(|| unreachable!("it was told to keep something"));
-        let mut found = B::backward(&inputs, block, dy, last, &kept, wanted[LOG_D]).into_iter();
+        let mut found = B::backward(&inputs, options, dy, last, &kept, wanted[LOG_D]).into_iter();
         std::array::from_fn(|_| found.next().flatten())
     }
 }
@@ -292,13 +311,13 @@ impl<B: Passes, const N: usize> gradient::SavedForTwo<B, N> for Saved<B> {
 /// Runs forward, and remembers how to go back.
 fn tracked<B: Passes, C: CheckpointStrategy, const N: usize>(
     inputs: [FloatTensor<Autodiff<B, C>>; N],
-    block: Option<usize>,
+    options: Options,
 ) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
     let nodes = inputs.each_ref().map(|x| x.node());
     let inputs: Vec<_> = inputs.into_iter().map(|x| x.into_primitive()).collect();
     track_two::<B, C, _, N>(nodes, |keep| {
-        let (out, kept) = B::forward(&inputs, block, keep);
-        (out, Saved { inputs, kept, block })
+        let (out, kept) = B::forward(&inputs, options, keep);
+        (out, Saved { inputs, kept, options })
     })
 }
 
@@ -309,9 +328,9 @@ impl<B: Passes + Tiled, C: CheckpointStrategy> Tiled for Autodiff<B, C> {
         v: FloatTensor<Self>,
         log_d: FloatTensor<Self>,
         memory: FloatTensor<Self>,
-        block: Option<usize>,
+        options: Options,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        tracked::<B, C, 5>([q, k, v, log_d, memory], block)
+        tracked::<B, C, 5>([q, k, v, log_d, memory], options)
     }
 
     fn delta(
@@ -322,8 +341,8 @@ impl<B: Passes + Tiled, C: CheckpointStrategy> Tiled for Autodiff<B, C> {
         memory: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
-        block: Option<usize>,
+        options: Options,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        tracked::<B, C, 7>([q, k, v, log_d, memory, a, b], block)
+        tracked::<B, C, 7>([q, k, v, log_d, memory, a, b], options)
     }
 }

@@ -43,6 +43,7 @@ fn recurrence(kind: Kind, [b, h, t, n, p]: [usize; 5], weakest: f64, seed: u64) 
         log_d,
         rank_one: kind.rank_one.then_some(two),
         memory: random([b, h, n, p], 1.0),
+        gain: 0.6,
     }
 }
 
@@ -56,6 +57,7 @@ impl Recurrence {
             log_d: self.log_d.as_ref().map(&mut f),
             memory: f(&self.memory),
             rank_one: self.rank_one.as_ref().map(|[a, b]| [f(a), f(b)]),
+            gain: self.gain,
         }
     }
 
@@ -76,8 +78,9 @@ impl Recurrence {
     /// By tensor operations.
     fn engine(self, form: Form) -> (Tensor<4>, Tensor<4>) {
         let transition = self.transition();
-        let Self { q, k, v, memory, .. } = self;
-        engine::run_with(System::outer(transition, q, k, v), memory, form, false).unwrap()
+        let Self { q, k, v, memory, gain, .. } = self;
+        let system = System::outer(transition, q, k, v).with_gain(gain);
+        engine::run_with(system, memory, form, false).unwrap()
     }
 
     fn tiled(self, block: usize) -> (Tensor<4>, Tensor<4>) {
@@ -243,7 +246,7 @@ fn constant(slopes: &[f64], t: usize) -> Tensor<4> {
 }
 
 /// One batch row of the recurrence, on numbers.
-fn plain(slopes: &[f64], Recurrence { q, k, v, memory, .. }: &Recurrence) -> (Vec<f64>, Vec<f64>) {
+fn plain(slopes: &[f64], Recurrence { q, k, v, memory, gain, .. }: &Recurrence) -> (Vec<f64>, Vec<f64>) {
     let ([_, _, t, n], p) = (k.dims(), v.dims()[3]);
     let [q, k, v, mut memory] = [q, k, v, memory].map(|x| numbers(x.clone()));
     let mut y = vec![0.0; v.len()];
@@ -253,7 +256,7 @@ fn plain(slopes: &[f64], Recurrence { q, k, v, memory, .. }: &Recurrence) -> (Ve
                 for i in 0..n {
                     let state = &mut memory[(h * n + i) * p + j];
                     *state = (-slope).exp() * *state + k[row * n + i] * v[row * p + j];
-                    y[row * p + j] += q[row * n + i] * *state;
+                    y[row * p + j] += gain * q[row * n + i] * *state;
                 }
             }
         }
@@ -295,11 +298,12 @@ fn laid_out_anyhow(kind: Kind) -> Recurrence {
         log_d: Some(random([1, h, if kind.channels { n } else { 1 }, t]).abs().neg()),
         rank_one: kind.rank_one.then(|| [random([b, t, h, n]), random([b, 1, t, n])]),
         memory: random([b, h, n, n]),
+        gain: 1.0,
     }
 }
 
 /// Heads split from `[b, t, h n]`, one key for all heads, a part of a longer tensor, reversed time.
-fn views(Recurrence { q, k, v, log_d, rank_one, memory }: Recurrence) -> Recurrence {
+fn views(Recurrence { q, k, v, log_d, rank_one, memory, gain }: Recurrence) -> Recurrence {
     let q = q.swap_dims(1, 2);
     let [b, h, t, n] = q.dims();
     Recurrence {
@@ -312,6 +316,7 @@ fn views(Recurrence { q, k, v, log_d, rank_one, memory }: Recurrence) -> Recurre
         }),
         rank_one: rank_one.map(|[a, b_]| [a.swap_dims(1, 2), b_.expand([b, h, t, n])]),
         memory: memory.swap_dims(2, 3),
+        gain,
     }
 }
 
@@ -334,9 +339,10 @@ fn every_number_is_written() {
     for (kind, t) in KINDS.into_iter().flat_map(|kind| [1, 16, 37, 300].map(|t| (kind, t))) {
         let inputs = recurrence(kind, [2, 2, t, 6, 7], -0.1, 3);
         let inputs: Vec<_> = inputs.all().map(|x| x.clone().try_into_primitive::<Flex>().unwrap()).collect();
-        let ([y, last], kept) = Flex::forward(&inputs, Some(16), true);
+        let options = Options { block: Some(16), gain: 0.6 };
+        let ([y, last], kept) = Flex::forward(&inputs, options, true);
         let kept = kept.unwrap();
-        let grads = Flex::backward(&inputs, Some(16), y.clone(), Some(last.clone()), &kept, true);
+        let grads = Flex::backward(&inputs, options, y.clone(), Some(last.clone()), &kept, true);
         for results in [y, last, kept].iter().chain(grads.iter().flatten()) {
             assert!(<f32 as Number>::numbers(results).iter().all(|x| x.is_finite()), "{kind:?}, {t} tokens");
         }
@@ -398,6 +404,7 @@ fn a_reset_forgets_everything() {
             log_d: Some(log_d.narrow(2, 10, 10)),
             rank_one: None,
             memory,
+            gain: inputs.gain,
         };
         assert!(gap(whole.narrow(2, 10, 10), later.run(Some(16)).0) <= 1e-6, "{kind:?}");
     }
