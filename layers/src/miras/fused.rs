@@ -7,17 +7,18 @@ use super::config::ReadAt;
 use super::gates::Axis;
 use super::inner::{Clock, Fast, Rule, Tokens};
 use super::memory::{Gelu, Memory, NORM_EPS};
+use super::retention::{LqMap, Retention};
 use crate::kernels::descent::{self, Descent, Learned, Options};
 
 impl Rule<'_> {
-    /// What is asked of the kernel for chunks of `size` tokens, if it can: weights that are what is accumulated, one
-    /// gate per head for all matrices, one step per token that is read at once.
+    /// What is asked of the kernel for chunks of `size` tokens, if it can: weights that are multiples of what is
+    /// accumulated, one gate per head for all matrices, one step per token that is read at once.
     pub(super) fn kernel(&self, tokens: &Tokens, clock: &Clock, size: usize) -> Option<Options> {
         let bias = self.bias?;
         let Tokens { k, v, gates, .. } = tokens;
         let width = k.dims()[3];
-        let covered = self.map.retention.is_linear()
-            && self.axes.iter().all(|&axis| axis == Axis::All)
+        let map = kernel_map(self.map.retention)?;
+        let covered = self.axes.iter().all(|&axis| axis == Axis::All)
             && gates.len() == 1
             && self.steps == 1
             && self.read == ReadAt::Token
@@ -42,6 +43,7 @@ impl Rule<'_> {
             raw: false,
             eps: NORM_EPS,
             bias,
+            map,
             momentum: gates[0].log_mu.is_some(),
             renewed: Vec::new(),
         })
@@ -70,17 +72,38 @@ impl Rule<'_> {
             Memory::Mlp(memory) => Some([memory.norm_weight.val(), memory.norm_bias.val()]),
             _ => None,
         };
+        let sizes = (options.map != descent::Map::Same).then(|| match self.map.reference.as_slice() {
+            [] => Tensor::ones([b, h, 1, options.depth], (&k.device().inner(), k.dtype())),
+            sizes => {
+                let sizes = Tensor::cat(sizes.iter().rev().cloned().collect(), 3);
+                sizes.expand([b, h, 1, options.depth])
+            }
+        });
         // Here outputs come first, and the last layer.
         let turned = |matrices: &Vec<Tensor<4>>| -> Vec<Tensor<4>> {
             matrices.iter().rev().map(|matrix| matrix.clone().swap_dims(2, 3)).collect()
         };
         let [running, anchor, momentum] = [&fast.running, &fast.anchor, &fast.momentum].map(turned);
-        let descent = Descent { q, k, v, threshold: delta, plan, norm, running, anchor, momentum };
+        let descent = Descent { q, k, v, threshold: delta, plan, norm, sizes, running, anchor, momentum };
         let Learned { y, running, anchor, momentum } = descent.run(options);
         let [running, anchor, momentum] = [running, anchor, momentum].map(|x| turned(&x));
         *fast = Fast { running, anchor, momentum };
         y
     }
+}
+
+/// `Φ` as the kernel has it, if it has it.
+fn kernel_map(retention: Retention) -> Option<descent::Map> {
+    Some(match retention {
+        Retention::None | Retention::L2 => descent::Map::Same,
+        Retention::Lq { q, map: LqMap::Literal { floor } } => {
+            descent::Map::Normed { q, least: floor, most: f64::INFINITY }
+        }
+        Retention::Lq { q, map: LqMap::Rescaled { clamp } } => {
+            descent::Map::Normed { q, least: 1.0 / clamp, most: clamp }
+        }
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::Init;
 use crate::miras::gates::Step;
 use crate::miras::inner::chunk_wise;
 use crate::miras::retention::Map;
-use crate::miras::{Bias, MemoryConfig, Retention};
+use crate::miras::{Bias, MemoryConfig};
 use crate::system::Lengths;
 use crate::testing::{Draw, error, numbers, properties};
 
@@ -17,6 +17,7 @@ use crate::testing::{Draw, error, numbers, properties};
 struct Case {
     memory: MemoryConfig,
     bias: Bias,
+    retention: Retention,
     /// `[b, h, t, n]`
     dims: [usize; 4],
     chunk: usize,
@@ -39,6 +40,7 @@ impl Default for Case {
         Self {
             memory: DEEP,
             bias: Bias::L2,
+            retention: Retention::L2,
             dims: [2, 2, 11, 5],
             chunk: 4,
             phase: 0,
@@ -52,7 +54,8 @@ impl Default for Case {
 }
 
 impl Case {
-    /// Everything that has a gradient: `q`, `k`, `v`, `δ`, the gates, `A`, `W` and `S`; the norm's parameters.
+    /// Everything that has a gradient: `q`, `k`, `v`, `δ`, the gates, `A`, `W`, `S` and the learned start; the norm's
+    /// parameters.
     fn inputs(&self, dtype: DType) -> (Vec<Tensor<4>>, [Tensor<2>; 2]) {
         let ([b, h, t, n], mut draw) = (self.dims, Draw::new(self.seed));
         let mut tensor =
@@ -74,6 +77,10 @@ impl Case {
                 let size = 1.5 / (cols as f64).sqrt();
                 all.push(tensor([b, h, rows, cols], -size, size));
             }
+        }
+        for [rows, cols] in self.memory.sizes(n) {
+            let size = 1.5 / (cols as f64).sqrt();
+            all.push(tensor([1, h, rows, cols], -size, size));
         }
         let norm = [(0.5, 1.5), (-0.5, 0.5)].map(|(low, high)| draw.tensor([h, n], low, high).cast(dtype));
         (all, norm)
@@ -114,7 +121,7 @@ impl Case {
             memory: &memory,
             gradient: &gradient,
             bias: kernel.then_some(self.bias),
-            map: Map::new(Retention::L2, &[], Vec::new()),
+            map: Map::new(self.retention, &slot(3), Vec::new()),
             axes: vec![Axis::All; depth],
             steps: 1,
             read: ReadAt::Token,
@@ -194,6 +201,23 @@ fn it_is_the_tensor_form_for_every_memory_and_loss() {
 }
 
 #[test]
+fn weights_may_be_of_a_fixed_size() {
+    let [narrow, wide] = [1.05, 4.0].map(|clamp| LqMap::Rescaled { clamp });
+    let [low, high] = [1e-3, 5.0].map(|floor| LqMap::Literal { floor });
+    for (q, map) in [(4.0, wide), (4.0, low), (2.5, wide), (3.0, narrow), (3.0, high), (2.0, wide)] {
+        let retention = Retention::Lq { q, map };
+        for (memory, momentum) in [(MemoryConfig::Linear, false), (DEEP, true), (TTT, false)] {
+            Case { retention, memory, momentum, ..Case::default() }.check();
+        }
+        // Where rows end, `W` and `ν` stay.
+        let lengths = Some(vec![11, 6]);
+        Case { retention, lengths, phase: 3, turned: true, ..Case::default() }.check();
+    }
+    let retention = Retention::Lq { q: 4.0, map: wide };
+    Case { retention, memory: MemoryConfig::mlp(2, 3), ..Case::default() }.check();
+}
+
+#[test]
 fn chunks_may_begin_and_end_anywhere() {
     for (t, chunk, phase) in [(1, 4, 0), (3, 4, 0), (3, 4, 1), (4, 4, 2), (9, 4, 3), (6, 1, 0), (40, 19, 7)] {
         for momentum in [false, true] {
@@ -222,6 +246,12 @@ fn inputs_may_lie_in_any_order() {
     }
 }
 
+fn retentions() -> impl Strategy<Value = Retention> {
+    let normed =
+        (2.0..6.0, 1.0..4.0).prop_map(|(q, clamp)| Retention::Lq { q, map: LqMap::Rescaled { clamp } });
+    prop_oneof![Just(Retention::L2), normed]
+}
+
 proptest! {
     #![proptest_config(properties(16))]
 
@@ -232,11 +262,12 @@ proptest! {
         (chunk, phase) in (1usize..10).prop_flat_map(|chunk| (Just(chunk), 0..chunk)),
         momentum: bool,
         offset: bool,
+        retention in retentions(),
         seed in any::<u64>(),
     ) {
         let memory = if offset { TTT } else { DEEP };
         // Single precision is tested below: some of these memories make much of the last digit.
-        Case { memory, dims, chunk, phase, momentum, seed, ..Case::default() }.check_double();
+        Case { memory, dims, chunk, phase, momentum, retention, seed, ..Case::default() }.check_double();
     }
 }
 

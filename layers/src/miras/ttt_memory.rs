@@ -34,7 +34,7 @@ use super::memory::Gelu;
 use super::memory::{Factor, gelu_tanh_slope, outer_sum, per_head, times, times_transposed, with_one};
 use crate::Init;
 #[cfg(feature = "flex")]
-use crate::kernels::descent::{self, Descent, Options};
+use crate::kernels::descent::{self, Descent, Map, Options};
 use crate::nn::Activation;
 use crate::system::Form;
 use crate::system::scan::{tril_ones, unbind};
@@ -369,6 +369,7 @@ impl TttMemory {
                 .as_ref()
                 .zip(self.norm_bias.as_ref())
                 .map(|(gain, bias)| [gain.val(), bias.val()]),
+            sizes: None,
             running: fast.start.clone(),
             anchor: fast.start.clone(),
             momentum: if momentum { sum.unwrap_or_default() } else { Vec::new() },
@@ -387,6 +388,7 @@ impl TttMemory {
             raw: true,
             eps: NORM_EPS,
             bias: Bias::L2,
+            map: Map::Same,
             momentum,
             // Between mini-batches only, W is what is carried.
             renewed: vec![true; b * count],

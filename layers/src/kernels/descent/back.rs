@@ -6,14 +6,17 @@ use crate::kernels::vector::Vector;
 
 use super::network::{Network, add_scaled, scale_tokens, times_slope};
 use super::norm::{mean_product, project};
-use super::{Options, loss};
+use super::{Map, Options, loss};
 
 /// Gradients of what one layer holds.
 struct LayerBack<E> {
     /// Of `A` and `S`: after the chunk, then before it
     states: Vec<Matrix<E>>,
-    /// Of `W_c`
+    /// Of `A` where `W_c` was set
     anchor: Matrix<E>,
+    /// Of `W_c` in the chunk, if it is not the same, and of `ν`
+    weights: Option<Matrix<E>>,
+    factor: f64,
     /// Of `d` and of `x`
     error: Matrix<E>,
     input: Matrix<E>,
@@ -22,11 +25,20 @@ struct LayerBack<E> {
     error_turned: Matrix<E>,
 }
 
+impl<E> LayerBack<E> {
+    /// What comes to `W_c`.
+    fn weights(&mut self) -> &mut Matrix<E> {
+        self.weights.as_mut().unwrap_or(&mut self.anchor)
+    }
+}
+
 /// Gradients of what the chunks of a head share, and room for those of one chunk.
 pub(super) struct Back<E> {
     layers: Vec<LayerBack<E>>,
     pub(super) gain: Vec<f64>,
     pub(super) bias: Vec<f64>,
+    /// Of what the map asks for
+    pub(super) sizes: Vec<f64>,
     /// Of the chunk's queries, keys, values and thresholds, and of its plan
     pub(super) queries: Matrix<E>,
     pub(super) keys: Matrix<E>,
@@ -54,6 +66,8 @@ impl<E: Vector> Back<E> {
         let layer = |&[inputs, outputs]: &[usize; 2]| LayerBack {
             states: (0..slots).map(|_| Matrix::new(inputs, outputs)).collect(),
             anchor: Matrix::new(inputs, outputs),
+            weights: (options.map != Map::Same).then(|| Matrix::new(inputs, outputs)),
+            factor: 0.0,
             error: Matrix::new(c, outputs),
             input: Matrix::new(c, inputs),
             turned: Matrix::new(outputs, inputs),
@@ -65,6 +79,7 @@ impl<E: Vector> Back<E> {
             layers: options.sizes().iter().map(layer).collect(),
             gain: vec![0.0; normed],
             bias: vec![0.0; normed],
+            sizes: vec![0.0; options.depth],
             queries: rows(n),
             keys: rows(n),
             values: rows(n),
@@ -106,6 +121,21 @@ impl<E: Vector> Back<E> {
         self.write(options, network, plan);
         self.read(options, network, plan, dy);
         self.gradients(options, network, thresholds);
+        self.map(options, network);
+    }
+
+    /// From `W_c` to what was accumulated where it was set.
+    fn map(&mut self, options: &Options, network: &Network<E>) {
+        let Map::Normed { q, .. } = options.map else { return };
+        for (l, (back, layer)) in self.layers.iter_mut().zip(&network.layers).enumerate() {
+            let LayerBack { anchor, weights: Some(weights), factor: d_factor, .. } = back else { continue };
+            let Some(factor) = layer.factor else { continue };
+            let d_factor = std::mem::take(d_factor) + weights.dot(&layer.anchor);
+            self.sizes[l] += factor.back(q, &layer.anchor, network.sizes[l].to_f64(), d_factor, anchor);
+            weights.scale(E::of(factor.value));
+            anchor.add(weights);
+            weights.scale(E::default());
+        }
     }
 
     /// Through the writes: begins the gradients of `d` and `x`, and moves those of `A` and `S` before the chunk.
@@ -163,6 +193,10 @@ impl<E: Vector> Back<E> {
             let (back, layer) = (&mut self.layers[l], &network.layers[l]);
             self.query.resize(c, layer.query.row(0).len());
             self.query.rows_mut().for_each(|row| row.fill(E::default()));
+            if let Some(factor) = layer.factor {
+                back.factor += self.made.dot(&layer.answer);
+                self.made.scale(E::of(factor.value));
+            }
             // Through what there was before the chunk.
             for (s, (state, part)) in layer.states.iter().zip(&layer.parts).enumerate() {
                 self.scaled.resize(c, self.made.row(0).len());
@@ -226,8 +260,8 @@ impl<E: Vector> Back<E> {
                     error[i] = error[i] * row[i] * curve[i];
                 }
             }
-            next.error.add_product(behind, &after.anchor, Part::Whole);
-            next.anchor.add_turned_product(behind, &after.error, Part::Whole);
+            next.error.add_product(behind, after.weights(), Part::Whole);
+            next.weights().add_turned_product(behind, &after.error, Part::Whole);
         }
         self.outcome(options, network, thresholds);
         // Down: a_l = x_l W_l.
@@ -235,7 +269,8 @@ impl<E: Vector> Back<E> {
             let layer = &network.layers[l];
             let (before, from) = self.layers.split_at_mut(l);
             let back = &mut from[0];
-            back.anchor.add_turned_product(&layer.input, &back.error, Part::Whole);
+            let to = back.weights.as_mut().unwrap_or(&mut back.anchor);
+            to.add_turned_product(&layer.input, &back.error, Part::Whole);
             back.input.add_product(&back.error, &layer.anchor_turned, Part::Whole);
             match before.last_mut() {
                 Some(before) => {

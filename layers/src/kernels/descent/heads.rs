@@ -6,9 +6,9 @@ use crate::kernels::dense::Matrix;
 use crate::kernels::vector::Vector;
 use crate::kernels::view::{Head, View, read, write};
 
-use super::Options;
 use super::back::Back;
 use super::network::Network;
+use super::{Map, Options};
 
 /// What both passes read.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(super) struct Inputs<'a, E> {
     pub(super) plan: View<'a, E>,
     /// `[b, h, 2, n]`, if there is a layer norm
     pub(super) norm: View<'a, E>,
+    /// `[b, h, 1, depth]`, if the map asks for them
+    pub(super) sizes: View<'a, E>,
     /// `A`, `W` and `S`, if any: `[b, h, 1, numbers]`
     pub(super) weights: [View<'a, E>; 3],
 }
@@ -64,7 +66,7 @@ impl<E: Vector> Chunk<E> {
 
 impl<E: Vector> Inputs<'_, E> {
     /// `[b h, t]`
-    pub(super) fn sizes(&self) -> [usize; 2] {
+    pub(super) fn extent(&self) -> [usize; 2] {
         let [b, h, t, _] = self.tokens[0].dims;
         [b * h, t]
     }
@@ -75,7 +77,7 @@ impl<E: Vector> Inputs<'_, E> {
 
     /// Numbers of a head's output.
     pub(super) fn outputs(&self) -> usize {
-        self.sizes()[1] * self.options.width + (1 + self.options.slots()) * self.options.numbers()
+        self.extent()[1] * self.options.width + (1 + self.options.slots()) * self.options.numbers()
     }
 
     /// Numbers that are kept of a head.
@@ -93,12 +95,15 @@ impl<E: Vector> Inputs<'_, E> {
         self.options.renewed[head / h * self.chunks() + index]
     }
 
-    /// Gives `network` the layer norm of a head.
-    fn set_norm(&self, network: &mut Network<E>, head: usize) {
+    /// Gives `network` the layer norm and the sizes of a head.
+    fn set_shared(&self, network: &mut Network<E>, head: usize) {
         if self.options.norm {
             let norm = self.norm.head(head);
             norm.copy(0, 0, &mut network.gain);
             norm.copy(1, 0, &mut network.bias);
+        }
+        if self.options.map != Map::Same {
+            self.sizes.head(head).copy(0, 0, &mut network.sizes);
         }
     }
 
@@ -139,16 +144,17 @@ pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, out: &mut [E], kept: Op
 fn forward_head<E: Vector>(inputs: &Inputs<'_, E>, head: usize, out: &mut [E], mut kept: Option<&mut [E]>) {
     let options = inputs.options;
     let (numbers, slots, c, n) = (options.numbers(), options.slots(), options.chunk, options.width);
-    let (y, weights) = out.split_at_mut(inputs.sizes()[1] * n);
+    let (y, weights) = out.split_at_mut(inputs.extent()[1] * n);
     let (mut network, mut chunk) = (Network::new(options), Chunk::new(options));
     let mut space = vec![E::default(); inputs.planned().max(numbers)];
-    inputs.set_norm(&mut network, head);
+    inputs.set_shared(&mut network, head);
     for (slot, from) in [0, 2].into_iter().enumerate().take(slots) {
         inputs.start(from, head, &mut space[..numbers]);
         unpack(network.layers.iter_mut().map(|layer| &mut layer.states[slot]), &space);
     }
     inputs.start(1, head, &mut space[..numbers]);
     unpack(network.layers.iter_mut().map(|layer| &mut layer.anchor), &space);
+    network.set_weights(options);
     for (index, y) in y.chunks_exact_mut(c * n).enumerate() {
         if let Some(kept) = &mut kept {
             let kept = &mut kept[index * slots * numbers..][..slots * numbers];
@@ -179,13 +185,15 @@ pub(super) struct Gradients<E> {
     pub(super) plan: Vec<E>,
     /// Empty without a layer norm
     pub(super) norm: Vec<E>,
+    /// Empty if the map asks for none
+    pub(super) sizes: Vec<E>,
     /// Of `A`, `W` and `S`; the last is empty without one
     pub(super) weights: [Vec<E>; 3],
 }
 
 impl<E: Vector> Gradients<E> {
     pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
-        let ([heads, t], options) = (inputs.sizes(), inputs.options);
+        let ([heads, t], options) = (inputs.extent(), inputs.options);
         let filled = |count: usize| vec![with; heads * count];
         let numbers = options.numbers();
         Self {
@@ -193,14 +201,15 @@ impl<E: Vector> Gradients<E> {
             threshold: filled(t),
             plan: filled(inputs.chunks() * inputs.planned()),
             norm: filled(if options.norm { 2 * options.width } else { 0 }),
+            sizes: filled(if options.map == Map::Same { 0 } else { options.depth }),
             weights: [numbers, numbers, if options.momentum { numbers } else { 0 }].map(filled),
         }
     }
 
     /// One for every head.
-    fn heads(&mut self, count: usize) -> Vec<[&mut [E]; 9]> {
-        let Self { tokens: [q, k, v], threshold, plan, norm, weights: [a, w, s] } = self;
-        let mut all = [q, k, v, threshold, plan, norm, a, w, s].map(Vec::as_mut_slice);
+    fn heads(&mut self, count: usize) -> Vec<[&mut [E]; 10]> {
+        let Self { tokens: [q, k, v], threshold, plan, norm, sizes, weights: [a, w, s] } = self;
+        let mut all = [q, k, v, threshold, plan, norm, sizes, a, w, s].map(Vec::as_mut_slice);
         let mut one = |left: usize| {
             all.each_mut().map(|all| {
                 let size = all.len() / left;
@@ -218,7 +227,7 @@ pub(super) fn backward<E: Vector>(
     d_out: View<'_, E>,
     to: &mut Gradients<E>,
 ) {
-    let [heads, _] = inputs.sizes();
+    let [heads, _] = inputs.extent();
     let jobs: Vec<_> = to.heads(heads).into_iter().zip(kept.chunks_exact(inputs.kept())).collect();
     jobs.into_par_iter().enumerate().for_each(|(head, (to, kept))| {
         backward_head(inputs, head, kept, d_out.head(head), to);
@@ -230,14 +239,14 @@ fn backward_head<E: Vector>(
     head: usize,
     kept: &[E],
     d_out: Head<'_, E>,
-    [dq, dk, dv, d_threshold, d_plan, d_norm, d_running, d_anchor, d_momentum]: [&mut [E]; 9],
+    [dq, dk, dv, d_threshold, d_plan, d_norm, d_sizes, d_running, d_anchor, d_momentum]: [&mut [E]; 10],
 ) {
-    let (options, [_, t]) = (inputs.options, inputs.sizes());
+    let (options, [_, t]) = (inputs.options, inputs.extent());
     let (numbers, slots, c, n) = (options.numbers(), options.slots(), options.chunk, options.width);
     let (mut network, mut chunk, mut back) = (Network::new(options), Chunk::new(options), Back::new(options));
     let mut space = vec![E::default(); inputs.planned().max(numbers).max(c * n)];
     let mut dy = Matrix::new(c, n);
-    inputs.set_norm(&mut network, head);
+    inputs.set_shared(&mut network, head);
     for (slot, from) in [0, 2].into_iter().enumerate().take(slots) {
         d_out.copy(0, t * n + from * numbers, &mut space[..numbers]);
         unpack(back.carried().map(|(states, _)| &mut states[slot]), &space);
@@ -261,6 +270,7 @@ fn backward_head<E: Vector>(
                 None => inputs.start(1, head, &mut space[..numbers]),
             }
             unpack(network.layers.iter_mut().map(|layer| &mut layer.anchor), &space);
+            network.set_weights(options);
             loaded = Some(source);
         }
         chunk.read(inputs, head, index, &mut space[..inputs.planned()]);
@@ -277,7 +287,8 @@ fn backward_head<E: Vector>(
         }
         write(&back.plan, &mut d_plan[index * inputs.planned()..][..inputs.planned()]);
     }
-    for (to, &from) in d_norm.iter_mut().zip(back.gain.iter().chain(&back.bias)) {
+    let shared = d_norm.iter_mut().chain(d_sizes);
+    for (to, &from) in shared.zip(back.gain.iter().chain(&back.bias).chain(&back.sizes)) {
         *to = E::of(from);
     }
     pack(back.carried().map(|(states, _)| &states[0]), d_running);

@@ -4,7 +4,7 @@
 //! x_1 = k,  a_l = x_l W_l,  x_{l+1} = gelu(a_l),  z = a_L                     gradients, at the W of the chunk's start
 //! r = k + ẑ ∘ g + b - v,  u = ∂ℓ/∂r,  d_L = P (u ∘ g),  P w = ρ (w - mean w - ẑ mean(w ∘ ẑ))
 //! e_l = d_l W_lᵀ,  d_{l-1} = e_l ∘ gelu'(a_{l-1})
-//! A_t = α_t A + φ_t S - Σ_{i ≤ t} G[t, i] x_i d_iᵀ                            per layer
+//! A_t = α_t A + φ_t S - Σ_{i ≤ t} G[t, i] x_i d_iᵀ                            per layer; W = A or ν A: see `map`
 //! q_1 = q,  p_l = q_l A_t,  q_{l+1} = gelu(p_l),  y = q + LN(p_L)             reads
 //! ```
 //!
@@ -34,6 +34,7 @@ mod back;
 mod flex;
 mod heads;
 mod loss;
+mod map;
 mod network;
 mod norm;
 #[cfg(test)]
@@ -46,6 +47,8 @@ use burn::tensor::Tensor;
 
 use super::gradient::{self, track};
 use crate::miras::{Bias, Gelu};
+
+pub(crate) use map::Map;
 
 /// The memory's function, and what is asked of it.
 #[derive(Clone, Debug)]
@@ -70,6 +73,8 @@ pub(crate) struct Options {
     pub(crate) eps: f64,
     /// The inner loss
     pub(crate) bias: Bias,
+    /// From what is accumulated to weights
+    pub(crate) map: Map,
     /// Whether there is an `S`
     pub(crate) momentum: bool,
     /// Whether `W` becomes `A` at the end of a chunk: of every chunk of every row
@@ -109,6 +114,8 @@ pub(crate) struct Descent {
     pub(crate) plan: Tensor<4>,
     /// Gain and bias of the layer norm, `[h, n]`
     pub(crate) norm: Option<[Tensor<2>; 2]>,
+    /// A number of every matrix that the map asks for, `[b, h, 1, depth]`
+    pub(crate) sizes: Option<Tensor<4>>,
     /// `A`, the first layer's first, `[b, h, inputs, outputs]`
     pub(crate) running: Vec<Tensor<4>>,
     /// `W`
@@ -150,7 +157,7 @@ fn pack(matrices: &[Tensor<4>]) -> Tensor<4> {
 impl Descent {
     /// Runs all chunks.
     pub(crate) fn run(self, options: Options) -> Learned {
-        let Self { q, k, v, threshold, plan, norm, running, anchor, momentum } = self;
+        let Self { q, k, v, threshold, plan, norm, sizes: given, running, anchor, momentum } = self;
         let [b, h, t, n] = k.dims();
         let none = || Tensor::<4>::zeros([1, 1, 1, 1], (&k.device().inner(), k.dtype()));
         let norm = norm.map_or_else(none, |parts| {
@@ -158,11 +165,14 @@ impl Descent {
             both.expand([b, h, 2, n])
         });
         let momentum_before = if momentum.is_empty() { none() } else { pack(&momentum) };
-        let all = [q, k.clone(), v, threshold, plan, norm, pack(&running), pack(&anchor), momentum_before];
-        let [q, k, v, threshold, plan, norm, running, anchor, momentum] = all.map(Tensor::into_dispatch);
+        let given = given.unwrap_or_else(none);
+        let all =
+            [q, k.clone(), v, threshold, plan, norm, given, pack(&running), pack(&anchor), momentum_before];
+        let [q, k, v, threshold, plan, norm, given, running, anchor, momentum] =
+            all.map(Tensor::into_dispatch);
         let (sizes, numbers, slots) = (options.sizes(), options.numbers(), options.slots());
         let out = Tensor::<4>::from_dispatch(<Dispatch as Descend>::descend(
-            q, k, v, threshold, plan, norm, running, anchor, momentum, options,
+            q, k, v, threshold, plan, norm, given, running, anchor, momentum, options,
         ));
         let slot = |index: usize| -> Vec<Tensor<4>> {
             let mut start = t * n + index * numbers;
@@ -194,6 +204,7 @@ pub(crate) trait Descend: Backend {
         threshold: FloatTensor<Self>,
         plan: FloatTensor<Self>,
         norm: FloatTensor<Self>,
+        sizes: FloatTensor<Self>,
         running: FloatTensor<Self>,
         anchor: FloatTensor<Self>,
         momentum: FloatTensor<Self>,
@@ -202,7 +213,7 @@ pub(crate) trait Descend: Backend {
 }
 
 /// The inputs, in the order of the operation's arguments.
-type Given<B> = [FloatTensor<B>; 9];
+type Given<B> = [FloatTensor<B>; 10];
 
 /// Both passes on a device.
 trait Passes: Backend {
@@ -219,7 +230,7 @@ trait Passes: Backend {
         options: &Options,
         kept: &FloatTensor<Self>,
         out: &FloatTensor<Self>,
-    ) -> [Option<FloatTensor<Self>>; 9];
+    ) -> [Option<FloatTensor<Self>>; 10];
 }
 
 impl Descend for Flex {
@@ -230,12 +241,13 @@ impl Descend for Flex {
         threshold: FloatTensor<Self>,
         plan: FloatTensor<Self>,
         norm: FloatTensor<Self>,
+        sizes: FloatTensor<Self>,
         running: FloatTensor<Self>,
         anchor: FloatTensor<Self>,
         momentum: FloatTensor<Self>,
         options: Options,
     ) -> FloatTensor<Self> {
-        Self::forward(&[q, k, v, threshold, plan, norm, running, anchor, momentum], &options, false).0
+        Self::forward(&[q, k, v, threshold, plan, norm, sizes, running, anchor, momentum], &options, false).0
     }
 }
 
@@ -247,8 +259,8 @@ struct Saved<B: Backend> {
     kept: Option<FloatTensor<B>>,
 }
 
-impl<B: Passes> gradient::Saved<B, 9> for Saved<B> {
-    fn gradients(self, out: FloatTensor<B>, _wanted: [bool; 9]) -> [Option<FloatTensor<B>>; 9] {
+impl<B: Passes> gradient::Saved<B, 10> for Saved<B> {
+    fn gradients(self, out: FloatTensor<B>, _wanted: [bool; 10]) -> [Option<FloatTensor<B>>; 10] {
         let kept = self.kept.expect("kept, because it is differentiated");
         B::backward(&self.given, &self.options, &kept, &out)
     }
@@ -262,15 +274,16 @@ impl<B: Passes + Descend, C: CheckpointStrategy> Descend for Autodiff<B, C> {
         threshold: FloatTensor<Self>,
         plan: FloatTensor<Self>,
         norm: FloatTensor<Self>,
+        sizes: FloatTensor<Self>,
         running: FloatTensor<Self>,
         anchor: FloatTensor<Self>,
         momentum: FloatTensor<Self>,
         options: Options,
     ) -> FloatTensor<Self> {
-        let given = [q, k, v, threshold, plan, norm, running, anchor, momentum];
+        let given = [q, k, v, threshold, plan, norm, sizes, running, anchor, momentum];
         let nodes = given.each_ref().map(|x| x.node());
         let given = given.map(|x| x.into_primitive());
-        track::<B, C, _, 9>(nodes, |keep| {
+        track::<B, C, _, 10>(nodes, |keep| {
             let (out, kept) = B::forward(&given, &options, keep);
             (out, Saved::<B> { given, options, kept })
         })

@@ -4,15 +4,20 @@ use crate::kernels::dense::{Matrix, Part};
 use crate::kernels::vector::Vector;
 
 use super::activation::activate;
+use super::map::Factor;
 use super::norm::{project, standardize};
-use super::{Options, loss};
+use super::{Map, Options, loss};
 
 /// One layer's matrices, `[inputs, outputs]`, and what goes through them.
 pub(super) struct Layer<E> {
     /// `A`, and `S` if there is one
     pub(super) states: Vec<Matrix<E>>,
-    /// `W_c`, and its transpose
+    /// `A` where `W_c` was set
     pub(super) anchor: Matrix<E>,
+    /// `W_c`, if it is not the same, and `ν` if it is a multiple
+    weights: Option<Matrix<E>>,
+    pub(super) factor: Option<Factor>,
+    /// The transpose of `W_c`
     pub(super) anchor_turned: Matrix<E>,
     /// `x`: what the layer sees of the keys
     pub(super) input: Matrix<E>,
@@ -32,6 +37,15 @@ pub(super) struct Layer<E> {
     pub(super) scores: Matrix<E>,
     /// Products of what it sees of the queries with `A` and `S`
     pub(super) parts: Vec<Matrix<E>>,
+    /// What it makes of them without `ν`, if there is one
+    pub(super) answer: Matrix<E>,
+}
+
+impl<E> Layer<E> {
+    /// `W_c`
+    pub(super) fn weights(&self) -> &Matrix<E> {
+        self.weights.as_ref().unwrap_or(&self.anchor)
+    }
 }
 
 /// The memory of one head at work on a chunk.
@@ -40,6 +54,8 @@ pub(super) struct Network<E> {
     /// The layer norm's gain and bias; empty without one
     pub(super) gain: Vec<E>,
     pub(super) bias: Vec<E>,
+    /// What the map asks for, of every layer
+    pub(super) sizes: Vec<E>,
     /// `ẑ`, `r` and `u` of the keys, and `ρ` of each
     pub(super) normal: Matrix<E>,
     pub(super) residual: Matrix<E>,
@@ -65,6 +81,8 @@ impl<E: Vector> Network<E> {
         let layer = |&[inputs, outputs]: &[usize; 2]| Layer {
             states: (0..slots).map(|_| Matrix::new(inputs, outputs)).collect(),
             anchor: Matrix::new(inputs, outputs),
+            weights: (options.map != Map::Same).then(|| Matrix::new(inputs, outputs)),
+            factor: None,
             anchor_turned: Matrix::new(outputs, inputs),
             input: Matrix::new(c, inputs),
             input_turned: Matrix::new(inputs, c),
@@ -76,6 +94,7 @@ impl<E: Vector> Network<E> {
             query_slope: Matrix::new(c, outputs),
             scores: Matrix::new(c, c),
             parts: (0..slots).map(|_| Matrix::new(c, outputs)).collect(),
+            answer: Matrix::new(c, outputs),
         };
         let (n, normed) = (options.width, if options.norm { options.width } else { 0 });
         let rows = |columns| Matrix::new(c, columns);
@@ -83,6 +102,7 @@ impl<E: Vector> Network<E> {
             layers: options.sizes().iter().map(layer).collect(),
             gain: vec![E::default(); normed],
             bias: vec![E::default(); normed],
+            sizes: vec![E::default(); if options.map == Map::Same { 0 } else { options.depth }],
             normal: rows(n),
             residual: rows(n),
             outer: rows(n),
@@ -93,6 +113,18 @@ impl<E: Vector> Network<E> {
             weighted: rows(c),
             scaled: rows(widest),
             unused: rows(widest),
+        }
+    }
+
+    /// Makes `W_c` of what was accumulated where it is set.
+    pub(super) fn set_weights(&mut self, options: &Options) {
+        let Map::Normed { q, least, most } = options.map else { return };
+        for (layer, size) in self.layers.iter_mut().zip(&self.sizes) {
+            let Layer { anchor, weights: Some(weights), factor, .. } = layer else { continue };
+            let new = Factor::new([q, least, most], anchor, size.to_f64());
+            weights.copy_from(anchor);
+            weights.scale(E::of(new.value));
+            *factor = Some(new);
         }
     }
 
@@ -108,10 +140,10 @@ impl<E: Vector> Network<E> {
         see(keys, options, &mut self.layers[0].input);
         for l in 0..=last {
             let (layer, next) = pair(&mut self.layers, l);
-            self.made.set_product(&layer.input, &layer.anchor, Part::Whole);
+            self.made.set_product(&layer.input, layer.weights(), Part::Whole);
             layer.input_turned.set_transpose(&layer.input);
             if back || l > 0 {
-                layer.anchor_turned.set_transpose(&layer.anchor);
+                layer.anchor_turned.set_transpose(layer.weights.as_ref().unwrap_or(&layer.anchor));
             }
             if let Some(next) = next {
                 activate(options.gelu, &self.made, &mut next.input, &mut layer.slope, &mut layer.curve);
@@ -170,6 +202,10 @@ impl<E: Vector> Network<E> {
                     add_scaled(self.made.row_mut(t), part.row(t), plan.row(t)[c + s]);
                 }
             }
+            if let Some(factor) = layer.factor {
+                layer.answer.copy_from(&self.made);
+                self.made.scale(E::of(factor.value));
+            }
             if let Some(next) = next {
                 let slope = &mut layer.query_slope;
                 activate(options.gelu, &self.made, &mut next.query, slope, &mut self.unused);
@@ -214,6 +250,9 @@ impl<E: Vector> Network<E> {
             if renewed {
                 layer.anchor.copy_from(&layer.states[0]);
             }
+        }
+        if renewed {
+            self.set_weights(options);
         }
     }
 }

@@ -13,8 +13,10 @@ use crate::testing::Draw;
 #[test]
 fn results_do_not_depend_on_what_was_there() {
     let ([b, h, t, n], mut draw) = ([2, 2, 9, 5], Draw::new(7));
-    for (norm, momentum, offset, depth) in
-        [(true, true, true, 2), (false, false, false, 1), (true, false, true, 3)]
+    let normed = Map::Normed { q: 4.0, least: 0.1, most: 10.0 };
+    let maps = [Map::Same, Map::Same, normed];
+    for ((norm, momentum, offset, depth), map) in
+        [(true, true, true, 2), (false, false, false, 1), (true, false, true, 3)].into_iter().zip(maps)
     {
         let options = Options {
             chunk: 3,
@@ -27,6 +29,7 @@ fn results_do_not_depend_on_what_was_there() {
             raw: false,
             eps: 1e-6,
             bias: Bias::HuberNorm,
+            map,
             momentum,
             renewed: vec![true, false, true, false, false, true],
         };
@@ -42,6 +45,7 @@ fn results_do_not_depend_on_what_was_there() {
             [b, h, t, 1],
             [b, h, t / 3, rows * rows],
             [b, h, 2, n],
+            [b, h, 1, depth],
             [b, h, 1, numbers],
             [b, h, 1, numbers],
             [b, h, 1, numbers],
@@ -55,9 +59,9 @@ fn results_do_not_depend_on_what_was_there() {
         let d_out = <f64 as Number>::tensor(out, &[b, h, 1, inputs.outputs()]);
         let mut dirty = Gradients::filled(&inputs, f64::NAN);
         backward(&inputs, &kept, view(&d_out), &mut dirty);
-        let Gradients { tokens: [q, k, v], threshold, plan, norm, weights: [running, anchor, momentum] } =
-            dirty;
-        let all = [q, k, v, threshold, plan, norm, running, anchor, momentum].concat();
+        let Gradients { tokens: [q, k, v], threshold, plan, norm, sizes, weights } = dirty;
+        let [running, anchor, momentum] = weights;
+        let all = [q, k, v, threshold, plan, norm, sizes, running, anchor, momentum].concat();
         assert!(all.iter().all(|x| x.is_finite()));
     }
 }
