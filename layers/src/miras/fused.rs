@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::chunk::Decays;
 use super::config::ReadAt;
-use super::gates::Axis;
+use super::gates::{Axis, Step};
 use super::inner::{Clock, Fast, Rule, Tokens};
 use super::memory::{Gelu, Memory, NORM_EPS};
 use super::retention::{LqMap, Retention};
@@ -12,7 +12,7 @@ use crate::kernels::descent::{self, Descent, Learned, Options};
 
 impl Rule<'_> {
     /// What is asked of the kernel for chunks of `size` tokens, if it can: weights that are multiples of what is
-    /// accumulated, one gate per head for all matrices, one step per token that is read at once.
+    /// accumulated or distributions, one gate per head for all matrices, one step per token that is read at once.
     pub(super) fn kernel(&self, tokens: &Tokens, clock: &Clock, size: usize) -> Option<Options> {
         let bias = self.bias?;
         let Tokens { k, v, gates, .. } = tokens;
@@ -22,7 +22,7 @@ impl Rule<'_> {
             && gates.len() == 1
             && self.steps == 1
             && self.read == ReadAt::Token
-            && !clock.lag
+            && if map == descent::Map::Softmax { gates[0].log_mu.is_none() } else { !clock.lag }
             && descent::applies(k, v);
         let (hidden, depth, offset, gelu, norm) = match self.memory {
             Memory::Vector(_) => return None,
@@ -34,6 +34,7 @@ impl Rule<'_> {
         };
         covered.then(|| Options {
             chunk: size,
+            lag: false,
             width,
             hidden,
             depth,
@@ -61,22 +62,34 @@ impl Rule<'_> {
         let Tokens { q, k, v, delta, gates, valid } = tokens;
         let ([b, h, t, _], size) = (k.dims(), options.chunk);
         let count = t / size;
-        options.renewed = clock.boundaries(end, size, count);
-        // Chunks are heads here.
-        let apart = |x: Tensor<4>| x.expand([b, h, t, 1]).reshape([b, h * count, size, 1]);
-        let step = gates[0].each(|gate| apart(gate.clone()));
-        let rows = size + options.slots();
-        let plan = Decays::new(step, valid.map(apart).as_ref()).plan();
-        let plan = plan.reshape([b, h, count, rows * rows]);
+        options.lag = size > 1 && clock.lags(end);
+        let chunks = (0..count).map(|chunk| end + chunk * size);
+        options.renewed = match options.lag {
+            true => clock.boundaries(chunks.flat_map(|start| [start + 1, start + size])),
+            false => clock.boundaries(chunks.map(|start| start + size)),
+        };
+        let plan = if options.map == descent::Map::Softmax {
+            let by_chunk = |gate: Tensor<4>| gate.expand([b, h, t, 1]).reshape([b, h, count, size]);
+            let Step { log_alpha, eta, .. } = &gates[0];
+            Tensor::cat(vec![by_chunk(log_alpha.clone().exp()), by_chunk(eta.clone())], 3)
+        } else {
+            // Chunks are heads here.
+            let apart = |x: Tensor<4>| x.expand([b, h, t, 1]).reshape([b, h * count, size, 1]);
+            let step = gates[0].each(|gate| apart(gate.clone()));
+            let rows = size + options.slots();
+            Decays::new(step, valid.map(apart).as_ref()).plan().reshape([b, h, count, rows * rows])
+        };
         let norm = match self.memory {
             Memory::Mlp(memory) => Some([memory.norm_weight.val(), memory.norm_bias.val()]),
             _ => None,
         };
-        let sizes = (options.map != descent::Map::Same).then(|| match self.map.reference.as_slice() {
-            [] => Tensor::ones([b, h, 1, options.depth], (&k.device().inner(), k.dtype())),
-            sizes => {
-                let sizes = Tensor::cat(sizes.iter().rev().cloned().collect(), 3);
-                sizes.expand([b, h, 1, options.depth])
+        let sizes = (options.map != descent::Map::Same).then(|| {
+            match [&self.map.reference[..], &self.map.sums].concat().as_slice() {
+                [] => Tensor::ones([b, h, 1, options.depth], (&k.device().inner(), k.dtype())),
+                sizes => {
+                    let sizes = Tensor::cat(sizes.iter().rev().cloned().collect(), 3);
+                    sizes.expand([b, h, 1, options.depth])
+                }
             }
         });
         // Here outputs come first, and the last layer.
@@ -102,6 +115,7 @@ fn kernel_map(retention: Retention) -> Option<descent::Map> {
         Retention::Lq { q, map: LqMap::Rescaled { clamp } } => {
             descent::Map::Normed { q, least: 1.0 / clamp, most: clamp }
         }
+        Retention::Kl => descent::Map::Softmax,
         _ => return None,
     })
 }

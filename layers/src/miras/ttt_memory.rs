@@ -330,7 +330,8 @@ impl TttMemory {
             let piece = tokens.clone().map(|x| x.narrow(2, start, size * count));
             #[cfg(feature = "flex")]
             if descent::applies(&piece.k, &piece.v) {
-                let z = self.by_kernel(piece, &mut fast, clock.boundaries(end, size, count), size);
+                let boundaries = clock.boundaries((1..=count).map(|run| end + run * size));
+                let z = self.by_kernel(piece, &mut fast, boundaries, size);
                 out.push(z);
                 end += size * count;
                 continue;
@@ -379,6 +380,7 @@ impl TttMemory {
         };
         let learned = descent.run(Options {
             chunk: size,
+            lag: false,
             width: n,
             hidden: fast.start[0].dims()[3],
             depth: fast.start.len(),

@@ -1,5 +1,7 @@
 //! Heads side by side in threads, the chunks of each one after another.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::kernels::dense::Matrix;
@@ -39,28 +41,51 @@ struct Chunk<E> {
 
 impl<E: Vector> Chunk<E> {
     fn new(options: &Options) -> Self {
-        let (c, n, rows) = (options.chunk, options.width, options.chunk + options.slots());
+        let (c, n, [rows, columns]) = (options.chunk, options.width, options.plan());
         let tokens = || Matrix::new(c, n);
         Self {
             queries: tokens(),
             keys: tokens(),
             values: tokens(),
             thresholds: vec![0.0; c],
-            plan: Matrix::new(rows, rows),
+            plan: Matrix::new(rows, columns),
         }
     }
 
-    /// Becomes chunk `index` of `head`.
-    fn read(&mut self, inputs: &Inputs<'_, E>, head: usize, index: usize, space: &mut [E]) {
-        let Options { chunk: c, width: n, .. } = *inputs.options;
+    /// Becomes a run of `head`.
+    fn read(&mut self, inputs: &Inputs<'_, E>, head: usize, run: &Run, space: &mut [E]) {
+        let Options { chunk: c, width: n, map, .. } = *inputs.options;
+        let (first, count) = (run.first(c), run.tokens.len());
         let all = [&mut self.queries, &mut self.keys, &mut self.values];
         for (to, from) in all.into_iter().zip(&inputs.tokens) {
-            read(to, from.head(head), (index * c, c), n);
+            read(to, from.head(head), (first, count), n);
         }
         let thresholds = inputs.threshold.head(head);
-        let thresholds = thresholds.column(index * c, c);
-        self.thresholds.iter_mut().zip(thresholds).for_each(|(to, from)| *to = from);
-        self.plan.set_rows(inputs.plan.head(head).some(index, 0, space.len(), space));
+        self.thresholds.clear();
+        self.thresholds.extend(thresholds.column(first, count));
+        let plan = inputs.plan.head(head);
+        if map == Map::Softmax {
+            self.plan.resize(2, count);
+            for (i, row) in self.plan.rows_mut().enumerate() {
+                plan.copy(run.chunk, i * c + run.tokens.start, row);
+            }
+        } else {
+            self.plan.set_rows(plan.some(run.chunk, 0, space.len(), space));
+        }
+    }
+}
+
+/// Tokens with one `W`.
+struct Run {
+    chunk: usize,
+    /// Of that chunk
+    tokens: Range<usize>,
+}
+
+impl Run {
+    /// The first token, with chunks of `size` tokens.
+    fn first(&self, size: usize) -> usize {
+        self.chunk * size + self.tokens.start
     }
 }
 
@@ -80,19 +105,36 @@ impl<E: Vector> Inputs<'_, E> {
         self.extent()[1] * self.options.width + (1 + self.options.slots()) * self.options.numbers()
     }
 
-    /// Numbers that are kept of a head.
+    /// All runs.
+    fn runs(&self) -> Vec<Run> {
+        let chunks = 0..self.chunks();
+        chunks.flat_map(|chunk| self.options.runs().map(move |tokens| Run { chunk, tokens })).collect()
+    }
+
+    /// Numbers that are kept of a head: states before every run.
+    fn kept_states(&self) -> usize {
+        self.chunks() * self.options.runs().count() * self.options.slots() * self.options.numbers()
+    }
+
+    /// Numbers that are kept of a token where it has weights of its own.
+    fn kept_answers(&self) -> usize {
+        let outputs = || self.options.sizes().iter().map(|[_, outputs]| outputs).sum::<usize>();
+        if self.options.map == Map::Softmax { 2 * outputs() } else { 0 }
+    }
+
+    /// All numbers that are kept of a head.
     pub(super) fn kept(&self) -> usize {
-        self.chunks() * self.options.slots() * self.options.numbers()
+        self.kept_states() + self.extent()[1] * self.kept_answers()
     }
 
     /// Numbers of a chunk's plan.
     fn planned(&self) -> usize {
-        (self.options.chunk + self.options.slots()).pow(2)
+        self.options.plan().iter().product()
     }
 
     fn renewed(&self, head: usize, index: usize) -> bool {
         let [_, h, ..] = self.tokens[0].dims;
-        self.options.renewed[head / h * self.chunks() + index]
+        self.options.renewed[head / h * self.chunks() * self.options.runs().count() + index]
     }
 
     /// Gives `network` the layer norm and the sizes of a head.
@@ -155,16 +197,23 @@ fn forward_head<E: Vector>(inputs: &Inputs<'_, E>, head: usize, out: &mut [E], m
     inputs.start(1, head, &mut space[..numbers]);
     unpack(network.layers.iter_mut().map(|layer| &mut layer.anchor), &space);
     network.set_weights(options);
-    for (index, y) in y.chunks_exact_mut(c * n).enumerate() {
+    for (index, run) in inputs.runs().iter().enumerate() {
+        let first = run.first(c);
         if let Some(kept) = &mut kept {
             let kept = &mut kept[index * slots * numbers..][..slots * numbers];
             for (slot, kept) in kept.chunks_exact_mut(numbers).enumerate() {
                 pack(network.layers.iter().map(|layer| &layer.states[slot]), kept);
             }
         }
-        chunk.read(inputs, head, index, &mut space[..inputs.planned()]);
+        chunk.read(inputs, head, run, &mut space[..inputs.planned()]);
+        network.set_run(run.tokens.len());
         network.gradients(options, [&chunk.keys, &chunk.values], &chunk.thresholds, false);
-        network.read(options, &chunk.plan, &chunk.queries, |t, row| y[t * n..][..n].copy_from_slice(row));
+        let answer = |t: usize, row: &[E]| y[(first + t) * n..][..n].copy_from_slice(row);
+        network.read(options, &chunk.plan, &chunk.queries, answer);
+        if let Some(kept) = kept.as_mut().filter(|_| options.map == Map::Softmax) {
+            let kept = &mut kept[inputs.kept_states() + first * inputs.kept_answers()..];
+            pack(network.layers.iter().flat_map(|layer| layer.answers.all()), kept);
+        }
         network.write(options, &chunk.plan, inputs.renewed(head, index));
     }
     let mut weights = weights.chunks_exact_mut(numbers);
@@ -255,7 +304,8 @@ fn backward_head<E: Vector>(
     unpack(back.carried().map(|(_, anchor)| anchor), &space);
     // Which chunk's A the gradients of the loaded W are taken at.
     let mut loaded = None;
-    for index in (0..inputs.chunks()).rev() {
+    for (index, run) in inputs.runs().iter().enumerate().rev() {
+        let (first, count) = (run.first(c), run.tokens.len());
         if inputs.renewed(head, index) {
             back.renew();
         }
@@ -273,19 +323,34 @@ fn backward_head<E: Vector>(
             network.set_weights(options);
             loaded = Some(source);
         }
-        chunk.read(inputs, head, index, &mut space[..inputs.planned()]);
-        d_out.copy(0, index * c * n, &mut space[..c * n]);
+        chunk.read(inputs, head, run, &mut space[..inputs.planned()]);
+        d_out.copy(0, first * n, &mut space[..count * n]);
+        dy.resize(count, n);
         dy.set_rows(&space);
+        network.set_run(count);
         network.gradients(options, [&chunk.keys, &chunk.values], &chunk.thresholds, true);
-        network.read(options, &chunk.plan, &chunk.queries, |_, _| {});
+        if options.map == Map::Softmax {
+            let kept = &kept[inputs.kept_states() + first * inputs.kept_answers()..];
+            unpack(network.layers.iter_mut().flat_map(|layer| layer.answers.all_mut(count)), kept);
+            network.see_again(options, &chunk.queries);
+        } else {
+            network.read(options, &chunk.plan, &chunk.queries, |_, _| {});
+        }
         back.chunk(options, &network, &chunk.plan, &dy, &chunk.thresholds);
         for (to, from) in [(&mut *dq, &back.queries), (&mut *dk, &back.keys), (&mut *dv, &back.values)] {
-            write(from, &mut to[index * c * n..][..c * n]);
+            write(from, &mut to[first * n..][..count * n]);
         }
-        for (to, &from) in d_threshold[index * c..].iter_mut().zip(&back.thresholds) {
+        for (to, &from) in d_threshold[first..][..count].iter_mut().zip(&back.thresholds) {
             *to = E::of(from);
         }
-        write(&back.plan, &mut d_plan[index * inputs.planned()..][..inputs.planned()]);
+        let d_plan = &mut d_plan[run.chunk * inputs.planned()..][..inputs.planned()];
+        if options.map == Map::Softmax {
+            for (to, from) in d_plan.chunks_exact_mut(c).zip(back.plan.rows()) {
+                to[run.tokens.clone()].copy_from_slice(&from[..count]);
+            }
+        } else {
+            write(&back.plan, d_plan);
+        }
     }
     let shared = d_norm.iter_mut().chain(d_sizes);
     for (to, &from) in shared.zip(back.gain.iter().chain(&back.bias).chain(&back.sizes)) {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! same     W = A
+//! softmax  see `softmax`
 //! normed   W = ν A,   ν = s^(2-q),   s = clamp(|A|_q / size, least, most)
 //!          Dν = Σ DW ∘ A,   D|A| = Dν (2-q) ν / |A| within the limits,   DA += ν DW + D|A| z |z|^(q-2),   z = A / |A|_q
 //! ```
@@ -24,6 +25,8 @@ pub(crate) enum Map {
         least: f64,
         most: f64,
     },
+    /// Every column a distribution times a size that is given: `softmax`
+    Softmax,
 }
 
 /// Below, a largest modulus or a sum of powers counts as this: as in `miras::Retention`.

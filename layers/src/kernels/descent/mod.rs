@@ -4,7 +4,7 @@
 //! x_1 = k,  a_l = x_l W_l,  x_{l+1} = gelu(a_l),  z = a_L                     gradients, at the W of the chunk's start
 //! r = k + ẑ ∘ g + b - v,  u = ∂ℓ/∂r,  d_L = P (u ∘ g),  P w = ρ (w - mean w - ẑ mean(w ∘ ẑ))
 //! e_l = d_l W_lᵀ,  d_{l-1} = e_l ∘ gelu'(a_{l-1})
-//! A_t = α_t A + φ_t S - Σ_{i ≤ t} G[t, i] x_i d_iᵀ                            per layer; W = A or ν A: see `map`
+//! A_t = α_t A + φ_t S - Σ_{i ≤ t} G[t, i] x_i d_iᵀ                            per layer
 //! q_1 = q,  p_l = q_l A_t,  q_{l+1} = gelu(p_l),  y = q + LN(p_L)             reads
 //! ```
 //!
@@ -26,8 +26,13 @@
 //! layers     Da_L = Dz,  Dx_l += Da_l W_lᵀ,  DW_l += x_lᵀ Da_l,  Da_{l-1} += Dx_l ∘ gelu'(a_{l-1})
 //! ```
 //!
+//! Weights may also be multiples of `A` (`map`) or distributions (`softmax`). Multiples are products with `A` times a
+//! number. Distributions are formed for every token, one after the other, so their plan is `α` and `η` of each token, and
+//! chunks may be two runs, with a `W` each.
+//!
 //! Floor: 6 operations per weight and token forward for the first layer and 8 for the others, 22 and 30 with gradients, as
-//! products of matrices of `c` rows. What is kept for the way back are the weights at every chunk's start.
+//! products of matrices of `c` rows; of distributions one exponential per weight and token, two with gradients. What is
+//! kept for the way back are the weights at every run's start.
 
 mod activation;
 mod back;
@@ -37,8 +42,11 @@ mod loss;
 mod map;
 mod network;
 mod norm;
+mod softmax;
 #[cfg(test)]
 mod tests;
+
+use std::ops::Range;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
@@ -55,6 +63,8 @@ pub(crate) use map::Map;
 pub(crate) struct Options {
     /// Tokens of a chunk
     pub(crate) chunk: usize,
+    /// Whether a chunk is two runs: its first token, and the others; with [`Map::Softmax`] only
+    pub(crate) lag: bool,
     /// Numbers of a key and of a value
     pub(crate) width: usize,
     /// Numbers between layers
@@ -77,7 +87,7 @@ pub(crate) struct Options {
     pub(crate) map: Map,
     /// Whether there is an `S`
     pub(crate) momentum: bool,
-    /// Whether `W` becomes `A` at the end of a chunk: of every chunk of every row
+    /// Whether `W` becomes that of `A` at the end of a run: of every run of every row
     pub(crate) renewed: Vec<bool>,
 }
 
@@ -91,6 +101,20 @@ impl Options {
     fn sizes(&self) -> Vec<[usize; 2]> {
         let width = |l: usize| if l == 0 || l == self.depth { self.width } else { self.hidden };
         (0..self.depth).map(|l| [width(l) + usize::from(self.offset), width(l + 1)]).collect()
+    }
+
+    /// Tokens of the runs of a chunk, which have one `W` each.
+    fn runs(&self) -> impl Iterator<Item = Range<usize>> + Clone {
+        let first = if self.lag { 1 } else { self.chunk };
+        [0..first, first..self.chunk].into_iter().filter(|run| !run.is_empty())
+    }
+
+    /// Rows and columns of a chunk's plan.
+    fn plan(&self) -> [usize; 2] {
+        match self.map {
+            Map::Softmax => [2, self.chunk],
+            _ => [self.chunk + self.slots(); 2],
+        }
     }
 
     /// Numbers of all matrices.
@@ -110,7 +134,8 @@ pub(crate) struct Descent {
     pub(crate) v: Tensor<4>,
     /// `[b, h, t, 1]`
     pub(crate) threshold: Tensor<4>,
-    /// `[b, h, t / c, (c + s)²]`, `s` of the slots; the column of `A` in the row of `S` is taken for 0
+    /// `[b, h, t / c, (c + s)²]`, `s` of the slots; the column of `A` in the row of `S` is taken for 0. With
+    /// [`Map::Softmax`], which has no `S`, `[b, h, t / c, 2 c]`: every token's `α`, then every token's `η`
     pub(crate) plan: Tensor<4>,
     /// Gain and bias of the layer norm, `[h, n]`
     pub(crate) norm: Option<[Tensor<2>; 2]>,

@@ -14,12 +14,16 @@ use crate::testing::Draw;
 fn results_do_not_depend_on_what_was_there() {
     let ([b, h, t, n], mut draw) = ([2, 2, 9, 5], Draw::new(7));
     let normed = Map::Normed { q: 4.0, least: 0.1, most: 10.0 };
-    let maps = [Map::Same, Map::Same, normed];
+    let maps = [Map::Same, Map::Same, normed, Map::Softmax];
     for ((norm, momentum, offset, depth), map) in
-        [(true, true, true, 2), (false, false, false, 1), (true, false, true, 3)].into_iter().zip(maps)
+        [(true, true, true, 2), (false, false, false, 1), (true, false, true, 3), (true, false, false, 2)]
+            .into_iter()
+            .zip(maps)
     {
+        let lag = map == Map::Softmax;
         let options = Options {
             chunk: 3,
+            lag,
             width: n,
             hidden: 7,
             depth,
@@ -31,19 +35,19 @@ fn results_do_not_depend_on_what_was_there() {
             bias: Bias::HuberNorm,
             map,
             momentum,
-            renewed: vec![true, false, true, false, false, true],
+            renewed: vec![true, false, true, false, false, true].repeat(if lag { 2 } else { 1 }),
         };
         let mut tensor = |dims: [usize; 4]| {
             let numbers = draw.numbers(dims.iter().product(), 0.1, 0.9);
             <f64 as Number>::tensor(numbers, &dims)
         };
-        let (numbers, rows) = (options.numbers(), options.chunk + options.slots());
+        let (numbers, planned) = (options.numbers(), options.plan().iter().product());
         let given: Given<Flex> = [
             [b, h, t, n],
             [b, h, t, n],
             [b, h, t, n],
             [b, h, t, 1],
-            [b, h, t / 3, rows * rows],
+            [b, h, t / 3, planned],
             [b, h, 2, n],
             [b, h, 1, depth],
             [b, h, 1, numbers],
