@@ -102,8 +102,8 @@ impl Power {
                     }
                 }
                 if !count.is_multiple_of(2) {
-                    for i in 0..LANES {
-                        found[i] = if found[i] < E::default() { -found[i] } else { found[i] };
+                    for power in &mut found {
+                        *power = if *power < E::default() { -*power } else { *power };
                     }
                 }
             }

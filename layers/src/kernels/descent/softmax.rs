@@ -296,8 +296,8 @@ impl<E: Vector> Work for GoBack<'_, E> {
                 let inputs = [input.row(t), query.row(t)];
                 let (mut d_row, kept) =
                     token::<E, FUSED>(&columns, [size, alpha], inputs, states, carried, band, total);
-                for j in 0..WIDE {
-                    d_row[j] = -(eta * d_row[j]);
+                for d in &mut d_row {
+                    *d = -(eta * *d);
                 }
                 let mut found = load(d_error.row(t), first);
                 let mut d_alpha = E::default();
@@ -314,8 +314,8 @@ impl<E: Vector> Work for GoBack<'_, E> {
                 scale(along, -eta);
                 add(d_input.row_mut(t), along);
             }
-            for i in 0..rows {
-                store(&carried[i], d_state.row_mut(i), first);
+            for (i, block) in carried.iter().enumerate() {
+                store(block, d_state.row_mut(i), first);
             }
         }
     }

@@ -35,7 +35,7 @@ fn results_do_not_depend_on_what_was_there() {
             bias: Bias::HuberNorm,
             map,
             momentum,
-            renewed: vec![true, false, true, false, false, true].repeat(if lag { 2 } else { 1 }),
+            renewed: [true, false, true, false, false, true].repeat(if lag { 2 } else { 1 }),
         };
         let mut tensor = |dims: [usize; 4]| {
             let numbers = draw.numbers(dims.iter().product(), 0.1, 0.9);
