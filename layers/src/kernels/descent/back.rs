@@ -7,7 +7,7 @@ use crate::kernels::vector::Vector;
 use super::network::{Layer, Network, add_scaled, scale_tokens, times_slope};
 use super::norm::{mean_product, project};
 use super::softmax::{self, Space};
-use super::{Map, Options, loss};
+use super::{Map, Options, distribution, loss};
 
 /// Gradients of what one layer holds.
 struct LayerBack<E> {
@@ -143,7 +143,7 @@ impl<E: Vector> Back<E> {
             let LayerBack { anchor, weights: Some(weights), factor: d_factor, .. } = back else { continue };
             if options.map == Map::Softmax {
                 let (used, size) = (layer.weights(), network.sizes[l]);
-                self.sizes[l] += softmax::weights_back(used, size, weights, anchor);
+                self.sizes[l] += distribution::weights_back(used, size, weights, anchor);
             }
             let (Map::Normed { q, .. }, Some(factor)) = (options.map, layer.factor) else { continue };
             let d_factor = std::mem::take(d_factor) + weights.dot(&layer.anchor);

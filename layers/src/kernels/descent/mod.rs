@@ -36,6 +36,7 @@
 
 mod activation;
 mod back;
+mod distribution;
 mod flex;
 mod heads;
 mod loss;

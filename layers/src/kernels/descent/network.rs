@@ -7,7 +7,7 @@ use super::activation::activate;
 use super::map::Factor;
 use super::norm::{project, standardize};
 use super::softmax::{Answers, Run, Space};
-use super::{Map, Options, loss, softmax};
+use super::{Map, Options, distribution, loss, softmax};
 
 /// One layer's matrices, `[inputs, outputs]`, and what goes through them.
 pub(super) struct Layer<E> {
@@ -139,7 +139,7 @@ impl<E: Vector> Network<E> {
                     weights.scale(E::of(new.value));
                     *factor = Some(new);
                 }
-                Map::Softmax => softmax::set_weights(anchor, size, weights),
+                Map::Softmax => distribution::set_weights(anchor, size, weights),
             }
         }
     }
