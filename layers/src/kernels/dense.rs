@@ -163,6 +163,12 @@ impl<E: Real> Matrix<E> {
         (self.rows, self.columns) = (rows, columns);
     }
 
+    /// Numbers of a row.
+    #[inline]
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// A row's numbers.
     #[inline]
     pub(crate) fn row(&self, row: usize) -> &[E] {
@@ -173,6 +179,13 @@ impl<E: Real> Matrix<E> {
     #[inline]
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [E] {
         &mut self.numbers[row * self.stride..][..self.columns]
+    }
+
+    /// The rows of a matrix of whole registers.
+    #[inline]
+    pub(crate) fn blocks_mut(&mut self) -> &mut [[E; WIDEST]] {
+        assert!(self.stride == WIDEST, "rows of another size");
+        &mut self.numbers.as_chunks_mut().0[..self.rows]
     }
 
     /// A row to change and another one to read.

@@ -9,7 +9,7 @@ use crate::Init;
 use crate::miras::gates::Step;
 use crate::miras::inner::chunk_wise;
 use crate::miras::retention::Map;
-use crate::miras::{Bias, MemoryConfig, Retention};
+use crate::miras::{Bias, MemoryConfig};
 use crate::system::Lengths;
 use crate::testing::{Draw, error, numbers, properties};
 
@@ -17,11 +17,13 @@ use crate::testing::{Draw, error, numbers, properties};
 struct Case {
     memory: MemoryConfig,
     bias: Bias,
+    retention: Retention,
     /// `[b, h, t, n]`
     dims: [usize; 4],
     chunk: usize,
     phase: usize,
     momentum: bool,
+    lag: bool,
     lengths: Option<Vec<usize>>,
     /// Whether inputs lie in another order than their axes
     turned: bool,
@@ -39,10 +41,12 @@ impl Default for Case {
         Self {
             memory: DEEP,
             bias: Bias::L2,
+            retention: Retention::L2,
             dims: [2, 2, 11, 5],
             chunk: 4,
             phase: 0,
             momentum: false,
+            lag: false,
             lengths: None,
             turned: false,
             scale: 1.0,
@@ -52,7 +56,8 @@ impl Default for Case {
 }
 
 impl Case {
-    /// Everything that has a gradient: `q`, `k`, `v`, `δ`, the gates, `A`, `W` and `S`; the norm's parameters.
+    /// Everything that has a gradient: `q`, `k`, `v`, `δ`, the gates, `A`, `W`, `S`, the sums of rows and the learned
+    /// start; the norm's parameters.
     fn inputs(&self, dtype: DType) -> (Vec<Tensor<4>>, [Tensor<2>; 2]) {
         let ([b, h, t, n], mut draw) = (self.dims, Draw::new(self.seed));
         let mut tensor =
@@ -69,11 +74,21 @@ impl Case {
             tensor(gate, 0.0, 0.1),
             tensor(gate, -0.5, 0.0),
         ];
+        // Logits are spread, as those that a memory starts from: hidden units of uniform rows are all the same.
+        let spread =
+            |cols: usize| if self.retention == Retention::Kl { 2.0 } else { 1.5 / (cols as f64).sqrt() };
         for _ in 0..3 {
             for [rows, cols] in self.memory.sizes(n) {
-                let size = 1.5 / (cols as f64).sqrt();
+                let size = spread(cols);
                 all.push(tensor([b, h, rows, cols], -size, size));
             }
+        }
+        for _ in self.memory.sizes(n) {
+            all.push(tensor([1, h, 1, 1], 1.0, 3.0));
+        }
+        for [rows, cols] in self.memory.sizes(n) {
+            let size = spread(cols);
+            all.push(tensor([1, h, rows, cols], -size, size));
         }
         let norm = [(0.5, 1.5), (-0.5, 0.5)].map(|(low, high)| draw.tensor([h, n], low, high).cast(dtype));
         (all, norm)
@@ -109,17 +124,18 @@ impl Case {
             |index: usize| -> Vec<_> { leaves[7 + index * depth..][..depth].iter().map(order).collect() };
         let momentum = if self.momentum { slot(2) } else { Vec::new() };
         let fast = Fast { running: slot(0), anchor: slot(1), momentum };
+        let sums = if self.retention == Retention::Kl { slot(3) } else { Vec::new() };
         let gradient = |r, v, delta| self.bias.gradient(r, v, delta);
         let rule = Rule {
             memory: &memory,
             gradient: &gradient,
             bias: kernel.then_some(self.bias),
-            map: Map::new(Retention::L2, &[], Vec::new()),
+            map: Map::new(self.retention, &slot(4), sums),
             axes: vec![Axis::All; depth],
             steps: 1,
             read: ReadAt::Token,
         };
-        let clock = Clock::new(&vec![self.phase; b], self.chunk, self.lengths.as_deref());
+        let clock = Clock::new(&vec![self.phase; b], self.chunk, self.lengths.as_deref()).with_lag(self.lag);
         assert_eq!(rule.kernel(&tokens, &clock, 1).is_some(), kernel);
         let (y, fast) = chunk_wise(&rule, tokens, fast, &clock, self.phase);
         let found: Vec<_> =
@@ -194,6 +210,57 @@ fn it_is_the_tensor_form_for_every_memory_and_loss() {
 }
 
 #[test]
+fn weights_may_be_of_a_fixed_size() {
+    let [narrow, wide] = [1.05, 4.0].map(|clamp| LqMap::Rescaled { clamp });
+    let [low, high] = [1e-3, 5.0].map(|floor| LqMap::Literal { floor });
+    for (q, map) in [(4.0, wide), (4.0, low), (2.5, wide), (3.0, narrow), (3.0, high), (2.0, wide)] {
+        let retention = Retention::Lq { q, map };
+        for (memory, momentum) in [(MemoryConfig::Linear, false), (DEEP, true), (TTT, false)] {
+            Case { retention, memory, momentum, ..Case::default() }.check();
+        }
+        // Where rows end, `W` and `ν` stay.
+        let lengths = Some(vec![11, 6]);
+        Case { retention, lengths, phase: 3, turned: true, ..Case::default() }.check();
+    }
+    let retention = Retention::Lq { q: 4.0, map: wide };
+    Case { retention, memory: MemoryConfig::mlp(2, 3), ..Case::default() }.check();
+}
+
+#[test]
+fn rows_of_weights_may_be_distributions() {
+    // Single precision is tested below: hidden units that are nearly the same make much of the last digit.
+    let distributions = Case { retention: Retention::Kl, ..Case::default() };
+    for lag in [false, true] {
+        for memory in [MemoryConfig::Linear, MemoryConfig::mlp(3, 1), DEEP, MemoryConfig::mlp(2, 3), TTT] {
+            Case { memory, lag, ..distributions.clone() }.check_double();
+        }
+        for (t, chunk, phase) in [
+            (1, 4, 0),
+            (3, 4, 0),
+            (3, 4, 1),
+            (1, 4, 1),
+            (4, 4, 2),
+            (9, 4, 3),
+            (9, 1, 0),
+            (9, 2, 1),
+            (40, 19, 7),
+        ] {
+            Case { dims: [2, 1, t, 5], chunk, phase, lag, ..distributions.clone() }.check_double();
+        }
+        // Where rows end, `W` stays.
+        for (phase, lengths) in [(0, [11, 6]), (1, [3, 11]), (0, [4, 0]), (0, [9, 8])] {
+            let lengths = Some(lengths.to_vec());
+            Case { phase, lengths, lag, turned: true, ..distributions.clone() }.check_double();
+        }
+        // More columns than a block, and whole blocks.
+        Case { dims: [1, 1, 9, 17], lag, ..distributions.clone() }.check_double();
+        Case { dims: [1, 2, 9, 32], memory: MemoryConfig::Linear, lag, ..distributions.clone() }
+            .check_double();
+    }
+    Case { bias: Bias::HuberNorm, ..distributions }.check_double();
+}
+
+#[test]
 fn chunks_may_begin_and_end_anywhere() {
     for (t, chunk, phase) in [(1, 4, 0), (3, 4, 0), (3, 4, 1), (4, 4, 2), (9, 4, 3), (6, 1, 0), (40, 19, 7)] {
         for momentum in [false, true] {
@@ -222,6 +289,12 @@ fn inputs_may_lie_in_any_order() {
     }
 }
 
+fn retentions() -> impl Strategy<Value = Retention> {
+    let normed =
+        (2.0..6.0, 1.0..4.0).prop_map(|(q, clamp)| Retention::Lq { q, map: LqMap::Rescaled { clamp } });
+    prop_oneof![Just(Retention::L2), normed, Just(Retention::Kl)]
+}
+
 proptest! {
     #![proptest_config(properties(16))]
 
@@ -232,26 +305,35 @@ proptest! {
         (chunk, phase) in (1usize..10).prop_flat_map(|chunk| (Just(chunk), 0..chunk)),
         momentum: bool,
         offset: bool,
+        lag: bool,
+        retention in retentions(),
         seed in any::<u64>(),
     ) {
         let memory = if offset { TTT } else { DEEP };
+        // What the kernel has no form for.
+        let (momentum, lag) = if retention == Retention::Kl { (false, lag) } else { (momentum, false) };
         // Single precision is tested below: some of these memories make much of the last digit.
-        Case { memory, dims, chunk, phase, momentum, seed, ..Case::default() }.check_double();
+        Case { memory, dims, chunk, phase, momentum, lag, retention, seed, ..Case::default() }.check_double();
     }
 }
 
-/// A layer norm over three channels, renewed at every token, makes much of the last digit, in tensors as here.
+/// A layer norm over three channels, renewed at every token, makes much of the last digit, in tensors as here; so do
+/// weights that are distributions.
 #[test]
 fn it_rounds_no_worse_than_tensors() {
-    let median = |kernel: bool, part: usize| {
-        let case = |seed| Case { dims: [1, 1, 23, 3], chunk: 1, seed, ..Case::default() };
-        let mut errors: Vec<_> = (0..15).map(|seed| case(seed).off(DType::F32, kernel)[part]).collect();
-        errors.sort_by(f64::total_cmp);
-        errors[7]
-    };
-    for part in 0..2 {
-        let (kernel, tensors) = (median(true, part), median(false, part));
-        assert!(kernel < 2.0 * tensors, "{kernel:e} for {tensors:e}");
+    let one_by_one = Case { dims: [1, 1, 23, 3], chunk: 1, ..Case::default() };
+    let distributions = Case { retention: Retention::Kl, lag: true, ..Case::default() };
+    for case in [one_by_one, distributions] {
+        let median = |kernel: bool, part: usize| {
+            let off = |seed| Case { seed, ..case.clone() }.off(DType::F32, kernel)[part];
+            let mut errors: Vec<_> = (0..15).map(off).collect();
+            errors.sort_by(f64::total_cmp);
+            errors[7]
+        };
+        for part in 0..2 {
+            let (kernel, tensors) = (median(true, part), median(false, part));
+            assert!(kernel < 2.0 * tensors, "{kernel:e} for {tensors:e}");
+        }
     }
 }
 
@@ -297,7 +379,8 @@ fn what_it_cannot_do_is_left_to_tensors() {
     assert!(covers(rule(Axis::All, Retention::L2), 1, &clock));
     assert!(!covers(rule(Axis::All, Retention::L2), 0, &clock));
     assert!(!covers(rule(Axis::Rows, Retention::L2), 1, &clock));
-    assert!(!covers(rule(Axis::All, Retention::Kl), 1, &clock));
+    assert!(!covers(rule(Axis::All, Retention::Bregman), 1, &clock));
+    assert!(covers(rule(Axis::All, Retention::Kl), 1, &clock.clone().with_lag(true)));
     assert!(!covers(rule(Axis::All, Retention::L2), 1, &clock.clone().with_lag(true)));
     let boundary = Rule { read: ReadAt::Boundary, ..rule(Axis::All, Retention::L2) };
     assert!(!covers(boundary, 1, &clock));

@@ -162,10 +162,16 @@ impl Clock {
         phases.map(|(row, phase)| real(row) && begins((phase + end) % self.chunk)).collect()
     }
 
-    /// [`Clock::boundary`] after each of `count` runs of `size` tokens that follow `end` tokens, row by row.
+    /// Whether a chunk begins after `end` tokens of this call, whose first token is learned before the others.
     #[cfg(feature = "flex")]
-    pub(super) fn boundaries(&self, end: usize, size: usize, count: usize) -> Vec<bool> {
-        let runs: Vec<_> = (1..=count).map(|run| self.boundary(end + run * size)).collect();
+    pub(super) fn lags(&self, end: usize) -> bool {
+        self.lag && self.phase().is_some_and(|phase| (phase + end).is_multiple_of(self.chunk))
+    }
+
+    /// [`Clock::boundary`] after so many tokens, row by row.
+    #[cfg(feature = "flex")]
+    pub(super) fn boundaries(&self, ends: impl Iterator<Item = usize>) -> Vec<bool> {
+        let runs: Vec<_> = ends.map(|end| self.boundary(end)).collect();
         (0..self.phases.len()).flat_map(|row| runs.iter().map(move |rows| rows[row])).collect()
     }
 

@@ -34,7 +34,7 @@ use super::memory::Gelu;
 use super::memory::{Factor, gelu_tanh_slope, outer_sum, per_head, times, times_transposed, with_one};
 use crate::Init;
 #[cfg(feature = "flex")]
-use crate::kernels::descent::{self, Descent, Options};
+use crate::kernels::descent::{self, Descent, Map, Options};
 use crate::nn::Activation;
 use crate::system::Form;
 use crate::system::scan::{tril_ones, unbind};
@@ -330,7 +330,8 @@ impl TttMemory {
             let piece = tokens.clone().map(|x| x.narrow(2, start, size * count));
             #[cfg(feature = "flex")]
             if descent::applies(&piece.k, &piece.v) {
-                let z = self.by_kernel(piece, &mut fast, clock.boundaries(end, size, count), size);
+                let boundaries = clock.boundaries((1..=count).map(|run| end + run * size));
+                let z = self.by_kernel(piece, &mut fast, boundaries, size);
                 out.push(z);
                 end += size * count;
                 continue;
@@ -369,6 +370,7 @@ impl TttMemory {
                 .as_ref()
                 .zip(self.norm_bias.as_ref())
                 .map(|(gain, bias)| [gain.val(), bias.val()]),
+            sizes: None,
             running: fast.start.clone(),
             anchor: fast.start.clone(),
             momentum: if momentum { sum.unwrap_or_default() } else { Vec::new() },
@@ -378,6 +380,7 @@ impl TttMemory {
         };
         let learned = descent.run(Options {
             chunk: size,
+            lag: false,
             width: n,
             hidden: fast.start[0].dims()[3],
             depth: fast.start.len(),
@@ -387,6 +390,7 @@ impl TttMemory {
             raw: true,
             eps: NORM_EPS,
             bias: Bias::L2,
+            map: Map::Same,
             momentum,
             // Between mini-batches only, W is what is carried.
             renewed: vec![true; b * count],

@@ -4,16 +4,20 @@ use crate::kernels::dense::{Matrix, Part};
 use crate::kernels::lanes::dot;
 use crate::kernels::vector::Vector;
 
-use super::network::{Network, add_scaled, scale_tokens, times_slope};
+use super::network::{Layer, Network, add_scaled, scale_tokens, times_slope};
 use super::norm::{mean_product, project};
-use super::{Options, loss};
+use super::softmax::{self, Space};
+use super::{Map, Options, distribution, loss};
 
 /// Gradients of what one layer holds.
 struct LayerBack<E> {
     /// Of `A` and `S`: after the chunk, then before it
     states: Vec<Matrix<E>>,
-    /// Of `W_c`
+    /// Of `A` where `W_c` was set
     anchor: Matrix<E>,
+    /// Of `W_c` in the chunk, if it is not the same, and of `ν`
+    weights: Option<Matrix<E>>,
+    factor: f64,
     /// Of `d` and of `x`
     error: Matrix<E>,
     input: Matrix<E>,
@@ -22,11 +26,20 @@ struct LayerBack<E> {
     error_turned: Matrix<E>,
 }
 
+impl<E> LayerBack<E> {
+    /// What comes to `W_c`.
+    fn weights(&mut self) -> &mut Matrix<E> {
+        self.weights.as_mut().unwrap_or(&mut self.anchor)
+    }
+}
+
 /// Gradients of what the chunks of a head share, and room for those of one chunk.
 pub(super) struct Back<E> {
     layers: Vec<LayerBack<E>>,
     pub(super) gain: Vec<f64>,
     pub(super) bias: Vec<f64>,
+    /// Of what the map asks for
+    pub(super) sizes: Vec<f64>,
     /// Of the chunk's queries, keys, values and thresholds, and of its plan
     pub(super) queries: Matrix<E>,
     pub(super) keys: Matrix<E>,
@@ -45,15 +58,19 @@ pub(super) struct Back<E> {
     scaled: Matrix<E>,
     /// Of `ẑ`, `u` and `r` of a token
     rows: [Vec<E>; 3],
+    space: Space<E>,
 }
 
 impl<E: Vector> Back<E> {
     pub(super) fn new(options: &Options) -> Self {
-        let (c, n, slots) = (options.chunk, options.width, options.slots());
+        let (c, n, slots, [plan_rows, plan_columns]) =
+            (options.chunk, options.width, options.slots(), options.plan());
         let widest = options.sizes().iter().flatten().copied().max().unwrap_or(0);
         let layer = |&[inputs, outputs]: &[usize; 2]| LayerBack {
             states: (0..slots).map(|_| Matrix::new(inputs, outputs)).collect(),
             anchor: Matrix::new(inputs, outputs),
+            weights: (options.map != Map::Same).then(|| Matrix::new(inputs, outputs)),
+            factor: 0.0,
             error: Matrix::new(c, outputs),
             input: Matrix::new(c, inputs),
             turned: Matrix::new(outputs, inputs),
@@ -65,11 +82,12 @@ impl<E: Vector> Back<E> {
             layers: options.sizes().iter().map(layer).collect(),
             gain: vec![0.0; normed],
             bias: vec![0.0; normed],
+            sizes: vec![0.0; options.depth],
             queries: rows(n),
             keys: rows(n),
             values: rows(n),
             thresholds: vec![0.0; c],
-            plan: Matrix::new(c + slots, c + slots),
+            plan: Matrix::new(plan_rows, plan_columns),
             made: rows(widest),
             query: rows(widest),
             scores: rows(c),
@@ -77,6 +95,7 @@ impl<E: Vector> Back<E> {
             product: rows(widest),
             scaled: rows(widest),
             rows: std::array::from_fn(|_| vec![E::default(); n]),
+            space: Space::new(),
         }
     }
 
@@ -103,16 +122,42 @@ impl<E: Vector> Back<E> {
         thresholds: &[f64],
     ) {
         self.plan.rows_mut().for_each(|row| row.fill(E::default()));
-        self.write(options, network, plan);
+        for LayerBack { error, input, .. } in &mut self.layers {
+            for matrix in [error, input] {
+                matrix.resize(thresholds.len(), matrix.columns());
+                matrix.rows_mut().for_each(|row| row.fill(E::default()));
+            }
+        }
+        // Where tokens have weights of their own, reads and writes are one.
+        if options.map != Map::Softmax {
+            self.write(options, network, plan);
+        }
         self.read(options, network, plan, dy);
         self.gradients(options, network, thresholds);
+        self.map(options, network);
     }
 
-    /// Through the writes: begins the gradients of `d` and `x`, and moves those of `A` and `S` before the chunk.
+    /// From `W_c` to what was accumulated where it was set.
+    fn map(&mut self, options: &Options, network: &Network<E>) {
+        for (l, (back, layer)) in self.layers.iter_mut().zip(&network.layers).enumerate() {
+            let LayerBack { anchor, weights: Some(weights), factor: d_factor, .. } = back else { continue };
+            if options.map == Map::Softmax {
+                let (used, size) = (layer.weights(), network.sizes[l]);
+                self.sizes[l] += distribution::weights_back(used, size, weights, anchor);
+            }
+            let (Map::Normed { q, .. }, Some(factor)) = (options.map, layer.factor) else { continue };
+            let d_factor = std::mem::take(d_factor) + weights.dot(&layer.anchor);
+            self.sizes[l] += factor.back(q, &layer.anchor, network.sizes[l].to_f64(), d_factor, anchor);
+            weights.scale(E::of(factor.value));
+            anchor.add(weights);
+            weights.scale(E::default());
+        }
+    }
+
+    /// Through the writes: begins with the gradients of `d` and `x`, and moves those of `A` and `S` before the chunk.
     fn write(&mut self, options: &Options, network: &Network<E>, plan: &Matrix<E>) {
         let c = options.chunk;
         for (back, layer) in self.layers.iter_mut().zip(&network.layers) {
-            back.error.rows_mut().chain(back.input.rows_mut()).for_each(|row| row.fill(E::default()));
             for (s, state) in back.states.iter().enumerate() {
                 let row = plan.row(c + s);
                 self.product.set_product(&layer.input, state, Part::Whole);
@@ -141,7 +186,7 @@ impl<E: Vector> Back<E> {
 
     /// Through the answers.
     fn read(&mut self, options: &Options, network: &Network<E>, plan: &Matrix<E>, dy: &Matrix<E>) {
-        let (c, last) = (options.chunk, network.layers.len() - 1);
+        let (c, last) = (dy.rows().count(), network.layers.len() - 1);
         self.made.resize(c, options.width);
         for t in 0..c {
             let (dz, dy) = (self.made.row_mut(t), dy.row(t));
@@ -163,41 +208,17 @@ impl<E: Vector> Back<E> {
             let (back, layer) = (&mut self.layers[l], &network.layers[l]);
             self.query.resize(c, layer.query.row(0).len());
             self.query.rows_mut().for_each(|row| row.fill(E::default()));
-            // Through what there was before the chunk.
-            for (s, (state, part)) in layer.states.iter().zip(&layer.parts).enumerate() {
-                self.scaled.resize(c, self.made.row(0).len());
-                for t in 0..c {
-                    let (dz, factor) = (self.made.row(t), plan.row(t)[c + s]);
-                    self.plan.row_mut(t)[c + s] += E::of(dot(dz, part.row(t)));
-                    let scaled = self.scaled.row_mut(t);
-                    for i in 0..dz.len() {
-                        scaled[i] = dz[i] * factor;
-                    }
-                }
-                back.turned.set_transpose(state);
-                self.query.add_product(&self.scaled, &back.turned, Part::Whole);
-                back.states[s].add_turned_product(&layer.query, &self.scaled, Part::Whole);
+            if options.map == Map::Softmax {
+                let LayerBack { states, error, input, .. } = back;
+                let (query, steps) = (&mut self.query, &mut self.plan);
+                let (made, state) = (&self.made, &layer.states[0]);
+                let d_state = &mut states[0];
+                let to = softmax::Back { made, state, d_state, query, input, error, steps };
+                self.sizes[l] +=
+                    softmax::back(layer.run(network.sizes[l], plan), &layer.answers, to, &mut self.space);
+            } else {
+                self.read_layer(l, layer, plan);
             }
-            // Through the chunk's gradients.
-            back.error_turned.set_transpose(&layer.error);
-            self.scores.set_product(&self.made, &back.error_turned, Part::Whole);
-            for t in 0..c {
-                let (scores, plan) = (layer.scores.row(t), plan.row(t));
-                let (d_scores, d_plan) = (self.scores.row_mut(t), self.plan.row_mut(t));
-                let weighted = self.weighted.row_mut(t);
-                for i in 0..c {
-                    if i > t {
-                        (d_scores[i], weighted[i]) = (E::default(), E::default());
-                        continue;
-                    }
-                    d_plan[i] += -(d_scores[i] * scores[i]);
-                    d_scores[i] = -(d_scores[i] * plan[i]);
-                    weighted[i] = -(plan[i] * scores[i]);
-                }
-            }
-            back.error.add_turned_product(&self.weighted, &self.made, Part::Whole);
-            back.input.add_turned_product(&self.scores, &layer.query, Part::Whole);
-            self.query.add_product(&self.scores, &layer.input, Part::Whole);
             if l > 0 {
                 let slope = &network.layers[l - 1].query_slope;
                 self.made.resize(c, slope.row(0).len());
@@ -208,9 +229,53 @@ impl<E: Vector> Back<E> {
         }
     }
 
+    /// Through what one layer makes of queries.
+    fn read_layer(&mut self, l: usize, layer: &Layer<E>, plan: &Matrix<E>) {
+        let (back, c) = (&mut self.layers[l], self.made.rows().count());
+        if let Some(factor) = layer.factor {
+            back.factor += self.made.dot(&layer.answers.made);
+            self.made.scale(E::of(factor.value));
+        }
+        // Through what there was before the chunk.
+        for (s, (state, part)) in layer.states.iter().zip(&layer.parts).enumerate() {
+            self.scaled.resize(c, self.made.row(0).len());
+            for t in 0..c {
+                let (dz, factor) = (self.made.row(t), plan.row(t)[c + s]);
+                self.plan.row_mut(t)[c + s] += E::of(dot(dz, part.row(t)));
+                let scaled = self.scaled.row_mut(t);
+                for i in 0..dz.len() {
+                    scaled[i] = dz[i] * factor;
+                }
+            }
+            back.turned.set_transpose(state);
+            self.query.add_product(&self.scaled, &back.turned, Part::Whole);
+            back.states[s].add_turned_product(&layer.query, &self.scaled, Part::Whole);
+        }
+        // Through the chunk's gradients.
+        back.error_turned.set_transpose(&layer.error);
+        self.scores.set_product(&self.made, &back.error_turned, Part::Whole);
+        for t in 0..c {
+            let (scores, plan) = (layer.scores.row(t), plan.row(t));
+            let (d_scores, d_plan) = (self.scores.row_mut(t), self.plan.row_mut(t));
+            let weighted = self.weighted.row_mut(t);
+            for i in 0..c {
+                if i > t {
+                    (d_scores[i], weighted[i]) = (E::default(), E::default());
+                    continue;
+                }
+                d_plan[i] += -(d_scores[i] * scores[i]);
+                d_scores[i] = -(d_scores[i] * plan[i]);
+                weighted[i] = -(plan[i] * scores[i]);
+            }
+        }
+        back.error.add_turned_product(&self.weighted, &self.made, Part::Whole);
+        back.input.add_turned_product(&self.scores, &layer.query, Part::Whole);
+        self.query.add_product(&self.scores, &layer.input, Part::Whole);
+    }
+
     /// Through the inner gradients: second derivatives.
     fn gradients(&mut self, options: &Options, network: &Network<E>, thresholds: &[f64]) {
-        let (c, last) = (options.chunk, network.layers.len() - 1);
+        let (c, last) = (thresholds.len(), network.layers.len() - 1);
         // Up: d_l = (d_{l+1} W_{l+1}ᵀ) ∘ gelu'(a_l). What comes to a_l by gelu' replaces what came to d_l.
         for l in 0..last {
             let [back, next] = self.layers.get_disjoint_mut([l, l + 1]).expect("two layers");
@@ -226,8 +291,8 @@ impl<E: Vector> Back<E> {
                     error[i] = error[i] * row[i] * curve[i];
                 }
             }
-            next.error.add_product(behind, &after.anchor, Part::Whole);
-            next.anchor.add_turned_product(behind, &after.error, Part::Whole);
+            next.error.add_product(behind, after.weights(), Part::Whole);
+            next.weights().add_turned_product(behind, &after.error, Part::Whole);
         }
         self.outcome(options, network, thresholds);
         // Down: a_l = x_l W_l.
@@ -235,7 +300,8 @@ impl<E: Vector> Back<E> {
             let layer = &network.layers[l];
             let (before, from) = self.layers.split_at_mut(l);
             let back = &mut from[0];
-            back.anchor.add_turned_product(&layer.input, &back.error, Part::Whole);
+            let to = back.weights.as_mut().unwrap_or(&mut back.anchor);
+            to.add_turned_product(&layer.input, &back.error, Part::Whole);
             back.input.add_product(&back.error, &layer.anchor_turned, Part::Whole);
             match before.last_mut() {
                 Some(before) => {

@@ -21,7 +21,7 @@ impl Passes for Flex {
         options: &Options,
         kept: &Primitive,
         out: &Primitive,
-    ) -> [Option<Primitive>; 9] {
+    ) -> [Option<Primitive>; 10] {
         match given[0].dtype() {
             DType::F64 => backward_in::<f64>(given, options, kept, out),
             _ => backward_in::<f32>(given, options, kept, out),
@@ -30,8 +30,9 @@ impl Passes for Flex {
 }
 
 pub(super) fn inputs<'a, E: Number + Vector>(given: &'a Given<Flex>, options: &'a Options) -> Inputs<'a, E> {
-    let [q, k, v, threshold, plan, norm, running, anchor, momentum] = given.each_ref().map(view);
-    Inputs { options, tokens: [q, k, v], threshold, plan, norm, weights: [running, anchor, momentum] }
+    let [q, k, v, threshold, plan, norm, sizes, running, anchor, momentum] = given.each_ref().map(view);
+    let weights = [running, anchor, momentum];
+    Inputs { options, tokens: [q, k, v], threshold, plan, norm, sizes, weights }
 }
 
 fn forward_in<E: Number + Vector>(
@@ -40,7 +41,7 @@ fn forward_in<E: Number + Vector>(
     keep: bool,
 ) -> (Primitive, Option<Primitive>) {
     let inputs = inputs::<E>(given, options);
-    let ([b, h, ..], [heads, _]) = (inputs.tokens[0].dims, inputs.sizes());
+    let ([b, h, ..], [heads, _]) = (inputs.tokens[0].dims, inputs.extent());
     let mut out = vec![E::default(); heads * inputs.outputs()];
     let mut kept = keep.then(|| vec![E::default(); heads * inputs.kept()]);
     heads::forward(&inputs, &mut out, kept.as_deref_mut());
@@ -53,13 +54,14 @@ fn backward_in<E: Number + Vector>(
     options: &Options,
     kept: &Primitive,
     out: &Primitive,
-) -> [Option<Primitive>; 9] {
+) -> [Option<Primitive>; 10] {
     let inputs = inputs::<E>(given, options);
     let mut grads = Gradients::filled(&inputs, E::default());
     heads::backward(&inputs, E::numbers(kept), view(out), &mut grads);
-    let Gradients { tokens: [q, k, v], threshold, plan, norm, weights: [running, anchor, momentum] } = grads;
+    let Gradients { tokens: [q, k, v], threshold, plan, norm, sizes, weights } = grads;
+    let [running, anchor, momentum] = weights;
     let views = given.each_ref().map(view::<E>);
-    let mut found = [q, k, v, threshold, plan, norm, running, anchor, momentum].into_iter();
+    let mut found = [q, k, v, threshold, plan, norm, sizes, running, anchor, momentum].into_iter();
     views.map(|View { dims, .. }| {
         let grad = found.next().expect("one of each input");
         (grad.len() == dims.iter().product::<usize>()).then(|| E::tensor(grad, &dims))

@@ -1,14 +1,16 @@
 //! Heads side by side in threads, the chunks of each one after another.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::kernels::dense::Matrix;
 use crate::kernels::vector::Vector;
 use crate::kernels::view::{Head, View, read, write};
 
-use super::Options;
 use super::back::Back;
 use super::network::Network;
+use super::{Map, Options};
 
 /// What both passes read.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(super) struct Inputs<'a, E> {
     pub(super) plan: View<'a, E>,
     /// `[b, h, 2, n]`, if there is a layer norm
     pub(super) norm: View<'a, E>,
+    /// `[b, h, 1, depth]`, if the map asks for them
+    pub(super) sizes: View<'a, E>,
     /// `A`, `W` and `S`, if any: `[b, h, 1, numbers]`
     pub(super) weights: [View<'a, E>; 3],
 }
@@ -37,34 +41,57 @@ struct Chunk<E> {
 
 impl<E: Vector> Chunk<E> {
     fn new(options: &Options) -> Self {
-        let (c, n, rows) = (options.chunk, options.width, options.chunk + options.slots());
+        let (c, n, [rows, columns]) = (options.chunk, options.width, options.plan());
         let tokens = || Matrix::new(c, n);
         Self {
             queries: tokens(),
             keys: tokens(),
             values: tokens(),
             thresholds: vec![0.0; c],
-            plan: Matrix::new(rows, rows),
+            plan: Matrix::new(rows, columns),
         }
     }
 
-    /// Becomes chunk `index` of `head`.
-    fn read(&mut self, inputs: &Inputs<'_, E>, head: usize, index: usize, space: &mut [E]) {
-        let Options { chunk: c, width: n, .. } = *inputs.options;
+    /// Becomes a run of `head`.
+    fn read(&mut self, inputs: &Inputs<'_, E>, head: usize, run: &Run, space: &mut [E]) {
+        let Options { chunk: c, width: n, map, .. } = *inputs.options;
+        let (first, count) = (run.first(c), run.tokens.len());
         let all = [&mut self.queries, &mut self.keys, &mut self.values];
         for (to, from) in all.into_iter().zip(&inputs.tokens) {
-            read(to, from.head(head), (index * c, c), n);
+            read(to, from.head(head), (first, count), n);
         }
         let thresholds = inputs.threshold.head(head);
-        let thresholds = thresholds.column(index * c, c);
-        self.thresholds.iter_mut().zip(thresholds).for_each(|(to, from)| *to = from);
-        self.plan.set_rows(inputs.plan.head(head).some(index, 0, space.len(), space));
+        self.thresholds.clear();
+        self.thresholds.extend(thresholds.column(first, count));
+        let plan = inputs.plan.head(head);
+        if map == Map::Softmax {
+            self.plan.resize(2, count);
+            for (i, row) in self.plan.rows_mut().enumerate() {
+                plan.copy(run.chunk, i * c + run.tokens.start, row);
+            }
+        } else {
+            self.plan.set_rows(plan.some(run.chunk, 0, space.len(), space));
+        }
+    }
+}
+
+/// Tokens with one `W`.
+struct Run {
+    chunk: usize,
+    /// Of that chunk
+    tokens: Range<usize>,
+}
+
+impl Run {
+    /// The first token, with chunks of `size` tokens.
+    fn first(&self, size: usize) -> usize {
+        self.chunk * size + self.tokens.start
     }
 }
 
 impl<E: Vector> Inputs<'_, E> {
     /// `[b h, t]`
-    pub(super) fn sizes(&self) -> [usize; 2] {
+    pub(super) fn extent(&self) -> [usize; 2] {
         let [b, h, t, _] = self.tokens[0].dims;
         [b * h, t]
     }
@@ -75,30 +102,50 @@ impl<E: Vector> Inputs<'_, E> {
 
     /// Numbers of a head's output.
     pub(super) fn outputs(&self) -> usize {
-        self.sizes()[1] * self.options.width + (1 + self.options.slots()) * self.options.numbers()
+        self.extent()[1] * self.options.width + (1 + self.options.slots()) * self.options.numbers()
     }
 
-    /// Numbers that are kept of a head.
+    /// All runs.
+    fn runs(&self) -> Vec<Run> {
+        let chunks = 0..self.chunks();
+        chunks.flat_map(|chunk| self.options.runs().map(move |tokens| Run { chunk, tokens })).collect()
+    }
+
+    /// Numbers that are kept of a head: states before every run.
+    fn kept_states(&self) -> usize {
+        self.chunks() * self.options.runs().count() * self.options.slots() * self.options.numbers()
+    }
+
+    /// Numbers that are kept of a token where it has weights of its own.
+    fn kept_answers(&self) -> usize {
+        let outputs = || self.options.sizes().iter().map(|[_, outputs]| outputs).sum::<usize>();
+        if self.options.map == Map::Softmax { 2 * outputs() } else { 0 }
+    }
+
+    /// All numbers that are kept of a head.
     pub(super) fn kept(&self) -> usize {
-        self.chunks() * self.options.slots() * self.options.numbers()
+        self.kept_states() + self.extent()[1] * self.kept_answers()
     }
 
     /// Numbers of a chunk's plan.
     fn planned(&self) -> usize {
-        (self.options.chunk + self.options.slots()).pow(2)
+        self.options.plan().iter().product()
     }
 
     fn renewed(&self, head: usize, index: usize) -> bool {
         let [_, h, ..] = self.tokens[0].dims;
-        self.options.renewed[head / h * self.chunks() + index]
+        self.options.renewed[head / h * self.chunks() * self.options.runs().count() + index]
     }
 
-    /// Gives `network` the layer norm of a head.
-    fn set_norm(&self, network: &mut Network<E>, head: usize) {
+    /// Gives `network` the layer norm and the sizes of a head.
+    fn set_shared(&self, network: &mut Network<E>, head: usize) {
         if self.options.norm {
             let norm = self.norm.head(head);
             norm.copy(0, 0, &mut network.gain);
             norm.copy(1, 0, &mut network.bias);
+        }
+        if self.options.map != Map::Same {
+            self.sizes.head(head).copy(0, 0, &mut network.sizes);
         }
     }
 
@@ -139,26 +186,34 @@ pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, out: &mut [E], kept: Op
 fn forward_head<E: Vector>(inputs: &Inputs<'_, E>, head: usize, out: &mut [E], mut kept: Option<&mut [E]>) {
     let options = inputs.options;
     let (numbers, slots, c, n) = (options.numbers(), options.slots(), options.chunk, options.width);
-    let (y, weights) = out.split_at_mut(inputs.sizes()[1] * n);
+    let (y, weights) = out.split_at_mut(inputs.extent()[1] * n);
     let (mut network, mut chunk) = (Network::new(options), Chunk::new(options));
     let mut space = vec![E::default(); inputs.planned().max(numbers)];
-    inputs.set_norm(&mut network, head);
+    inputs.set_shared(&mut network, head);
     for (slot, from) in [0, 2].into_iter().enumerate().take(slots) {
         inputs.start(from, head, &mut space[..numbers]);
         unpack(network.layers.iter_mut().map(|layer| &mut layer.states[slot]), &space);
     }
     inputs.start(1, head, &mut space[..numbers]);
     unpack(network.layers.iter_mut().map(|layer| &mut layer.anchor), &space);
-    for (index, y) in y.chunks_exact_mut(c * n).enumerate() {
+    network.set_weights(options);
+    for (index, run) in inputs.runs().iter().enumerate() {
+        let first = run.first(c);
         if let Some(kept) = &mut kept {
             let kept = &mut kept[index * slots * numbers..][..slots * numbers];
             for (slot, kept) in kept.chunks_exact_mut(numbers).enumerate() {
                 pack(network.layers.iter().map(|layer| &layer.states[slot]), kept);
             }
         }
-        chunk.read(inputs, head, index, &mut space[..inputs.planned()]);
+        chunk.read(inputs, head, run, &mut space[..inputs.planned()]);
+        network.set_run(run.tokens.len());
         network.gradients(options, [&chunk.keys, &chunk.values], &chunk.thresholds, false);
-        network.read(options, &chunk.plan, &chunk.queries, |t, row| y[t * n..][..n].copy_from_slice(row));
+        let answer = |t: usize, row: &[E]| y[(first + t) * n..][..n].copy_from_slice(row);
+        network.read(options, &chunk.plan, &chunk.queries, answer);
+        if let Some(kept) = kept.as_mut().filter(|_| options.map == Map::Softmax) {
+            let kept = &mut kept[inputs.kept_states() + first * inputs.kept_answers()..];
+            pack(network.layers.iter().flat_map(|layer| layer.answers.all()), kept);
+        }
         network.write(options, &chunk.plan, inputs.renewed(head, index));
     }
     let mut weights = weights.chunks_exact_mut(numbers);
@@ -179,13 +234,15 @@ pub(super) struct Gradients<E> {
     pub(super) plan: Vec<E>,
     /// Empty without a layer norm
     pub(super) norm: Vec<E>,
+    /// Empty if the map asks for none
+    pub(super) sizes: Vec<E>,
     /// Of `A`, `W` and `S`; the last is empty without one
     pub(super) weights: [Vec<E>; 3],
 }
 
 impl<E: Vector> Gradients<E> {
     pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
-        let ([heads, t], options) = (inputs.sizes(), inputs.options);
+        let ([heads, t], options) = (inputs.extent(), inputs.options);
         let filled = |count: usize| vec![with; heads * count];
         let numbers = options.numbers();
         Self {
@@ -193,14 +250,15 @@ impl<E: Vector> Gradients<E> {
             threshold: filled(t),
             plan: filled(inputs.chunks() * inputs.planned()),
             norm: filled(if options.norm { 2 * options.width } else { 0 }),
+            sizes: filled(if options.map == Map::Same { 0 } else { options.depth }),
             weights: [numbers, numbers, if options.momentum { numbers } else { 0 }].map(filled),
         }
     }
 
     /// One for every head.
-    fn heads(&mut self, count: usize) -> Vec<[&mut [E]; 9]> {
-        let Self { tokens: [q, k, v], threshold, plan, norm, weights: [a, w, s] } = self;
-        let mut all = [q, k, v, threshold, plan, norm, a, w, s].map(Vec::as_mut_slice);
+    fn heads(&mut self, count: usize) -> Vec<[&mut [E]; 10]> {
+        let Self { tokens: [q, k, v], threshold, plan, norm, sizes, weights: [a, w, s] } = self;
+        let mut all = [q, k, v, threshold, plan, norm, sizes, a, w, s].map(Vec::as_mut_slice);
         let mut one = |left: usize| {
             all.each_mut().map(|all| {
                 let size = all.len() / left;
@@ -218,7 +276,7 @@ pub(super) fn backward<E: Vector>(
     d_out: View<'_, E>,
     to: &mut Gradients<E>,
 ) {
-    let [heads, _] = inputs.sizes();
+    let [heads, _] = inputs.extent();
     let jobs: Vec<_> = to.heads(heads).into_iter().zip(kept.chunks_exact(inputs.kept())).collect();
     jobs.into_par_iter().enumerate().for_each(|(head, (to, kept))| {
         backward_head(inputs, head, kept, d_out.head(head), to);
@@ -230,14 +288,14 @@ fn backward_head<E: Vector>(
     head: usize,
     kept: &[E],
     d_out: Head<'_, E>,
-    [dq, dk, dv, d_threshold, d_plan, d_norm, d_running, d_anchor, d_momentum]: [&mut [E]; 9],
+    [dq, dk, dv, d_threshold, d_plan, d_norm, d_sizes, d_running, d_anchor, d_momentum]: [&mut [E]; 10],
 ) {
-    let (options, [_, t]) = (inputs.options, inputs.sizes());
+    let (options, [_, t]) = (inputs.options, inputs.extent());
     let (numbers, slots, c, n) = (options.numbers(), options.slots(), options.chunk, options.width);
     let (mut network, mut chunk, mut back) = (Network::new(options), Chunk::new(options), Back::new(options));
     let mut space = vec![E::default(); inputs.planned().max(numbers).max(c * n)];
     let mut dy = Matrix::new(c, n);
-    inputs.set_norm(&mut network, head);
+    inputs.set_shared(&mut network, head);
     for (slot, from) in [0, 2].into_iter().enumerate().take(slots) {
         d_out.copy(0, t * n + from * numbers, &mut space[..numbers]);
         unpack(back.carried().map(|(states, _)| &mut states[slot]), &space);
@@ -246,7 +304,8 @@ fn backward_head<E: Vector>(
     unpack(back.carried().map(|(_, anchor)| anchor), &space);
     // Which chunk's A the gradients of the loaded W are taken at.
     let mut loaded = None;
-    for index in (0..inputs.chunks()).rev() {
+    for (index, run) in inputs.runs().iter().enumerate().rev() {
+        let (first, count) = (run.first(c), run.tokens.len());
         if inputs.renewed(head, index) {
             back.renew();
         }
@@ -261,23 +320,40 @@ fn backward_head<E: Vector>(
                 None => inputs.start(1, head, &mut space[..numbers]),
             }
             unpack(network.layers.iter_mut().map(|layer| &mut layer.anchor), &space);
+            network.set_weights(options);
             loaded = Some(source);
         }
-        chunk.read(inputs, head, index, &mut space[..inputs.planned()]);
-        d_out.copy(0, index * c * n, &mut space[..c * n]);
+        chunk.read(inputs, head, run, &mut space[..inputs.planned()]);
+        d_out.copy(0, first * n, &mut space[..count * n]);
+        dy.resize(count, n);
         dy.set_rows(&space);
+        network.set_run(count);
         network.gradients(options, [&chunk.keys, &chunk.values], &chunk.thresholds, true);
-        network.read(options, &chunk.plan, &chunk.queries, |_, _| {});
+        if options.map == Map::Softmax {
+            let kept = &kept[inputs.kept_states() + first * inputs.kept_answers()..];
+            unpack(network.layers.iter_mut().flat_map(|layer| layer.answers.all_mut(count)), kept);
+            network.see_again(options, &chunk.queries);
+        } else {
+            network.read(options, &chunk.plan, &chunk.queries, |_, _| {});
+        }
         back.chunk(options, &network, &chunk.plan, &dy, &chunk.thresholds);
         for (to, from) in [(&mut *dq, &back.queries), (&mut *dk, &back.keys), (&mut *dv, &back.values)] {
-            write(from, &mut to[index * c * n..][..c * n]);
+            write(from, &mut to[first * n..][..count * n]);
         }
-        for (to, &from) in d_threshold[index * c..].iter_mut().zip(&back.thresholds) {
+        for (to, &from) in d_threshold[first..][..count].iter_mut().zip(&back.thresholds) {
             *to = E::of(from);
         }
-        write(&back.plan, &mut d_plan[index * inputs.planned()..][..inputs.planned()]);
+        let d_plan = &mut d_plan[run.chunk * inputs.planned()..][..inputs.planned()];
+        if options.map == Map::Softmax {
+            for (to, from) in d_plan.chunks_exact_mut(c).zip(back.plan.rows()) {
+                to[run.tokens.clone()].copy_from_slice(&from[..count]);
+            }
+        } else {
+            write(&back.plan, d_plan);
+        }
     }
-    for (to, &from) in d_norm.iter_mut().zip(back.gain.iter().chain(&back.bias)) {
+    let shared = d_norm.iter_mut().chain(d_sizes);
+    for (to, &from) in shared.zip(back.gain.iter().chain(&back.bias).chain(&back.sizes)) {
         *to = E::of(from);
     }
     pack(back.carried().map(|(states, _)| &states[0]), d_running);

@@ -33,7 +33,8 @@ fn power(r: f64, p: f64, nu: Option<f64>, clip: f64) -> [f64; 2] {
         }
         None => (r, 1.0, 0.5 * (p - 2.0)),
     };
-    let size = base.powf(exponent);
+    // Moneta's, which needs no power.
+    let size = if exponent == 1.0 { base } else { base.powf(exponent) };
     [sign * size, inside * (sign_slope * size + sign * 2.0 * exponent * r * size / base)]
 }
 

@@ -26,18 +26,28 @@
 //! layers     Da_L = Dz,  Dx_l += Da_l W_lᵀ,  DW_l += x_lᵀ Da_l,  Da_{l-1} += Dx_l ∘ gelu'(a_{l-1})
 //! ```
 //!
+//! Weights may also be multiples of `A` (`map`) or distributions (`softmax`). Multiples are products with `A` times a
+//! number. Distributions are formed for every token, one after the other, so their plan is `α` and `η` of each token, and
+//! chunks may be two runs, with a `W` each.
+//!
 //! Floor: 6 operations per weight and token forward for the first layer and 8 for the others, 22 and 30 with gradients, as
-//! products of matrices of `c` rows. What is kept for the way back are the weights at every chunk's start.
+//! products of matrices of `c` rows; of distributions one exponential per weight and token, two with gradients. What is
+//! kept for the way back are the weights at every run's start.
 
 mod activation;
 mod back;
+mod distribution;
 mod flex;
 mod heads;
 mod loss;
+mod map;
 mod network;
 mod norm;
+mod softmax;
 #[cfg(test)]
 mod tests;
+
+use std::ops::Range;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::FloatTensor;
@@ -47,11 +57,15 @@ use burn::tensor::Tensor;
 use super::gradient::{self, track};
 use crate::miras::{Bias, Gelu};
 
+pub(crate) use map::Map;
+
 /// The memory's function, and what is asked of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// Tokens of a chunk
     pub(crate) chunk: usize,
+    /// Whether a chunk is two runs: its first token, and the others; with [`Map::Softmax`] only
+    pub(crate) lag: bool,
     /// Numbers of a key and of a value
     pub(crate) width: usize,
     /// Numbers between layers
@@ -70,9 +84,11 @@ pub(crate) struct Options {
     pub(crate) eps: f64,
     /// The inner loss
     pub(crate) bias: Bias,
+    /// From what is accumulated to weights
+    pub(crate) map: Map,
     /// Whether there is an `S`
     pub(crate) momentum: bool,
-    /// Whether `W` becomes `A` at the end of a chunk: of every chunk of every row
+    /// Whether `W` becomes that of `A` at the end of a run: of every run of every row
     pub(crate) renewed: Vec<bool>,
 }
 
@@ -86,6 +102,20 @@ impl Options {
     fn sizes(&self) -> Vec<[usize; 2]> {
         let width = |l: usize| if l == 0 || l == self.depth { self.width } else { self.hidden };
         (0..self.depth).map(|l| [width(l) + usize::from(self.offset), width(l + 1)]).collect()
+    }
+
+    /// Tokens of the runs of a chunk, which have one `W` each.
+    fn runs(&self) -> impl Iterator<Item = Range<usize>> + Clone {
+        let first = if self.lag { 1 } else { self.chunk };
+        [0..first, first..self.chunk].into_iter().filter(|run| !run.is_empty())
+    }
+
+    /// Rows and columns of a chunk's plan.
+    fn plan(&self) -> [usize; 2] {
+        match self.map {
+            Map::Softmax => [2, self.chunk],
+            _ => [self.chunk + self.slots(); 2],
+        }
     }
 
     /// Numbers of all matrices.
@@ -105,10 +135,13 @@ pub(crate) struct Descent {
     pub(crate) v: Tensor<4>,
     /// `[b, h, t, 1]`
     pub(crate) threshold: Tensor<4>,
-    /// `[b, h, t / c, (c + s)²]`, `s` of the slots; the column of `A` in the row of `S` is taken for 0
+    /// `[b, h, t / c, (c + s)²]`, `s` of the slots; the column of `A` in the row of `S` is taken for 0. With
+    /// [`Map::Softmax`], which has no `S`, `[b, h, t / c, 2 c]`: every token's `α`, then every token's `η`
     pub(crate) plan: Tensor<4>,
     /// Gain and bias of the layer norm, `[h, n]`
     pub(crate) norm: Option<[Tensor<2>; 2]>,
+    /// A number of every matrix that the map asks for, `[b, h, 1, depth]`
+    pub(crate) sizes: Option<Tensor<4>>,
     /// `A`, the first layer's first, `[b, h, inputs, outputs]`
     pub(crate) running: Vec<Tensor<4>>,
     /// `W`
@@ -150,7 +183,7 @@ fn pack(matrices: &[Tensor<4>]) -> Tensor<4> {
 impl Descent {
     /// Runs all chunks.
     pub(crate) fn run(self, options: Options) -> Learned {
-        let Self { q, k, v, threshold, plan, norm, running, anchor, momentum } = self;
+        let Self { q, k, v, threshold, plan, norm, sizes: given, running, anchor, momentum } = self;
         let [b, h, t, n] = k.dims();
         let none = || Tensor::<4>::zeros([1, 1, 1, 1], (&k.device().inner(), k.dtype()));
         let norm = norm.map_or_else(none, |parts| {
@@ -158,11 +191,14 @@ impl Descent {
             both.expand([b, h, 2, n])
         });
         let momentum_before = if momentum.is_empty() { none() } else { pack(&momentum) };
-        let all = [q, k.clone(), v, threshold, plan, norm, pack(&running), pack(&anchor), momentum_before];
-        let [q, k, v, threshold, plan, norm, running, anchor, momentum] = all.map(Tensor::into_dispatch);
+        let given = given.unwrap_or_else(none);
+        let all =
+            [q, k.clone(), v, threshold, plan, norm, given, pack(&running), pack(&anchor), momentum_before];
+        let [q, k, v, threshold, plan, norm, given, running, anchor, momentum] =
+            all.map(Tensor::into_dispatch);
         let (sizes, numbers, slots) = (options.sizes(), options.numbers(), options.slots());
         let out = Tensor::<4>::from_dispatch(<Dispatch as Descend>::descend(
-            q, k, v, threshold, plan, norm, running, anchor, momentum, options,
+            q, k, v, threshold, plan, norm, given, running, anchor, momentum, options,
         ));
         let slot = |index: usize| -> Vec<Tensor<4>> {
             let mut start = t * n + index * numbers;
@@ -194,6 +230,7 @@ pub(crate) trait Descend: Backend {
         threshold: FloatTensor<Self>,
         plan: FloatTensor<Self>,
         norm: FloatTensor<Self>,
+        sizes: FloatTensor<Self>,
         running: FloatTensor<Self>,
         anchor: FloatTensor<Self>,
         momentum: FloatTensor<Self>,
@@ -202,7 +239,7 @@ pub(crate) trait Descend: Backend {
 }
 
 /// The inputs, in the order of the operation's arguments.
-type Given<B> = [FloatTensor<B>; 9];
+type Given<B> = [FloatTensor<B>; 10];
 
 /// Both passes on a device.
 trait Passes: Backend {
@@ -219,7 +256,7 @@ trait Passes: Backend {
         options: &Options,
         kept: &FloatTensor<Self>,
         out: &FloatTensor<Self>,
-    ) -> [Option<FloatTensor<Self>>; 9];
+    ) -> [Option<FloatTensor<Self>>; 10];
 }
 
 impl Descend for Flex {
@@ -230,12 +267,13 @@ impl Descend for Flex {
         threshold: FloatTensor<Self>,
         plan: FloatTensor<Self>,
         norm: FloatTensor<Self>,
+        sizes: FloatTensor<Self>,
         running: FloatTensor<Self>,
         anchor: FloatTensor<Self>,
         momentum: FloatTensor<Self>,
         options: Options,
     ) -> FloatTensor<Self> {
-        Self::forward(&[q, k, v, threshold, plan, norm, running, anchor, momentum], &options, false).0
+        Self::forward(&[q, k, v, threshold, plan, norm, sizes, running, anchor, momentum], &options, false).0
     }
 }
 
@@ -247,8 +285,8 @@ struct Saved<B: Backend> {
     kept: Option<FloatTensor<B>>,
 }
 
-impl<B: Passes> gradient::Saved<B, 9> for Saved<B> {
-    fn gradients(self, out: FloatTensor<B>, _wanted: [bool; 9]) -> [Option<FloatTensor<B>>; 9] {
+impl<B: Passes> gradient::Saved<B, 10> for Saved<B> {
+    fn gradients(self, out: FloatTensor<B>, _wanted: [bool; 10]) -> [Option<FloatTensor<B>>; 10] {
         let kept = self.kept.expect("kept, because it is differentiated");
         B::backward(&self.given, &self.options, &kept, &out)
     }
@@ -262,15 +300,16 @@ impl<B: Passes + Descend, C: CheckpointStrategy> Descend for Autodiff<B, C> {
         threshold: FloatTensor<Self>,
         plan: FloatTensor<Self>,
         norm: FloatTensor<Self>,
+        sizes: FloatTensor<Self>,
         running: FloatTensor<Self>,
         anchor: FloatTensor<Self>,
         momentum: FloatTensor<Self>,
         options: Options,
     ) -> FloatTensor<Self> {
-        let given = [q, k, v, threshold, plan, norm, running, anchor, momentum];
+        let given = [q, k, v, threshold, plan, norm, sizes, running, anchor, momentum];
         let nodes = given.each_ref().map(|x| x.node());
         let given = given.map(|x| x.into_primitive());
-        track::<B, C, _, 9>(nodes, |keep| {
+        track::<B, C, _, 10>(nodes, |keep| {
             let (out, kept) = B::forward(&given, &options, keep);
             (out, Saved::<B> { given, options, kept })
         })

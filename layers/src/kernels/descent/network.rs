@@ -4,15 +4,21 @@ use crate::kernels::dense::{Matrix, Part};
 use crate::kernels::vector::Vector;
 
 use super::activation::activate;
+use super::map::Factor;
 use super::norm::{project, standardize};
-use super::{Options, loss};
+use super::softmax::{Answers, Run, Space};
+use super::{Map, Options, distribution, loss, softmax};
 
 /// One layer's matrices, `[inputs, outputs]`, and what goes through them.
 pub(super) struct Layer<E> {
     /// `A`, and `S` if there is one
     pub(super) states: Vec<Matrix<E>>,
-    /// `W_c`, and its transpose
+    /// `A` where `W_c` was set
     pub(super) anchor: Matrix<E>,
+    /// `W_c`, if it is not the same, and `ν` if it is a multiple
+    weights: Option<Matrix<E>>,
+    pub(super) factor: Option<Factor>,
+    /// The transpose of `W_c`
     pub(super) anchor_turned: Matrix<E>,
     /// `x`: what the layer sees of the keys
     pub(super) input: Matrix<E>,
@@ -32,6 +38,23 @@ pub(super) struct Layer<E> {
     pub(super) scores: Matrix<E>,
     /// Products of what it sees of the queries with `A` and `S`
     pub(super) parts: Vec<Matrix<E>>,
+    /// What it makes of them: without `ν`, if there is one, or by weights of every token
+    pub(super) answers: Answers<E>,
+}
+
+impl<E> Layer<E> {
+    /// `W_c`
+    pub(super) fn weights(&self) -> &Matrix<E> {
+        self.weights.as_ref().unwrap_or(&self.anchor)
+    }
+
+    /// What it does to a run's tokens, one after the other.
+    pub(super) fn run<'a>(&'a self, size: E, steps: &'a Matrix<E>) -> Run<'a, E>
+    where
+        E: Copy,
+    {
+        Run { steps, input: &self.input, error: &self.error, query: &self.query, size }
+    }
 }
 
 /// The memory of one head at work on a chunk.
@@ -40,6 +63,8 @@ pub(super) struct Network<E> {
     /// The layer norm's gain and bias; empty without one
     pub(super) gain: Vec<E>,
     pub(super) bias: Vec<E>,
+    /// What the map asks for, of every layer
+    pub(super) sizes: Vec<E>,
     /// `ẑ`, `r` and `u` of the keys, and `ρ` of each
     pub(super) normal: Matrix<E>,
     pub(super) residual: Matrix<E>,
@@ -56,6 +81,7 @@ pub(super) struct Network<E> {
     pub(super) scaled: Matrix<E>,
     /// `gelu''` that is not needed
     unused: Matrix<E>,
+    space: Space<E>,
 }
 
 impl<E: Vector> Network<E> {
@@ -65,6 +91,8 @@ impl<E: Vector> Network<E> {
         let layer = |&[inputs, outputs]: &[usize; 2]| Layer {
             states: (0..slots).map(|_| Matrix::new(inputs, outputs)).collect(),
             anchor: Matrix::new(inputs, outputs),
+            weights: (options.map != Map::Same).then(|| Matrix::new(inputs, outputs)),
+            factor: None,
             anchor_turned: Matrix::new(outputs, inputs),
             input: Matrix::new(c, inputs),
             input_turned: Matrix::new(inputs, c),
@@ -76,6 +104,7 @@ impl<E: Vector> Network<E> {
             query_slope: Matrix::new(c, outputs),
             scores: Matrix::new(c, c),
             parts: (0..slots).map(|_| Matrix::new(c, outputs)).collect(),
+            answers: Answers::new(c, outputs),
         };
         let (n, normed) = (options.width, if options.norm { options.width } else { 0 });
         let rows = |columns| Matrix::new(c, columns);
@@ -83,6 +112,7 @@ impl<E: Vector> Network<E> {
             layers: options.sizes().iter().map(layer).collect(),
             gain: vec![E::default(); normed],
             bias: vec![E::default(); normed],
+            sizes: vec![E::default(); if options.map == Map::Same { 0 } else { options.depth }],
             normal: rows(n),
             residual: rows(n),
             outer: rows(n),
@@ -93,6 +123,34 @@ impl<E: Vector> Network<E> {
             weighted: rows(c),
             scaled: rows(widest),
             unused: rows(widest),
+            space: Space::new(),
+        }
+    }
+
+    /// Makes `W_c` of what was accumulated where it is set.
+    pub(super) fn set_weights(&mut self, options: &Options) {
+        for (layer, &size) in self.layers.iter_mut().zip(&self.sizes) {
+            let Layer { anchor, weights: Some(weights), factor, .. } = layer else { continue };
+            match options.map {
+                Map::Same => {}
+                Map::Normed { q, least, most } => {
+                    let new = Factor::new([q, least, most], anchor, size.to_f64());
+                    weights.copy_from(anchor);
+                    weights.scale(E::of(new.value));
+                    *factor = Some(new);
+                }
+                Map::Softmax => distribution::set_weights(anchor, size, weights),
+            }
+        }
+    }
+
+    /// Makes room for a run of so many tokens.
+    pub(super) fn set_run(&mut self, tokens: usize) {
+        for layer in &mut self.layers {
+            let Layer { input, query, slope, curve, error, query_slope, .. } = layer;
+            for matrix in [input, query, slope, curve, error, query_slope] {
+                matrix.resize(tokens, matrix.columns());
+            }
         }
     }
 
@@ -108,10 +166,10 @@ impl<E: Vector> Network<E> {
         see(keys, options, &mut self.layers[0].input);
         for l in 0..=last {
             let (layer, next) = pair(&mut self.layers, l);
-            self.made.set_product(&layer.input, &layer.anchor, Part::Whole);
+            self.made.set_product(&layer.input, layer.weights(), Part::Whole);
             layer.input_turned.set_transpose(&layer.input);
             if back || l > 0 {
-                layer.anchor_turned.set_transpose(&layer.anchor);
+                layer.anchor_turned.set_transpose(layer.weights.as_ref().unwrap_or(&layer.anchor));
             }
             if let Some(next) = next {
                 activate(options.gelu, &self.made, &mut next.input, &mut layer.slope, &mut layer.curve);
@@ -155,9 +213,12 @@ impl<E: Vector> Network<E> {
         options: &Options,
         plan: &Matrix<E>,
         queries: &Matrix<E>,
-        mut answer: impl FnMut(usize, &[E]),
+        answer: impl FnMut(usize, &[E]),
     ) {
         let (last, c) = (self.layers.len() - 1, options.chunk);
+        if options.map == Map::Softmax {
+            return self.read_by_token(options, plan, queries, answer);
+        }
         see(queries, options, &mut self.layers[0].query);
         for l in 0..=last {
             let (layer, next) = pair(&mut self.layers, l);
@@ -170,13 +231,55 @@ impl<E: Vector> Network<E> {
                     add_scaled(self.made.row_mut(t), part.row(t), plan.row(t)[c + s]);
                 }
             }
-            if let Some(next) = next {
-                let slope = &mut layer.query_slope;
-                activate(options.gelu, &self.made, &mut next.query, slope, &mut self.unused);
-                add_one(options, &mut next.query);
+            if let Some(factor) = layer.factor {
+                layer.answers.made.copy_from(&self.made);
+                self.made.scale(E::of(factor.value));
             }
+            see_next(options, &self.made, &mut layer.query_slope, next, &mut self.unused);
         }
-        for t in 0..c {
+        self.answer(options, queries, answer);
+    }
+
+    /// The same where every token has weights of its own, formed one after the other: `A` moves on with them.
+    fn read_by_token(
+        &mut self,
+        options: &Options,
+        steps: &Matrix<E>,
+        queries: &Matrix<E>,
+        answer: impl FnMut(usize, &[E]),
+    ) {
+        see(queries, options, &mut self.layers[0].query);
+        for l in 0..self.layers.len() {
+            let size = self.sizes[l];
+            let (layer, next) = pair(&mut self.layers, l);
+            let Layer { states, answers, input, error, query, query_slope, .. } = layer;
+            let run = Run { steps, input, error, query, size };
+            softmax::read(run, &mut states[0], answers, &mut self.space);
+            see_next(options, &answers.made, query_slope, next, &mut self.unused);
+        }
+        self.recall(options, queries, answer);
+    }
+
+    /// What layers see of the queries, from the answers that were kept.
+    pub(super) fn see_again(&mut self, options: &Options, queries: &Matrix<E>) {
+        see(queries, options, &mut self.layers[0].query);
+        for l in 0..self.layers.len() {
+            let (layer, next) = pair(&mut self.layers, l);
+            see_next(options, &layer.answers.made, &mut layer.query_slope, next, &mut self.unused);
+        }
+        self.recall(options, queries, |_, _| {});
+    }
+
+    fn recall(&mut self, options: &Options, queries: &Matrix<E>, answer: impl FnMut(usize, &[E])) {
+        if let Some(last) = self.layers.last() {
+            self.made.copy_from(&last.answers.made);
+        }
+        self.answer(options, queries, answer);
+    }
+
+    /// Answers, from what the last layer makes.
+    fn answer(&mut self, options: &Options, queries: &Matrix<E>, mut answer: impl FnMut(usize, &[E])) {
+        for t in 0..queries.rows().count() {
             if !options.norm || options.raw {
                 answer(t, self.made.row(t));
                 continue;
@@ -195,8 +298,9 @@ impl<E: Vector> Network<E> {
     pub(super) fn write(&mut self, options: &Options, plan: &Matrix<E>, renewed: bool) {
         let c = options.chunk;
         for layer in &mut self.layers {
-            // A first: it is made of what S was.
-            for s in 0..layer.states.len() {
+            // A first: it is made of what S was. Where tokens have weights of their own, it has moved on with them.
+            let by_plan = if options.map == Map::Softmax { 0 } else { layer.states.len() };
+            for s in 0..by_plan {
                 let row = plan.row(c + s);
                 let (done, rest) = layer.states.split_at_mut(s + 1);
                 let state = &mut done[s];
@@ -215,6 +319,9 @@ impl<E: Vector> Network<E> {
                 layer.anchor.copy_from(&layer.states[0]);
             }
         }
+        if renewed {
+            self.set_weights(options);
+        }
     }
 }
 
@@ -230,6 +337,20 @@ fn see<E: Vector>(x: &Matrix<E>, options: &Options, to: &mut Matrix<E>) {
         row[..x.len()].copy_from_slice(x);
     }
     add_one(options, to);
+}
+
+/// What the layer after one sees of the queries, if there is one.
+fn see_next<E: Vector>(
+    options: &Options,
+    made: &Matrix<E>,
+    slope: &mut Matrix<E>,
+    next: Option<&mut Layer<E>>,
+    unused: &mut Matrix<E>,
+) {
+    if let Some(next) = next {
+        activate(options.gelu, made, &mut next.query, slope, unused);
+        add_one(options, &mut next.query);
+    }
 }
 
 /// What an offset multiplies.

@@ -13,11 +13,17 @@ use crate::testing::Draw;
 #[test]
 fn results_do_not_depend_on_what_was_there() {
     let ([b, h, t, n], mut draw) = ([2, 2, 9, 5], Draw::new(7));
-    for (norm, momentum, offset, depth) in
-        [(true, true, true, 2), (false, false, false, 1), (true, false, true, 3)]
+    let normed = Map::Normed { q: 4.0, least: 0.1, most: 10.0 };
+    let maps = [Map::Same, Map::Same, normed, Map::Softmax];
+    for ((norm, momentum, offset, depth), map) in
+        [(true, true, true, 2), (false, false, false, 1), (true, false, true, 3), (true, false, false, 2)]
+            .into_iter()
+            .zip(maps)
     {
+        let lag = map == Map::Softmax;
         let options = Options {
             chunk: 3,
+            lag,
             width: n,
             hidden: 7,
             depth,
@@ -27,21 +33,23 @@ fn results_do_not_depend_on_what_was_there() {
             raw: false,
             eps: 1e-6,
             bias: Bias::HuberNorm,
+            map,
             momentum,
-            renewed: vec![true, false, true, false, false, true],
+            renewed: [true, false, true, false, false, true].repeat(if lag { 2 } else { 1 }),
         };
         let mut tensor = |dims: [usize; 4]| {
             let numbers = draw.numbers(dims.iter().product(), 0.1, 0.9);
             <f64 as Number>::tensor(numbers, &dims)
         };
-        let (numbers, rows) = (options.numbers(), options.chunk + options.slots());
+        let (numbers, planned) = (options.numbers(), options.plan().iter().product());
         let given: Given<Flex> = [
             [b, h, t, n],
             [b, h, t, n],
             [b, h, t, n],
             [b, h, t, 1],
-            [b, h, t / 3, rows * rows],
+            [b, h, t / 3, planned],
             [b, h, 2, n],
+            [b, h, 1, depth],
             [b, h, 1, numbers],
             [b, h, 1, numbers],
             [b, h, 1, numbers],
@@ -55,9 +63,9 @@ fn results_do_not_depend_on_what_was_there() {
         let d_out = <f64 as Number>::tensor(out, &[b, h, 1, inputs.outputs()]);
         let mut dirty = Gradients::filled(&inputs, f64::NAN);
         backward(&inputs, &kept, view(&d_out), &mut dirty);
-        let Gradients { tokens: [q, k, v], threshold, plan, norm, weights: [running, anchor, momentum] } =
-            dirty;
-        let all = [q, k, v, threshold, plan, norm, running, anchor, momentum].concat();
+        let Gradients { tokens: [q, k, v], threshold, plan, norm, sizes, weights } = dirty;
+        let [running, anchor, momentum] = weights;
+        let all = [q, k, v, threshold, plan, norm, sizes, running, anchor, momentum].concat();
         assert!(all.iter().all(|x| x.is_finite()));
     }
 }
