@@ -206,10 +206,18 @@ impl Miras {
     fn learn(&self, tokens: Tokens, state: &mut State, run: Run<'_>) -> Result<Tensor<4>> {
         match &self.memory {
             Learner::Descent(memory) => {
-                let (fast, clock, bias) =
-                    (self.fast(memory, state)?, self.clock(state, run), self.config.bias);
+                let (clock, bias) = (self.clock(state, run), self.config.bias);
+                #[cfg_attr(not(all(feature = "flex", feature = "cube")), allow(unused_mut, reason = "see below"))]
+                let mut fast = self.fast(memory, state)?;
                 let gradient = |r, v, delta| Bias::gradient(bias, r, v, delta);
                 let rule = Rule { bias: Some(bias), ..self.rule(memory, &gradient) };
+                #[cfg(all(feature = "flex", feature = "cube"))]
+                if run.form != Form::Recurrent
+                    && let Some(y) = rule.on_graphics(&tokens, &mut fast, &clock)
+                {
+                    self.put(memory, state, fast);
+                    return Ok(y);
+                }
                 // Gradients at every token's own weights make much of the last digit: one computation for all forms.
                 let one_by_one = run.form == Form::Recurrent || tokens.len() == 1 || self.config.chunk == 1;
                 let (y, fast) = match clock.phase() {

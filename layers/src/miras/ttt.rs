@@ -371,10 +371,18 @@ impl Mixer for Ttt {
     /// `Recurrent` forms the memory after every token; every other form takes whole mini-batches, except where
     /// rows stand at different places of theirs (after ragged padding).
     fn run(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
-        let fast = self.fast(&state)?;
+        #[cfg_attr(not(all(feature = "flex", feature = "cube")), allow(unused_mut, reason = "see below"))]
+        let mut fast = self.fast(&state)?;
         let lengths = run.lengths.map(|lengths| lengths.0.as_slice());
         let clock = Clock::new(state.positions(), self.mini_batch, lengths);
         let tokens = self.tokens(&x, &mut state, run)?;
+        #[cfg(all(feature = "flex", feature = "cube"))]
+        if run.form != Form::Recurrent
+            && let Some(y) = self.memory.on_graphics(&tokens, &mut fast, &clock)
+        {
+            self.put(&mut state, fast);
+            return Ok((self.readout(y, x), state));
+        }
         let q = tokens.q.clone();
         let one_by_one = run.form == Form::Recurrent || x.dims()[1] == 1;
         let (z, fast) = match clock.phase() {

@@ -42,7 +42,7 @@ use crate::system::scan::{tril_ones, unbind};
 /// Standard deviation of the initial weights.
 const INIT_STD: f64 = 0.02;
 /// ε of the memory's layer norm.
-const NORM_EPS: f64 = 1e-6;
+pub(super) const NORM_EPS: f64 = 1e-6;
 
 /// `f`: its slow parameters, among them the weights it starts from. Matrices are input by output.
 #[derive(Module, Debug)]

@@ -5,6 +5,8 @@ mod append;
 mod buffer;
 mod conv;
 mod delta;
+#[cfg(feature = "flex")]
+mod descent;
 mod functions;
 mod gates;
 pub(super) mod linear;
@@ -24,6 +26,8 @@ pub(crate) use buffer::columns;
 pub(super) use buffer::fits;
 pub(super) use conv::{convolve_parts, convolve_several, convolves};
 pub(crate) use delta::{GatedDelta, HeadInputs};
+#[cfg(feature = "flex")]
+pub(crate) use descent::{Call, Plans, descends};
 pub(crate) use gates::BlockGates;
 pub(super) use lstm::gates;
 pub(super) use norm::normalises;
