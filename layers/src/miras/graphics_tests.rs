@@ -2,6 +2,8 @@
 //! of what is not a number before.
 
 use super::*;
+use burn::module::Module;
+
 use crate::miras::{TttMemory, TttTokens};
 use crate::testing::graphics;
 
