@@ -62,7 +62,10 @@ mod vector;
 mod view;
 
 #[cfg(feature = "cube")]
-pub(crate) use cube::{BlockGates, GatedDelta, HeadInputs, Output, columns, decays_and_keys, join};
+pub(crate) use cube::{
+    BlockGates, GateOf, GatedDelta, HeadInputs, Opening, Output, columns, decays_and_keys, join, open_gates,
+    rates_and_steps,
+};
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 
+use super::Bias;
 use super::inner::{Clock, Fast, Rule, Tokens};
 use super::memory::{Gelu, Memory};
 use super::ttt_memory::{TttFast, TttMemory, TttTokens};
-use super::Bias;
 use crate::kernels::descent::{self, Call, Learned, Options, Plans};
 
 impl Rule<'_> {
@@ -19,7 +19,8 @@ impl Rule<'_> {
         let [b, h, t, _] = k.dims();
         let step = &gates[0];
         let threshold = options.bias.has_threshold().then_some(delta);
-        let columns = [Some(&step.eta), Some(&step.log_alpha), step.log_mu.as_ref(), valid.as_ref(), threshold];
+        let columns =
+            [Some(&step.eta), Some(&step.log_alpha), step.log_mu.as_ref(), valid.as_ref(), threshold];
         let columns = columns.into_iter().flatten().map(|x| x.clone().expand([b, h, t, 1]));
         let norm = match self.memory {
             Memory::Mlp(memory) => Some([memory.norm_weight.val(), memory.norm_bias.val()]),
@@ -31,7 +32,7 @@ impl Rule<'_> {
         };
         let call = Call {
             tokens: [q, k, v].map(Clone::clone),
-            gates: Tensor::cat(columns.collect(), 3),
+            gates: columns.collect(),
             plans: Plans::Decayed,
             ragged: valid.is_some(),
             norm,
@@ -80,7 +81,7 @@ impl TttMemory {
         let norm = self.norm_weight.as_ref().zip(self.norm_bias.as_ref());
         let call = Call {
             tokens: [q, k, v].map(Clone::clone),
-            gates: Tensor::cat(columns.collect(), 3),
+            gates: columns.collect(),
             plans: Plans::Batched,
             ragged: valid.is_some(),
             norm: norm.map(|(gain, bias)| [gain.val(), bias.val()]),
@@ -92,4 +93,3 @@ impl TttMemory {
         Some(learned.y)
     }
 }
-

@@ -140,7 +140,10 @@ pub(crate) fn applies(k: &Tensor<4>, v: &Tensor<4>) -> bool {
 /// Whether the kernel for graphics devices runs these, and may.
 #[cfg(feature = "cube")]
 pub(crate) fn on_graphics(k: &Tensor<4>, v: &Tensor<4>) -> bool {
-    super::enabled() && super::cube::descends(k) && k.dims() == v.dims() && k.dims().iter().all(|&size| size > 0)
+    super::enabled()
+        && super::cube::descends(k)
+        && k.dims() == v.dims()
+        && k.dims().iter().all(|&size| size > 0)
 }
 
 /// All matrices of a slot, `[b, h, 1, numbers]`.

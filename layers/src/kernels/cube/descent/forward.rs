@@ -111,7 +111,18 @@ pub(super) fn descend_kernel(
                 let last = size - 1 - t;
                 let row = x + t * inputs;
                 multiply(
-                    out, &mut sums, row, inputs, 1usize, last, anchor + j, outputs, 0usize, inputs, false, rows,
+                    out,
+                    &mut sums,
+                    row,
+                    inputs,
+                    1usize,
+                    last,
+                    anchor + j,
+                    outputs,
+                    0usize,
+                    inputs,
+                    false,
+                    rows,
                 );
                 #[unroll]
                 for r in 0..rows {
@@ -144,7 +155,8 @@ pub(super) fn descend_kernel(
             for i in 0..n {
                 let mut r = out[z + i] - v[value + i * v.stride(3)];
                 if comptime!(rule.norm) {
-                    r = out[key + i] + (out[z + i] - mean) * rate * gain[own * gain.stride(0) + i * gain.stride(1)]
+                    r = out[key + i]
+                        + (out[z + i] - mean) * rate * gain[own * gain.stride(0) + i * gain.stride(1)]
                         + bias[own * bias.stride(0) + i * bias.stride(1)]
                         - v[value + i * v.stride(3)];
                 }
@@ -154,7 +166,16 @@ pub(super) fn descend_kernel(
             let mut sum = f32::new(0.0);
             let mut along = f32::new(0.0);
             for i in 0..n {
-                let mut u = of_loss(out[d + i], v[value + i * v.stride(3)], delta, squares, nu, exponent, clip, rule.loss);
+                let mut u = of_loss(
+                    out[d + i],
+                    v[value + i * v.stride(3)],
+                    delta,
+                    squares,
+                    nu,
+                    exponent,
+                    clip,
+                    rule.loss,
+                );
                 if comptime!(rule.norm) {
                     u *= gain[own * gain.stride(0) + i * gain.stride(1)];
                     sum += u;
@@ -232,18 +253,41 @@ pub(super) fn descend_kernel(
                 let last = size - 1 - t;
                 let (scores, row) = (scores_at + t * tokens, query + t * inputs);
                 multiply(
-                    out, &mut sums, scores, tokens, 1usize, last, d + j, outputs, 0usize, size, false, rows,
+                    out,
+                    &mut sums,
+                    scores,
+                    tokens,
+                    1usize,
+                    last,
+                    d + j,
+                    outputs,
+                    0usize,
+                    size,
+                    false,
+                    rows,
                 );
                 #[unroll]
                 for s in 0..comptime!(rule.carriers()) {
                     let slot = comptime!(if s == 0 { 0 } else { rule.last() });
                     let from = matrix(weights_at, head, heads, slot, l, rule);
                     multiply(
-                        out, &mut parts, row, inputs, 1usize, last, from + j, outputs, 0usize, inputs, false, rows,
+                        out,
+                        &mut parts,
+                        row,
+                        inputs,
+                        1usize,
+                        last,
+                        from + j,
+                        outputs,
+                        0usize,
+                        inputs,
+                        false,
+                        rows,
                     );
                     #[unroll]
                     for r in 0..rows {
-                        sums[r] += parts[r] * out[plan_at + min(t + r, size - 1) * wide + comptime!(tokens + s)];
+                        sums[r] +=
+                            parts[r] * out[plan_at + min(t + r, size - 1) * wide + comptime!(tokens + s)];
                     }
                 }
                 #[unroll]
@@ -294,12 +338,21 @@ pub(super) fn descend_kernel(
             for task in range_stepped(unit, comptime!(inputs.div_ceil(ROWS) * outputs), UNITS) {
                 let (i, j) = (task / outputs * ROWS, task % outputs);
                 let last = inputs - 1 - i;
-                multiply(
-                    out, &mut sums, x + i, 1usize, inputs, last, d + j, outputs, of_a, size, true, ROWS,
-                );
+                multiply(out, &mut sums, x + i, 1usize, inputs, last, d + j, outputs, of_a, size, true, ROWS);
                 if comptime!(rule.momentum) {
                     multiply(
-                        out, &mut parts, x + i, 1usize, inputs, last, d + j, outputs, of_s, size, true, ROWS,
+                        out,
+                        &mut parts,
+                        x + i,
+                        1usize,
+                        inputs,
+                        last,
+                        d + j,
+                        outputs,
+                        of_s,
+                        size,
+                        true,
+                        ROWS,
                     );
                 }
                 #[unroll]

@@ -44,8 +44,9 @@ pub(crate) enum Plans {
 pub(crate) struct Call {
     /// `q`, `k` and `v`: `[b, h, t, n]`
     pub(crate) tokens: [Burn<4>; 3],
-    /// `[b, h, t, g]`: those of [`Plans`], 1 for real tokens where some are padding, and the loss's threshold if it has one
-    pub(crate) gates: Burn<4>,
+    /// `[b, h, t, 1]` each: those of [`Plans`], 1 for real tokens where some are padding, and the loss's threshold if it
+    /// has one
+    pub(crate) gates: Vec<Burn<4>>,
     pub(crate) plans: Plans,
     /// Whether some tokens are padding
     pub(crate) ragged: bool,
@@ -87,6 +88,28 @@ fn carried(rule: &Rule, heads: usize, weights: &[CubeTensor]) -> Option<CubeTens
     Some(part_of(first, 0, [at]))
 }
 
+/// Gates as one tensor: where they lie, if they are parts of one buffer, or copied beside each other.
+fn beside(gates: &[Burn<4>]) -> Option<CubeTensor> {
+    let all: Vec<CubeTensor> = gates.iter().map(plain).collect::<Option<_>>()?;
+    let first = all.first()?;
+    let apart = all.get(1).and_then(|second| offset_from(first, second)).unwrap_or(0);
+    let alike = |(i, x): (usize, &CubeTensor)| {
+        x.meta.strides()[..3] == first.meta.strides()[..3] && offset_from(first, x) == Some(i * apart)
+    };
+    if apart == 0 || !all.iter().enumerate().all(alike) {
+        return plain(&Burn::cat(gates.to_vec(), 3));
+    }
+    let mut meta = first.meta.clone();
+    (meta.shape[3], meta.strides[3]) = (all.len(), apart);
+    Some(CubeTensor::new(
+        first.client.clone(),
+        first.handle.clone(),
+        *meta,
+        first.device.clone(),
+        first.dtype,
+    ))
+}
+
 impl Call {
     /// Answers, and what is learned; `None` where these are not for the kernel: gradients, another device or element
     /// type.
@@ -95,7 +118,7 @@ impl Call {
         let [b, h, t, n] = tokens[0].dims();
         let heads = b * h;
         let [q, k, v] = tokens.each_ref().map(plain);
-        let (q, k, v, gates) = (q?, k?, v?, plain(&gates)?);
+        let (q, k, v, gates) = (q?, k?, v?, beside(&gates)?);
         let weights: Vec<CubeTensor> = weights.iter().map(plain).collect::<Option<_>>()?;
         // In place of what there is not: it is not read.
         let [gain, bias] = match &norm {

@@ -37,9 +37,7 @@ pub(super) fn loss_of(bias: Bias) -> (Loss, Numbers) {
     match bias {
         Bias::DotProduct => of(Loss::Dot, 0.0),
         Bias::L2 => of(Loss::Square, 0.0),
-        Bias::Lp { p, nu: None, clip } => {
-            (Loss::Power, Numbers { nu: 0.0, exponent: 0.5 * (p - 2.0), clip })
-        }
+        Bias::Lp { p, nu: None, clip } => (Loss::Power, Numbers { nu: 0.0, exponent: 0.5 * (p - 2.0), clip }),
         Bias::Lp { p, nu: Some(nu), clip } => {
             (Loss::SignedPower, Numbers { nu, exponent: 0.5 * (p - 1.0), clip })
         }
