@@ -91,7 +91,7 @@ fn graphics_devices_find_the_same() {
             }
             // Of unit length; neighbours together where all channels are rotated; or nothing but the length.
             let eps = 1e-3;
-            let unit = |x: Tensor<4>| x.clone() / x.square().sum_dim(3).add_scalar(eps).sqrt();
+            let length = |x: &Tensor<4>| x.clone().square().sum_dim(3).add_scalar(eps).sqrt();
             let [b, h, t, n] = x.dims();
             let pairs = n == 2 * sizes.2;
             let turn = Turn { pairs, unit: Some(eps), ..Turn::default() };
@@ -103,11 +103,11 @@ fn graphics_devices_find_the_same() {
             } else {
                 plain(x.clone(), table.clone())
             };
-            assert!(error(&numbers(two[0].clone()), &numbers(unit(apart))) <= 1e-6, "{sizes:?}, unit");
+            assert!(error(&numbers(two[0].clone()), &numbers(apart / length(&x))) <= 1e-6, "{sizes:?}, unit");
             let turn = Turn { unit: Some(eps), ..Turn::default() };
             let two = run_two(&on(&x), &on(&fewer), None, turn).expect("it lies there");
             assert!(
-                error(&numbers(two[1].clone()), &numbers(unit(fewer.clone()))) <= 1e-6,
+                error(&numbers(two[1].clone()), &numbers(fewer.clone() / length(&fewer))) <= 1e-6,
                 "{sizes:?}, none"
             );
             assert!(run_two(&x, &fewer, Some(&table), Turn::default()).is_none());

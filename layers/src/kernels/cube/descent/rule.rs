@@ -9,6 +9,35 @@ pub(super) const UNITS: usize = 256;
 /// Rows that a unit takes of a column at a time.
 pub(super) const ROWS: usize = 4;
 
+/// Products of a chunk, each between two barriers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Step {
+    /// Keys through `W`
+    Up,
+    /// Gradients of what a layer makes through its `W` to what the one before makes
+    Down,
+    /// What a layer sees of queries and keys, weighed by the plan
+    Score,
+    /// What it makes of queries
+    Answer,
+    /// The matrices after the chunk
+    Write,
+}
+
+/// A product `Σ_k x[r, k] w[k, j]`: where numbers lie in a head's scratch, and how far apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Product {
+    pub(super) x: usize,
+    pub(super) by_row: usize,
+    pub(super) by_k: usize,
+    /// Of `W` where there is none
+    pub(super) w: Option<usize>,
+    pub(super) w_by_k: usize,
+    pub(super) by_column: usize,
+    /// Where what comes of it begins
+    pub(super) to: usize,
+}
+
 /// The inner loss without its numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Loss {
@@ -175,5 +204,32 @@ impl Rule {
     /// Numbers of a head's scratch.
     pub(super) fn scratch(&self) -> usize {
         self.plan() + self.wide() * self.wide()
+    }
+
+    /// The product of a step.
+    pub(super) fn product(&self, step: Step, l: usize) -> Product {
+        let (inputs, outputs, last) = (self.inputs(l), self.outputs(l), l + 1 == self.depth);
+        let (x, by_row, by_k) = match step {
+            Step::Up => (self.x(l), inputs, 1),
+            Step::Down => (self.d(l), outputs, 1),
+            Step::Score => (self.query(l), inputs, 1),
+            Step::Answer => (self.scores(), self.tokens, 1),
+            Step::Write => (self.x(l), 1, inputs),
+        };
+        let (w, w_by_k, by_column) = match step {
+            Step::Up => (None, outputs, 1),
+            Step::Down => (None, 1, outputs),
+            Step::Score => (Some(self.x(l)), 1, inputs),
+            Step::Answer | Step::Write => (Some(self.d(l)), outputs, 1),
+        };
+        let to = match step {
+            Step::Up | Step::Answer if last => self.slope(l),
+            Step::Up => self.x(l + 1),
+            Step::Answer => self.query(l + 1),
+            Step::Down => self.d(l - 1),
+            Step::Score => self.scores(),
+            Step::Write => 0,
+        };
+        Product { x, by_row, by_k, w, w_by_k, by_column, to }
     }
 }
