@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::rule::{Loss, ROWS, Rule, Step, UNITS};
 use crate::kernels::cube::buffer::ALIGNED;
-use crate::kernels::cube::functions::bounded;
+use crate::kernels::cube::functions::{bounded, error_function};
 use crate::kernels::cube::pointwise::{gelu, gelu_slope};
 use crate::miras::SMOOTH;
 
@@ -306,9 +306,9 @@ fn slope(x: f32, #[comptime] tanh: bool) -> f32 {
 }
 
 #[cube]
-#[allow(unstable_name_collisions, reason = "the device's")]
 fn cdf(x: f32) -> f32 {
-    f32::new(0.5) + f32::new(0.5) * f32::erf(x * f32::new(comptime!(std::f32::consts::FRAC_1_SQRT_2)))
+    let scaled = x * f32::new(comptime!(std::f32::consts::FRAC_1_SQRT_2));
+    f32::new(0.5) + f32::new(0.5) * error_function(scaled)
 }
 
 /// Makes the row that begins at `z` into `ẑ = (z - mean) rate`; the rate.
