@@ -124,60 +124,47 @@ fn gate_maps_kernel(
 ) {
     let mut hidden = Shared::<[f32]>::new_slice(comptime!(TOKENS * rank));
     if CUBE_POS_Y == 0 {
-        narrow(x, one_down, &mut hidden, rank);
+        open(x, one_down, one_up, one_bias, &mut hidden, out, first, one_number, one_kind, rank);
     } else {
-        narrow(x, two_down, &mut hidden, rank);
-    }
-    sync_cube();
-    if CUBE_POS_Y == 0 {
-        widen(x, one_up, one_bias, &hidden, out, first, one_number, one_kind, rank);
-    } else {
-        widen(x, two_up, two_bias, &hidden, out, first + apart, two_number, two_kind, rank);
+        open(x, two_down, two_up, two_bias, &mut hidden, out, first + apart, two_number, two_kind, rank);
     }
 }
 
-/// The unit's token.
-#[cube]
-fn own_row() -> usize {
-    CUBE_POS_X as usize * TOKENS + UNIT_POS_Y as usize
-}
-
-#[cube]
-fn narrow(x: &Tensor<f32>, down: &Tensor<f32>, hidden: &mut Shared<[f32]>, #[comptime] rank: usize) {
-    let row = own_row();
-    let time = x.shape(1);
-    if row < x.shape(0) * time {
-        let from = row / time * x.stride(0) + row % time * x.stride(1);
-        for r in range_stepped(UNIT_POS_X as usize, rank, LANES) {
-            let mut sum = f32::new(0.0);
-            for i in 0..x.shape(2) {
-                sum += x[from + i * x.stride(2)] * down[i * down.stride(0) + r * down.stride(1)];
-            }
-            hidden[UNIT_POS_Y as usize * rank + r] = sum;
-        }
-    }
-}
-
+/// A gate of the cube's tokens: its units take numbers of a row of units' token.
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "a map and its place")]
-fn widen(
+fn open(
     x: &Tensor<f32>,
+    down: &Tensor<f32>,
     up: &Tensor<f32>,
     bias: &Tensor<f32>,
-    hidden: &Shared<[f32]>,
+    hidden: &mut Shared<[f32]>,
     out: &mut Tensor<f32>,
     to: usize,
     number: f32,
     #[comptime] kind: u32,
     #[comptime] rank: usize,
 ) {
-    let row = own_row();
+    let row = CUBE_POS_X as usize * TOKENS + UNIT_POS_Y as usize;
+    let own = UNIT_POS_Y as usize * rank;
     let (time, heads) = (x.shape(1), up.shape(1));
-    if row < x.shape(0) * time {
+    let here = row < x.shape(0) * time;
+    if here {
+        let from = row / time * x.stride(0) + row % time * x.stride(1);
+        for r in range_stepped(UNIT_POS_X as usize, rank, LANES) {
+            let mut sum = f32::new(0.0);
+            for i in 0..x.shape(2) {
+                sum += x[from + i * x.stride(2)] * down[i * down.stride(0) + r * down.stride(1)];
+            }
+            hidden[own + r] = sum;
+        }
+    }
+    sync_cube();
+    if here {
         for head in range_stepped(UNIT_POS_X as usize, heads, LANES) {
             let mut z = bias[head * bias.stride(0)];
             for r in 0..rank {
-                z += hidden[UNIT_POS_Y as usize * rank + r] * up[r * up.stride(0) + head * up.stride(1)];
+                z += hidden[own + r] * up[r * up.stride(0) + head * up.stride(1)];
             }
             let mut found = number * sigmoid(z);
             if comptime!(kind == 1) {

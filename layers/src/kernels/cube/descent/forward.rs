@@ -5,7 +5,7 @@
 use cubecl::prelude::*;
 
 use super::chunk::{matrix, of_head, of_loss, plan, standard, take, token};
-use super::rule::{Rule, Step, UNITS};
+use super::rule::{Rule, UNITS};
 use crate::kernels::cube::tiled::head_start;
 
 /// `q`, `k`, `v`: `[b, h, t, n]`, `gates: [b, h, t, g]`, `gain` and `bias`: `[h, n]`. `out` has matrices of every slot
@@ -89,112 +89,79 @@ pub(super) fn descend_kernel(
         plan(gates, out, scratch + comptime!(rule.plan()), gates_at, size, ends, rule);
         sync_storage();
 
-        // What layers make of keys.
         #[unroll]
-        for l in 0..depth {
-            take(out, weights_at, scratch, head, heads, size, ends, Step::Up, l, rule);
-            sync_storage();
-        }
-
-        // The loss: units take tokens.
-        for t in range_stepped(unit, size, UNITS) {
-            let z = made_at + t * n;
-            let d = scratch + comptime!(rule.d(rule.depth - 1)) + t * n;
-            let mut delta = f32::new(0.0);
-            if comptime!(rule.thresholded()) {
-                delta = token(gates, gates_at, t, comptime!(rule.threshold()));
+        for i in 0..comptime!(rule.steps()) {
+            let (step, l) = comptime!(rule.step(i));
+            if comptime!(i == rule.depth) {
+                // The loss: units take tokens.
+                for t in range_stepped(unit, size, UNITS) {
+                    let z = made_at + t * n;
+                    let d = scratch + comptime!(rule.d(rule.depth - 1)) + t * n;
+                    let mut delta = f32::new(0.0);
+                    if comptime!(rule.thresholded()) {
+                        delta = token(gates, gates_at, t, comptime!(rule.threshold()));
+                    }
+                    let mut rate = f32::new(1.0);
+                    if comptime!(rule.norm) {
+                        rate = standard(out, z, eps, n);
+                    }
+                    let mut squares = f32::new(0.0);
+                    for i in 0..n {
+                        let mut made = out[z + i];
+                        if comptime!(rule.norm) {
+                            let key = token(k, k_start, begin + t, i);
+                            made = key + made * of_head(gain, own, i) + of_head(bias, own, i);
+                        }
+                        let r = made - token(v, v_start, begin + t, i);
+                        squares += r * r;
+                        out[d + i] = r;
+                    }
+                    let mut sum = f32::new(0.0);
+                    let mut along = f32::new(0.0);
+                    for i in 0..n {
+                        let value = token(v, v_start, begin + t, i);
+                        let mut u = of_loss(out[d + i], value, delta, squares, nu, exponent, clip, rule.loss);
+                        if comptime!(rule.norm) {
+                            u *= of_head(gain, own, i);
+                            sum += u;
+                            along += u * out[z + i];
+                        }
+                        out[d + i] = u;
+                    }
+                    if comptime!(rule.norm) {
+                        let share = f32::new(comptime!(1.0 / rule.width as f32));
+                        for i in 0..n {
+                            out[d + i] = (out[d + i] - (sum + out[z + i] * along) * share) * rate;
+                        }
+                    }
+                }
+                sync_storage();
             }
-            if comptime!(rule.norm) {
-                let rate = standard(out, z, eps, n);
-                let mut squares = f32::new(0.0);
-                for i in 0..n {
-                    let made = token(k, k_start, begin + t, i)
-                        + out[z + i] * of_head(gain, own, i)
-                        + of_head(bias, own, i);
-                    let r = made - token(v, v_start, begin + t, i);
-                    squares += r * r;
-                    out[d + i] = r;
-                }
-                let mut sum = f32::new(0.0);
-                let mut along = f32::new(0.0);
-                for i in 0..n {
-                    let value = token(v, v_start, begin + t, i);
-                    let u = of_loss(out[d + i], value, delta, squares, nu, exponent, clip, rule.loss);
-                    let w = u * of_head(gain, own, i);
-                    sum += w;
-                    along += w * out[z + i];
-                    out[d + i] = w;
-                }
-                let share = f32::new(comptime!(1.0 / rule.width as f32));
-                for i in 0..n {
-                    out[d + i] = (out[d + i] - sum * share - out[z + i] * along * share) * rate;
-                }
-            } else {
-                let mut squares = f32::new(0.0);
-                for i in 0..n {
-                    let r = out[z + i] - token(v, v_start, begin + t, i);
-                    squares += r * r;
-                }
-                for i in 0..n {
-                    let value = token(v, v_start, begin + t, i);
-                    out[d + i] =
-                        of_loss(out[z + i] - value, value, delta, squares, nu, exponent, clip, rule.loss);
-                }
-            }
-        }
-        sync_storage();
-
-        // Gradients of what layers make.
-        #[unroll]
-        for back in 1..depth {
-            take(
-                out,
-                weights_at,
-                scratch,
-                head,
-                heads,
-                size,
-                ends,
-                Step::Down,
-                comptime!(rule.depth - back),
-                rule,
-            );
-            sync_storage();
-        }
-
-        // Answers.
-        #[unroll]
-        for l in 0..depth {
-            take(out, weights_at, scratch, head, heads, size, ends, Step::Score, l, rule);
-            sync_storage();
-            take(out, weights_at, scratch, head, heads, size, ends, Step::Answer, l, rule);
-            sync_storage();
-        }
-        for t in range_stepped(unit, size, UNITS) {
-            let z = made_at + t * n;
-            if comptime!(rule.norm && !rule.raw) {
-                standard(out, z, eps, n);
-            }
-            for i in 0..n {
-                let mut y = out[z + i];
-                if comptime!(rule.norm && !rule.raw) {
-                    y = token(q, q_start, begin + t, i) + y * of_head(gain, own, i) + of_head(bias, own, i);
-                }
-                let to = (head * time + begin + t) * n + i;
-                if comptime!(rule.apart) {
-                    beside[to] = y;
-                } else {
-                    out[to] = y;
+            if comptime!(i == rule.steps() - rule.depth) {
+                // Answers, before the matrices are written.
+                for t in range_stepped(unit, size, UNITS) {
+                    let z = made_at + t * n;
+                    if comptime!(rule.norm && !rule.raw) {
+                        standard(out, z, eps, n);
+                    }
+                    for i in 0..n {
+                        let mut y = out[z + i];
+                        if comptime!(rule.norm && !rule.raw) {
+                            let query = token(q, q_start, begin + t, i);
+                            y = query + y * of_head(gain, own, i) + of_head(bias, own, i);
+                        }
+                        let to = (head * time + begin + t) * n + i;
+                        if comptime!(rule.apart) {
+                            beside[to] = y;
+                        } else {
+                            out[to] = y;
+                        }
+                    }
                 }
             }
+            take(out, weights_at, scratch, head, heads, size, ends, step, l, rule);
+            sync_storage();
         }
-
-        // Writes.
-        #[unroll]
-        for l in 0..depth {
-            take(out, weights_at, scratch, head, heads, size, ends, Step::Write, l, rule);
-        }
-        sync_storage();
         begin += size;
     }
 }

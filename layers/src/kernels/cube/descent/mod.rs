@@ -9,7 +9,7 @@
 //! batched    n ← n + η_t in column t;         g = c_t n          the same where the batch ends; before it A stays, S takes -n
 //! ```
 //!
-//! Floor: latency, of `3 + 4 depth` barriers for each chunk. In exchange a call is one launch, or two where the weights
+//! Floor: latency, of `1 + 5 depth` barriers for each chunk. In exchange a call is one launch, or two where the weights
 //! before it do not lie as this kernel leaves them, in place of some hundred per chunk.
 
 mod chunk;

@@ -206,6 +206,23 @@ impl Rule {
         self.plan() + self.wide() * self.wide()
     }
 
+    /// Products of a chunk.
+    pub(super) fn steps(&self) -> usize {
+        5 * self.depth - 1
+    }
+
+    /// Product `i` of a chunk, and its layer.
+    pub(super) fn step(&self, i: usize) -> (Step, usize) {
+        let [down, score, write] = [self.depth, 2 * self.depth - 1, 4 * self.depth - 1];
+        match i {
+            _ if i < down => (Step::Up, i),
+            _ if i < score => (Step::Down, score - i),
+            _ if i < write && (i - score) % 2 == 0 => (Step::Score, (i - score) / 2),
+            _ if i < write => (Step::Answer, (i - score) / 2),
+            _ => (Step::Write, i - write),
+        }
+    }
+
     /// The product of a step.
     pub(super) fn product(&self, step: Step, l: usize) -> Product {
         let (inputs, outputs, last) = (self.inputs(l), self.outputs(l), l + 1 == self.depth);
