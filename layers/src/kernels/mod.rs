@@ -11,7 +11,7 @@
 //! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 200 numbers (128 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 //! | `delta`, `steps`, `gates` | graphics, `f32`; without gradients | what gated DeltaNet, Mamba-2 and RG-LRU make of their projections for `tiled` and `scan`, with RG-LRU's block products |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
-//! | `descent` | Flex, `f32` and `f64` | memories that learn by gradient descent: of any depth with one gate per head in Miras, Moneta, Yaad, Memora and Titans, TTT-Linear and TTT-MLP |
+//! | `descent` | Flex, `f32` and `f64`; graphics, `f32`, without gradients (not Moneta and Memora) | memories that learn by gradient descent: of any depth with one gate per head in Miras, Moneta, Yaad, Memora and Titans, TTT-Linear and TTT-MLP |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
 //! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays |
 //! | `rotary` | Flex, `f32` and `f64`; graphics, `f32` | every [`Rope`](crate::nn::Rope) |
@@ -64,7 +64,10 @@ mod vector;
 mod view;
 
 #[cfg(feature = "cube")]
-pub(crate) use cube::{BlockGates, GatedDelta, HeadInputs, Output, columns, decays_and_keys, join};
+pub(crate) use cube::{
+    BlockGates, GateOf, GatedDelta, HeadInputs, Opening, Output, columns, decays_and_keys, join, open_gates,
+    rates_and_steps,
+};
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

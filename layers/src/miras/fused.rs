@@ -11,19 +11,23 @@ use super::retention::{LqMap, Retention};
 use crate::kernels::descent::{self, Descent, Learned, Options};
 
 impl Rule<'_> {
-    /// What is asked of the kernel for chunks of `size` tokens, if it can: weights that are multiples of what is
-    /// accumulated or distributions, one gate per head for all matrices, one step per token that is read at once.
+    /// What is asked of the kernel for chunks of `size` tokens, if there is one and it can.
     pub(super) fn kernel(&self, tokens: &Tokens, clock: &Clock, size: usize) -> Option<Options> {
+        if descent::applies(&tokens.k, &tokens.v) { self.asked(tokens, clock, size) } else { None }
+    }
+
+    /// What is asked of a kernel for chunks of `size` tokens, if it can: weights that are multiples of what is
+    /// accumulated or distributions, one gate per head for all matrices, one step per token that is read at once.
+    pub(super) fn asked(&self, tokens: &Tokens, clock: &Clock, size: usize) -> Option<Options> {
         let bias = self.bias?;
-        let Tokens { k, v, gates, .. } = tokens;
+        let Tokens { k, gates, .. } = tokens;
         let width = k.dims()[3];
         let map = kernel_map(self.map.retention)?;
         let covered = self.axes.iter().all(|&axis| axis == Axis::All)
             && gates.len() == 1
             && self.steps == 1
             && self.read == ReadAt::Token
-            && if map == descent::Map::Softmax { gates[0].log_mu.is_none() } else { !clock.lag }
-            && descent::applies(k, v);
+            && if map == descent::Map::Softmax { gates[0].log_mu.is_none() } else { !clock.lag };
         let (hidden, depth, offset, gelu, norm) = match self.memory {
             Memory::Vector(_) => return None,
             Memory::Linear(_) => (width, 1, false, Gelu::Exact, false),

@@ -1,5 +1,9 @@
 //! The kernel against the same chunks in tensor operations, which run where the rule does not name its bias.
 
+#[cfg(feature = "cube")]
+#[path = "graphics_tests.rs"]
+mod graphics;
+
 use burn::module::Param;
 use burn::tensor::{DType, Device};
 use proptest::prelude::*;

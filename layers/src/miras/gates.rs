@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::layer::GateMap;
 use super::memory::MemoryConfig;
 use crate::Init;
+#[cfg(feature = "cube")]
+use crate::kernels::{self, Opening};
 use crate::nn::log_sigmoid;
 
 /// How finely a memory is gated; see the module's table.
@@ -163,6 +165,32 @@ impl Gates {
             Step { log_alpha, eta, log_mu: self.mu.get(i).map(log) }
         };
         self.eta.iter().enumerate().map(step).collect()
+    }
+
+    /// The same and the threshold of the loss, by the kernel for graphics devices: `None` where it is not for that.
+    #[cfg(feature = "cube")]
+    pub(crate) fn on_graphics(
+        &self,
+        x: &Tensor<3>,
+        eta_base: f64,
+        delta: Option<(&GateMap, f64)>,
+    ) -> Option<(Step, Option<Tensor<4>>)> {
+        let ([alpha], [eta], mu @ ([] | [_])) = (&self.alpha[..], &self.eta[..], &self.mu[..]) else {
+            return None;
+        };
+        // In the order of the kernel that learns.
+        let maps = [
+            Some((eta, Opening::Sigmoid(eta_base))),
+            Some((alpha, Opening::LogSigmoid)),
+            mu.first().map(|mu| (mu, Opening::LogSigmoid)),
+            delta.map(|(delta, least)| (delta, Opening::Softplus(least))),
+        ];
+        let maps: Vec<_> =
+            maps.into_iter().flatten().map(|(map, opening)| map.of_heads(opening)).collect::<Option<_>>()?;
+        let mut found = kernels::open_gates(x, &maps)?.into_iter();
+        let (eta, log_alpha) = (found.next()?, found.next()?);
+        let log_mu = mu.first().and_then(|_| found.next());
+        Some((Step { log_alpha, eta, log_mu }, found.next()))
     }
 
     /// Operations per token.

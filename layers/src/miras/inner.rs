@@ -23,6 +23,8 @@ use super::config::ReadAt;
 use super::gates::{Axis, Step};
 use super::memory::{Factor, Memory, OutputGradient, outer_sum};
 use super::retention::Map;
+#[cfg(all(feature = "flex", feature = "cube"))]
+use crate::system::Lengths;
 use crate::system::scan::unbind;
 
 /// The four choices, ready to run.
@@ -146,6 +148,19 @@ impl Clock {
     /// The same, with `W_c` renewed after the first token of each chunk too.
     pub(crate) fn with_lag(self, lag: bool) -> Self {
         Self { lag, ..self }
+    }
+
+    /// Tokens of a chunk.
+    #[cfg(all(feature = "flex", feature = "cube"))]
+    pub(super) fn chunk(&self) -> usize {
+        self.chunk
+    }
+
+    /// 1 for real tokens of `t`, 0 for padding, `[b, 1, t, 1]`; `None` without lengths.
+    #[cfg(all(feature = "flex", feature = "cube"))]
+    pub(super) fn valid(&self, t: usize, like: &Tensor<4>) -> Option<Tensor<4>> {
+        let lengths = Lengths(self.lengths.clone()?);
+        Some(lengths.valid(t, &like.device(), like.dtype()).unsqueeze_dim::<3>(1).unsqueeze_dim(3))
     }
 
     /// Tokens into the chunk, where all rows agree.

@@ -10,12 +10,17 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::error::require;
+#[cfg(feature = "cube")]
+use crate::kernels::{self, GateOf, Opening, rotary::Turn};
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Gated, Linear, Normalize, Rope, RopeConfig, Scaling,
-    l2_normalize, put_tail, short_conv, split_heads,
+    l2_normalize, project_with, put_tail, short_convs, split_heads,
 };
 use crate::system::{Run, State};
 use crate::{Init, Result};
+
+/// Added to the squares of queries and keys.
+const ADDRESS_EPS: f64 = 1e-6;
 
 /// Sizes of a [`MirasLayer`].
 #[derive(Clone, Copy, Debug)]
@@ -106,28 +111,47 @@ impl MirasLayer {
         }
     }
 
-    /// `q, k, v`: `[b, h, t, n]` each; moves the convolutions' tails on.
-    pub(crate) fn qkv(&self, x: &Tensor<3>, state: &mut State, run: Run<'_>) -> Result<[Tensor<4>; 3]> {
-        let q = short_conv("conv_q", &self.conv_q, self.q_proj.forward(x.clone()), state, run)?;
-        let k = short_conv("conv_k", &self.conv_k, self.k_proj.forward(x.clone()), state, run)?;
-        let v = short_conv("conv_v", &self.conv_v, self.v_proj.forward(x.clone()), state, run)?;
+    /// `q, k, v`: `[b, h, t, n]` each, and the output's gate, `[b, t, h n]`; moves the convolutions' tails on.
+    pub(crate) fn qkv(
+        &self,
+        x: &Tensor<3>,
+        state: &mut State,
+        run: Run<'_>,
+    ) -> Result<([Tensor<4>; 3], Tensor<3>)> {
+        let maps = [&self.q_proj, &self.k_proj, &self.v_proj, &self.gate_proj];
+        let ([q, k, v, gate], _) = project_with(x.clone(), maps, &[]);
+        let [of_q, of_k, of_v] = [&self.conv_q, &self.conv_k, &self.conv_v];
+        let [q, k, v] =
+            short_convs([("conv_q", of_q, q), ("conv_k", of_k, k), ("conv_v", of_v, v)], state, run)?;
+        let v = split_heads(v, self.heads);
+        #[cfg(feature = "cube")]
+        {
+            let both = [&q, &k].map(|z| split_heads(z.clone(), self.heads));
+            let turn = Turn { unit: Some(ADDRESS_EPS), ..Turn::default() };
+            let starts = state.positions();
+            if let Some([q, k]) =
+                Rope::two_on_graphics(self.rope.as_ref(), both.each_ref(), starts, None, turn)
+            {
+                return Ok(([q, k, v], gate));
+            }
+        }
         let address = |z: Tensor<3>| {
             let z = split_heads(z, self.heads);
             let z = match &self.rope {
                 Some(rope) => rope.apply(z, state.positions()),
                 None => z,
             };
-            l2_normalize(z, 1e-6)
+            l2_normalize(z, ADDRESS_EPS)
         };
-        Ok([address(q), address(k), split_heads(v, self.heads)])
+        Ok(([address(q), address(k), v], gate))
     }
 
-    /// The layer's output from the memory's, `y: [b, h, t, n]`.
-    pub(crate) fn readout(&self, y: Tensor<4>, x: Tensor<3>) -> Tensor<3> {
+    /// The layer's output from the memory's, `y: [b, h, t, n]`, and its gate.
+    pub(crate) fn readout(&self, y: Tensor<4>, gate: Tensor<3>) -> Tensor<3> {
         let [h, n] = self.norm_weight.dims();
         let gain = self.norm_weight.val().reshape([1, 1, h, n]);
         let norm = Normalize { weight: Some(gain), ..Normalize::plain(Scaling::rms(self.norm_eps)) };
-        let gate = Gated::new(self.gate_proj.forward(x), Activation::Silu);
+        let gate = Gated::new(gate, Activation::Silu);
         norm.heads_through(y, Some(gate), &self.out_proj)
     }
 
@@ -173,6 +197,15 @@ impl GateMap {
     /// `[b, t, d] -> [b, h, t, w]`
     pub(crate) fn forward(&self, x: &Tensor<3>) -> Tensor<4> {
         split_heads(self.up.forward(self.down.forward(x.clone())), self.heads)
+    }
+
+    /// The gate for the kernel that opens one of every head.
+    #[cfg(feature = "cube")]
+    pub(crate) fn of_heads(&self, opening: Opening) -> Option<GateOf> {
+        let (down, up) = (self.down.weight.val(), self.up.weight.val());
+        let bias = self.up.bias.as_ref().map(|bias| bias.val())?;
+        let fits = up.dims()[1] == self.heads && self.down.bias.is_none() && kernels::enabled();
+        fits.then_some(GateOf { down, up, bias, opening })
     }
 
     /// Operations per token.

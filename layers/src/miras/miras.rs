@@ -34,7 +34,7 @@ use super::memory::{FlatMemory, Memory, OutputGradient};
 use super::retention::{Map, Reads};
 use super::{Algorithm, Bias};
 use crate::nn::softplus;
-use crate::system::{Cost, Form, Mixer, Run, State, Views};
+use crate::system::{Cost, Form, Mixer, Run, State, Views, fresh};
 use crate::{Error, Result};
 
 pub(super) const NAME: &str = "miras";
@@ -101,23 +101,38 @@ impl Miras {
 
     /// What the memory is given, with padding switched off; moves the convolutions' tails on.
     pub(super) fn tokens(&self, x: &Tensor<3>, state: &mut State, run: Run<'_>) -> Result<Tokens> {
-        let [q, k, v] = self.layer.qkv(x, state, run)?;
+        Ok(self.tokens_and_gate(x, state, run)?.0)
+    }
+
+    /// The same, and the output's gate.
+    fn tokens_and_gate(&self, x: &Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(Tokens, Tensor<3>)> {
+        let ([q, k, v], gate) = self.layer.qkv(x, state, run)?;
+        let [b, h, t, _] = k.dims();
+        // In place of a threshold that there is not; from data, not of ones, which a graphics device would be told to make.
+        let none =
+            || Tensor::<4>::from_data([[[[1.0f32]]]], (&k.device().inner(), k.dtype())).expand([b, h, t, 1]);
+        #[cfg(feature = "cube")]
+        if run.lengths.is_none()
+            && let threshold = self.delta.as_ref().map(|delta| (delta, DELTA_MIN))
+            && let Some((step, delta)) = self.gates.on_graphics(x, self.eta_base, threshold)
+        {
+            let delta = delta.unwrap_or_else(none);
+            return Ok((Tokens { q, k, v, delta, gates: vec![step], valid: None }, gate));
+        }
         let gates = self.gates.forward(x, self.eta_base);
         let delta = match &self.delta {
             Some(delta) => softplus(delta.forward(x)).add_scalar(DELTA_MIN),
-            None => {
-                let [b, h, t, _] = k.dims();
-                Tensor::ones([b, h, t, 1], (&k.device().inner(), k.dtype()))
-            }
+            None => none(),
         };
         let tokens = Tokens { q, k, v, delta, gates, valid: None };
-        Ok(match run.lengths {
+        let tokens = match run.lengths {
             Some(lengths) => {
                 let valid = lengths.valid(x.dims()[1], &x.device(), x.dtype());
                 tokens.gate_padding(valid.unsqueeze_dim::<3>(1).unsqueeze_dim(3))
             }
             None => tokens,
-        })
+        };
+        Ok((tokens, gate))
     }
 
     /// `Φ` with its tensors.
@@ -206,10 +221,21 @@ impl Miras {
     fn learn(&self, tokens: Tokens, state: &mut State, run: Run<'_>) -> Result<Tensor<4>> {
         match &self.memory {
             Learner::Descent(memory) => {
-                let (fast, clock, bias) =
-                    (self.fast(memory, state)?, self.clock(state, run), self.config.bias);
+                let (clock, bias) = (self.clock(state, run), self.config.bias);
+                #[cfg_attr(
+                    not(all(feature = "flex", feature = "cube")),
+                    allow(unused_mut, reason = "see below")
+                )]
+                let mut fast = self.fast(memory, state)?;
                 let gradient = |r, v, delta| Bias::gradient(bias, r, v, delta);
                 let rule = Rule { bias: Some(bias), ..self.rule(memory, &gradient) };
+                #[cfg(all(feature = "flex", feature = "cube"))]
+                if run.form != Form::Recurrent
+                    && let Some(y) = rule.on_graphics(&tokens, &mut fast, &clock)
+                {
+                    self.put(memory, state, fast);
+                    return Ok(y);
+                }
                 // Gradients at every token's own weights make much of the last digit: one computation for all forms.
                 let one_by_one = run.form == Form::Recurrent || tokens.len() == 1 || self.config.chunk == 1;
                 let (y, fast) = match clock.phase() {
@@ -261,7 +287,7 @@ impl Mixer for Miras {
             Learner::Descent(memory) => {
                 let mut fast = self.map(memory).start(memory.initial(batch));
                 if self.config.algorithm.momentum().is_some() {
-                    fast.momentum = fast.running.iter().map(Tensor::zeros_like).collect();
+                    fast.momentum = fast.running.iter().map(|a| fresh(a.dims(), a)).collect();
                 }
                 self.put(memory, &mut state, fast);
             }
@@ -284,9 +310,9 @@ impl Mixer for Miras {
     /// own `chunk` tokens, except where rows stand at different places of their chunks (after ragged padding).
     /// The exact algorithms have no chunks and run in the form that is asked for.
     fn run(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
-        let tokens = self.tokens(&x, &mut state, run)?;
+        let (tokens, gate) = self.tokens_and_gate(&x, &mut state, run)?;
         let y = self.learn(tokens, &mut state, run)?;
-        Ok((self.layer.readout(y, x), state))
+        Ok((self.layer.readout(y, gate), state))
     }
 
     fn views(&self, x: Tensor<3>, state: State) -> Result<Views> {

@@ -13,6 +13,8 @@ mod config;
 #[cfg(feature = "flex")]
 mod fused;
 mod gates;
+#[cfg(all(feature = "flex", feature = "cube"))]
+mod graphics;
 mod inner;
 mod layer;
 mod layer_norm;

@@ -28,11 +28,13 @@ use super::inner::Clock;
 use super::memory::times_transposed;
 use super::ttt_memory::{TttFast, TttMemory, TttTokens};
 use crate::error::require;
+#[cfg(feature = "cube")]
+use crate::kernels::{self, rotary::Turn};
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, LayerNorm, Linear, Rope, RopeConfig, merge_heads, put_tail,
-    short_conv, split_heads,
+    Activation, CausalConv, CausalConvConfig, Ended, Gated, LayerNorm, Linear, Rope, RopeConfig,
+    project_with, put_tail, short_conv, split_heads,
 };
-use crate::system::{Cost, Form, Gate, Mixer, Run, Spectrum, SpectrumKind, State, Views};
+use crate::system::{Cost, Form, Gate, Mixer, Run, Spectrum, SpectrumKind, State, Views, fresh};
 use crate::{Error, Init, Result};
 
 /// Which memory a TTT layer trains: [`OneMap`] or [`HiddenLayer`].
@@ -250,25 +252,90 @@ fn neighbours(x: Tensor<4>) -> Tensor<4> {
 impl Ttt {
     /// What the memory is given, with padding switched off; moves the convolutions' tails on.
     fn tokens(&self, x: &Tensor<3>, state: &mut State, run: Run<'_>) -> Result<TttTokens> {
-        let q = self.q_proj.forward(x.clone());
-        let k = self.k_proj.as_ref().map_or_else(|| q.clone(), |k_proj| k_proj.forward(x.clone()));
-        let mut address = |name: &str, conv: &Option<CausalConv>, z: Tensor<3>| -> Result<Tensor<4>> {
-            let z = if conv.is_some() { short_conv(name, conv, z, state, run)? } else { z };
-            let z = split_heads(z, self.heads);
-            let Some(rope) = &self.rope else { return Ok(z) };
-            let turn = |z| rope.apply_periodic(z, state.positions(), self.mini_batch);
-            Ok(if self.rope_interleaved { neighbours(turn(halves(z))) } else { turn(z) })
+        Ok(self.tokens_and_gate(x, state, run)?.0)
+    }
+
+    /// The same, and the output's gate before its activation, if there is one.
+    fn tokens_and_gate(
+        &self,
+        x: &Tensor<3>,
+        state: &mut State,
+        run: Run<'_>,
+    ) -> Result<(TttTokens, Option<Tensor<3>>)> {
+        // A kernel adds the bias to the rates of many tokens.
+        #[cfg(feature = "cube")]
+        let apart = kernels::enabled() && kernels::linear::on_graphics(x) && !kernels::linear::are_few(x);
+        #[cfg(not(feature = "cube"))]
+        let apart = false;
+        let now = [self.k_proj.as_ref(), self.gate_proj.as_ref(), (!apart).then_some(&self.lr_proj)];
+        let others: Vec<Ended<'_>> = now.into_iter().flatten().map(Ended::from).collect();
+        let ([q, v], rest) = project_with(x.clone(), [&self.q_proj, &self.v_proj], &others);
+        let mut rest = rest.into_iter();
+        let k = self.k_proj.as_ref().and_then(|_| rest.next()).unwrap_or_else(|| q.clone());
+        let gate = self.gate_proj.as_ref().and_then(|_| rest.next());
+        let (rate, bias) = match rest.next() {
+            Some(rate) => (rate, None),
+            None => self.lr_proj.forward_apart(x.clone(), None),
         };
-        let (q, k) = (address("conv_q", &self.conv_q, q)?, address("conv_k", &self.conv_k, k)?);
-        let v = split_heads(self.v_proj.forward(x.clone()), self.heads);
-        let eta = activation::sigmoid(self.lr_proj.forward(x.clone())).mul_scalar(self.base_lr);
+        let mut convolve = |name: &str, conv: &Option<CausalConv>, z: Tensor<3>| -> Result<Tensor<4>> {
+            let z = if conv.is_some() { short_conv(name, conv, z, state, run)? } else { z };
+            Ok(split_heads(z, self.heads))
+        };
+        let (q, k) = (convolve("conv_q", &self.conv_q, q)?, convolve("conv_k", &self.conv_k, k)?);
+        let [q, k] = self.rotate([q, k], state.positions());
+        let v = split_heads(v, self.heads);
+        let [eta, scale] = self.rates(rate, bias, state.positions(), run, x);
+        Ok((TttTokens { q, k, v, eta, scale }, gate))
+    }
+
+    /// Queries and keys at their places in mini-batches.
+    fn rotate(&self, both: [Tensor<4>; 2], positions: &[usize]) -> [Tensor<4>; 2] {
+        #[cfg(feature = "cube")]
+        if self.rope.is_some() {
+            let turn = Turn { pairs: self.rope_interleaved, ..Turn::default() };
+            let period = Some(self.mini_batch);
+            if let Some(both) =
+                Rope::two_on_graphics(self.rope.as_ref(), both.each_ref(), positions, period, turn)
+            {
+                return both;
+            }
+        }
+        both.map(|z| {
+            let Some(rope) = &self.rope else { return z };
+            let turn = |z| rope.apply_periodic(z, positions, self.mini_batch);
+            if self.rope_interleaved { neighbours(turn(halves(z))) } else { turn(z) }
+        })
+    }
+
+    /// `η` from the map's `rate: [b, t, h]` and what is still to be added, and `c`.
+    fn rates(
+        &self,
+        rate: Tensor<3>,
+        bias: Option<Tensor<1>>,
+        positions: &[usize],
+        run: Run<'_>,
+        x: &Tensor<3>,
+    ) -> [Tensor<4>; 2] {
+        #[cfg(feature = "cube")]
+        if run.lengths.is_none()
+            && kernels::enabled()
+            && let Some(phase) = Clock::new(positions, self.mini_batch, None).phase()
+            && let learned = self.token_scale.val()
+            && let Some(both) = kernels::rates_and_steps(&rate, bias.as_ref(), &learned, self.base_lr, phase)
+        {
+            return both;
+        }
+        let rate = match bias {
+            Some(bias) => rate + bias.unsqueeze(),
+            None => rate,
+        };
+        let eta = activation::sigmoid(rate).mul_scalar(self.base_lr);
         let mut eta = eta.swap_dims(1, 2).unsqueeze_dim::<4>(3);
         if let Some(lengths) = run.lengths {
             let valid = lengths.valid(x.dims()[1], &x.device(), x.dtype());
             eta = eta * valid.unsqueeze_dim::<3>(1).unsqueeze_dim(3);
         }
-        let scale = self.scale(state.positions(), x);
-        Ok(TttTokens { q, k, v, eta, scale })
+        [eta, self.scale(positions, x)]
     }
 
     /// `c` at the place of every token of `x`, whose rows stand at `positions`: `[b, 1, t, 1]`, one row where all
@@ -291,25 +358,25 @@ impl Ttt {
 
     /// The fast weights in a state.
     fn fast(&self, state: &State) -> Result<TttFast> {
-        let get = |name: &str, like: &Tensor<4>| {
+        let get = |name: &str, dims: &[usize; 4]| {
             let tensor = state.get::<4>(name)?;
-            if tensor.dims() == like.dims() {
+            if tensor.dims() == *dims {
                 return Ok(tensor);
             }
-            Err(Error::shape(format!("state slot `{name}`"), format!("{:?}", like.dims()), &tensor.dims()))
+            Err(Error::shape(format!("state slot `{name}`"), format!("{dims:?}"), &tensor.dims()))
         };
-        let expected = self.memory.initial(state.batch()).start;
+        let expected = self.memory.sizes(state.batch());
         let names = self.memory.names().iter().zip(&expected);
-        let start = names.clone().map(|(name, like)| get(name, like)).collect::<Result<_>>()?;
+        let start = names.clone().map(|(name, dims)| get(name, dims)).collect::<Result<_>>()?;
         let begins = state.positions().iter().all(|position| position.is_multiple_of(self.mini_batch));
-        let sum = (!begins).then(|| names.map(|(name, like)| get(&sum_slot(name), like)).collect());
+        let sum = (!begins).then(|| names.map(|(name, dims)| get(&sum_slot(name), dims)).collect());
         Ok(TttFast { start, sum: sum.transpose()? })
     }
 
     fn put(&self, state: &mut State, fast: TttFast) {
         // Mini-batches of one token never hold a gradient back.
         if self.mini_batch > 1 {
-            let sum = fast.sum.unwrap_or_else(|| fast.start.iter().map(Tensor::zeros_like).collect());
+            let sum = fast.sum.unwrap_or_else(|| fast.start.iter().map(|w| fresh(w.dims(), w)).collect());
             for (name, sum) in self.memory.names().iter().zip(sum) {
                 state.put(&sum_slot(name), sum);
             }
@@ -319,13 +386,10 @@ impl Ttt {
         }
     }
 
-    /// The layer's output from the memory's, `y: [b, h, t, n]`.
-    fn readout(&self, y: Tensor<4>, x: Tensor<3>) -> Tensor<3> {
-        let y = self.out_norm.forward(merge_heads(y));
-        self.out_proj.forward(match &self.gate_proj {
-            Some(gate) => y * Activation::GeluTanh.apply(gate.forward(x)),
-            None => y,
-        })
+    /// The layer's output from the memory's, `y: [b, h, t, n]`, and its gate before the activation.
+    fn readout(&self, y: Tensor<4>, gate: Option<Tensor<3>>) -> Tensor<3> {
+        let gate = gate.map(|gate| Gated::new(gate, Activation::GeluTanh));
+        self.out_norm.merged_through(y, gate, &self.out_proj)
     }
 
     /// How much of token `j`'s write `-dZ_j` the answer to token `i` holds, of a memory of one affine map:
@@ -371,10 +435,18 @@ impl Mixer for Ttt {
     /// `Recurrent` forms the memory after every token; every other form takes whole mini-batches, except where
     /// rows stand at different places of theirs (after ragged padding).
     fn run(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
-        let fast = self.fast(&state)?;
+        #[cfg_attr(not(all(feature = "flex", feature = "cube")), allow(unused_mut, reason = "see below"))]
+        let mut fast = self.fast(&state)?;
         let lengths = run.lengths.map(|lengths| lengths.0.as_slice());
         let clock = Clock::new(state.positions(), self.mini_batch, lengths);
-        let tokens = self.tokens(&x, &mut state, run)?;
+        let (tokens, gate) = self.tokens_and_gate(&x, &mut state, run)?;
+        #[cfg(all(feature = "flex", feature = "cube"))]
+        if run.form != Form::Recurrent
+            && let Some(y) = self.memory.on_graphics(&tokens, &mut fast, &clock)
+        {
+            self.put(&mut state, fast);
+            return Ok((self.readout(y, gate), state));
+        }
         let q = tokens.q.clone();
         let one_by_one = run.form == Form::Recurrent || x.dims()[1] == 1;
         let (z, fast) = match clock.phase() {
@@ -382,7 +454,7 @@ impl Mixer for Ttt {
             _ => self.memory.recurrent(tokens, fast, &clock, |_, _| {}),
         };
         self.put(&mut state, fast);
-        Ok((self.readout(self.memory.output(q, z), x), state))
+        Ok((self.readout(self.memory.output(q, z), gate), state))
     }
 
     /// The spectrum is that of the weights inside a mini-batch, where the gradients do not depend on them: all 1.

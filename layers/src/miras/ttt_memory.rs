@@ -33,6 +33,8 @@ use super::layer_norm::Standardized;
 use super::memory::Gelu;
 use super::memory::{Factor, gelu_tanh_slope, outer_sum, per_head, times, times_transposed, with_one};
 use crate::Init;
+#[cfg(feature = "cube")]
+use crate::kernels;
 #[cfg(feature = "flex")]
 use crate::kernels::descent::{self, Descent, Map, Options};
 use crate::nn::Activation;
@@ -42,7 +44,7 @@ use crate::system::scan::{tril_ones, unbind};
 /// Standard deviation of the initial weights.
 const INIT_STD: f64 = 0.02;
 /// ε of the memory's layer norm.
-const NORM_EPS: f64 = 1e-6;
+pub(super) const NORM_EPS: f64 = 1e-6;
 
 /// `f`: its slow parameters, among them the weights it starts from. Matrices are input by output.
 #[derive(Module, Debug)]
@@ -217,16 +219,35 @@ impl TttMemory {
 
     /// The fast weights before any token.
     pub fn initial(&self, batch: usize) -> TttFast {
-        let expand = |w: &Param<Tensor<3>>, b: &Param<Tensor<2>>| {
-            let [h, rows, cols] = w.dims();
-            let both = Tensor::cat(vec![w.val(), b.val().reshape([h, 1, cols])], 1);
-            // Flat, because graphics devices sum a turned gradient of rank 4 over its first axis wrongly.
-            let size = h * (rows + 1) * cols;
-            both.reshape([1, size]).expand([batch, size]).reshape([batch, h, rows + 1, cols])
+        let pair = |(w, b): (&Param<Tensor<3>>, &Param<Tensor<2>>)| {
+            let [h, _, cols] = w.dims();
+            (w.val().unsqueeze::<4>(), b.val().reshape([1, h, 1, cols]))
         };
-        let mut start = vec![expand(&self.w1, &self.b1)];
-        start.extend(self.w2.as_ref().zip(self.b2.as_ref()).map(|(w, b)| expand(w, b)));
-        TttFast { start, sum: None }
+        let pairs = [Some((&self.w1, &self.b1)), self.w2.as_ref().zip(self.b2.as_ref())];
+        let (w, b): (Vec<_>, Vec<_>) = pairs.into_iter().flatten().map(pair).unzip();
+        let expand = |both: Tensor<4>| {
+            let [_, h, rows, cols] = both.dims();
+            // Flat, because graphics devices sum a turned gradient of rank 4 over its first axis wrongly.
+            let size = h * rows * cols;
+            both.reshape([1, size]).expand([batch, size]).reshape([batch, h, rows, cols])
+        };
+        #[cfg(feature = "cube")]
+        if kernels::enabled()
+            && let Some(all) = kernels::join(&w, &b)
+        {
+            return TttFast { start: all.into_iter().map(expand).collect(), sum: None };
+        }
+        let start = w.into_iter().zip(b).map(|(w, b)| expand(Tensor::cat(vec![w, b], 2)));
+        TttFast { start: start.collect(), sum: None }
+    }
+
+    /// Sizes of the fast weights, `[b, h, in + 1, out]`.
+    pub(super) fn sizes(&self, batch: usize) -> Vec<[usize; 4]> {
+        let size = |w: &Param<Tensor<3>>| {
+            let [h, rows, cols] = w.dims();
+            [batch, h, rows + 1, cols]
+        };
+        [Some(&self.w1), self.w2.as_ref()].into_iter().flatten().map(size).collect()
     }
 
     /// `z(x)`, where `product(i, x)` multiplies by the `i`-th matrix.

@@ -4,7 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::normalize::{Normalize, Scaling};
+use super::Linear;
+use super::normalize::{Gated, Normalize, Scaling};
 use crate::Init;
 
 /// `x / sqrt(mean(x²) + eps)` over the last axis.
@@ -72,6 +73,11 @@ impl LayerNorm {
     /// Normalises the last axis.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         self.parts().run(x, None)
+    }
+
+    /// Normalises all heads of a token of `y: [b, h, t, p]` together, and maps what the gate leaves.
+    pub(crate) fn merged_through(&self, y: Tensor<4>, gate: Option<Gated<3>>, map: &Linear) -> Tensor<3> {
+        self.parts().merged_through(y, gate, map)
     }
 
     fn parts(&self) -> Normalize {

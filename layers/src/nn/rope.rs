@@ -94,6 +94,24 @@ impl Rope {
         x
     }
 
+    /// Queries and keys rotated, in one kernel with what `turn` says, where there is one: without gradients on a graphics
+    /// device. Positions start again after every `period` tokens, if at all.
+    #[cfg(feature = "cube")]
+    pub(crate) fn two_on_graphics(
+        rope: Option<&Self>,
+        [q, k]: [&Tensor<4>; 2],
+        starts: &[usize],
+        period: Option<usize>,
+        turn: kernels::rotary::Turn,
+    ) -> Option<[Tensor<4>; 2]> {
+        if !kernels::enabled() || !kernels::linear::on_graphics(q) {
+            return None;
+        }
+        let place = |position: usize| period.map_or(position, |period| position % period);
+        let table = rope.map(|rope| rope.table(q, starts, place));
+        kernels::rotary::run_two(q, k, table.as_ref(), turn)
+    }
+
     fn rotate<const N: usize>(
         &self,
         all: [Tensor<4>; N],
@@ -105,8 +123,7 @@ impl Rope {
         #[cfg(feature = "cube")]
         if let [x, z] = &all[..]
             && kernels::enabled()
-            && [x, z].iter().all(|x| kernels::rotary::applies(x, &table))
-            && let Some(both) = kernels::rotary::run_two(x, z, &table)
+            && let Some(both) = kernels::rotary::run_two(x, z, Some(&table), kernels::rotary::Turn::default())
         {
             return std::array::from_fn(|i| both[i].clone());
         }

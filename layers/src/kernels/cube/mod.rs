@@ -5,7 +5,10 @@ mod append;
 mod buffer;
 mod conv;
 mod delta;
+#[cfg(feature = "flex")]
+mod descent;
 mod functions;
+mod gate_maps;
 mod gates;
 pub(super) mod linear;
 mod lstm;
@@ -24,11 +27,15 @@ pub(crate) use buffer::columns;
 pub(super) use buffer::fits;
 pub(super) use conv::{convolve_parts, convolve_several, convolves};
 pub(crate) use delta::{GatedDelta, HeadInputs};
+#[cfg(feature = "flex")]
+pub(crate) use descent::{Call, Plans, descends};
+pub(crate) use gate_maps::{GateOf, Opening, open_gates, rates_and_steps};
 pub(crate) use gates::BlockGates;
 pub(super) use lstm::gates;
 pub(super) use norm::normalises;
 pub(crate) use output::Output;
 pub(super) use pointwise::maps;
+pub(crate) use rotary::Turn;
 pub(super) use rotary::rotate_two;
 pub(super) use softmax::attends;
 pub(crate) use steps::decays_and_keys;

@@ -16,7 +16,7 @@ use super::sum::{COLUMNS, add_up};
 use crate::kernels::pointwise::{Passes, Read};
 use crate::nn::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 
-pub(super) use self::formulas::{alone, minus_expm1, softplus, step};
+pub(super) use self::formulas::{alone, gelu, gelu_slope, minus_expm1, place, softplus, step};
 
 /// Units of a cube.
 const UNITS: u32 = 64;
@@ -117,7 +117,7 @@ mod formulas {
 
     /// Where number `at` of the output is in `x`.
     #[cube]
-    pub(super) fn place(x: &Tensor<f32>, at: usize) -> usize {
+    pub(crate) fn place(x: &Tensor<f32>, at: usize) -> usize {
         let (b, m, n) = (x.shape(1), x.shape(2), x.shape(3));
         let row = at / n;
         let head = row / m;
@@ -169,12 +169,12 @@ mod formulas {
     const CUBIC: f32 = 0.071_354_82;
 
     #[cube]
-    pub(super) fn gelu(x: f32) -> f32 {
+    pub(crate) fn gelu(x: f32) -> f32 {
         x * sigmoid(x * (f32::new(RATE) + f32::new(CUBIC) * x * x))
     }
 
     #[cube]
-    pub(super) fn gelu_slope(x: f32) -> f32 {
+    pub(crate) fn gelu_slope(x: f32) -> f32 {
         let square = x * x;
         let open = sigmoid(x * (f32::new(RATE) + f32::new(CUBIC) * square));
         let inner = f32::new(RATE) + f32::new(comptime!(3.0 * CUBIC)) * square;

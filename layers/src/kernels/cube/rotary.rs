@@ -17,13 +17,29 @@ const UNITS: u32 = 64;
 
 impl Passes for CubeBackend {
     fn rotate(x: &CubeTensor, table: &CubeTensor, back: bool) -> CubeTensor {
-        launch(x, None, table, back).0
+        launch(x, None, Some(table), Turn { back, ..Turn::default() }).0
     }
 }
 
-/// Two tensors rotated by one table.
-pub(in crate::kernels) fn rotate_two(x: &CubeTensor, z: &CubeTensor, table: &CubeTensor) -> [CubeTensor; 2] {
-    let (x, z) = launch(x, Some(z), table, false);
+/// How rows are rotated, and what else becomes of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Turn {
+    /// By the opposite angles
+    pub(crate) back: bool,
+    /// Channels beside each other, and not those of two halves
+    pub(crate) pairs: bool,
+    /// Divided by their lengths, with this added to the squares
+    pub(crate) unit: Option<f64>,
+}
+
+/// Two tensors rotated by one table, if there is one.
+pub(in crate::kernels) fn rotate_two(
+    x: &CubeTensor,
+    z: &CubeTensor,
+    table: Option<&CubeTensor>,
+    turn: Turn,
+) -> [CubeTensor; 2] {
+    let (x, z) = launch(x, Some(z), table, turn);
     [x, z]
 }
 
@@ -31,8 +47,8 @@ pub(in crate::kernels) fn rotate_two(x: &CubeTensor, z: &CubeTensor, table: &Cub
 fn launch(
     x: &CubeTensor,
     other: Option<&CubeTensor>,
-    table: &CubeTensor,
-    back: bool,
+    table: Option<&CubeTensor>,
+    turn: Turn,
 ) -> (CubeTensor, CubeTensor) {
     let numbers = |x: &CubeTensor| dims(x).iter().product::<usize>();
     let (count, all) = (numbers(x), numbers(x) + other.map_or(0, numbers));
@@ -46,15 +62,32 @@ fn launch(
         units,
         x.clone().into_tensor_arg(),
         other.unwrap_or(x).clone().into_tensor_arg(),
-        table.clone().into_tensor_arg(),
+        // In place of what there is not: it is not read.
+        table.unwrap_or(x).clone().into_tensor_arg(),
         y.clone().into_tensor_arg(),
         second.clone().into_tensor_arg(),
         count,
         all,
-        back,
-        other.is_some(),
+        turn.unit.unwrap_or(0.0) as f32,
+        Form {
+            turned: table.is_some(),
+            back: turn.back,
+            pairs: turn.pairs,
+            unit: turn.unit.is_some(),
+            both: other.is_some(),
+        },
     );
     (y, second)
+}
+
+/// What the kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Form {
+    turned: bool,
+    back: bool,
+    pairs: bool,
+    unit: bool,
+    both: bool,
 }
 
 #[cube(launch)]
@@ -67,25 +100,24 @@ fn rotate_kernel(
     second: &mut Tensor<f32>,
     count: usize,
     all: usize,
-    #[comptime] back: bool,
-    #[comptime] both: bool,
+    eps: f32,
+    #[comptime] form: Form,
 ) {
     let at = ABSOLUTE_POS;
     if at < count {
-        y[at] = rotated(x, table, at, back);
+        y[at] = rotated(x, table, at, eps, form);
     }
-    if comptime!(both) {
+    if comptime!(form.both) {
         if at >= count && at < all {
-            second[at - count] = rotated(other, table, at - count, back);
+            second[at - count] = rotated(other, table, at - count, eps, form);
         }
     }
 }
 
 /// Number `at` of `x`, rotated.
 #[cube]
-fn rotated(x: &Tensor<f32>, table: &Tensor<f32>, at: usize, #[comptime] back: bool) -> f32 {
+fn rotated(x: &Tensor<f32>, table: &Tensor<f32>, at: usize, eps: f32, #[comptime] form: Form) -> f32 {
     let (heads, time, n) = (x.shape(1), x.shape(2), x.shape(3));
-    let half = table.shape(3) / 2;
     let c = at % n;
     let row = at / n;
     let t = row % time;
@@ -93,19 +125,36 @@ fn rotated(x: &Tensor<f32>, table: &Tensor<f32>, at: usize, #[comptime] back: bo
     let b = head / heads;
     let from = b * x.stride(0) + (head % heads) * x.stride(1) + t * x.stride(2);
     let mut found = x[from + c * x.stride(3)];
-    if c < 2 * half {
-        // A table for all rows has one.
-        let start = (b % table.shape(0)) * table.stride(0) + t * table.stride(2);
-        let angle = c % half;
-        let cos = table[start + angle * table.stride(3)];
-        let mut sin = table[start + (angle + half) * table.stride(3)];
-        if back {
-            sin = -sin;
+    if comptime!(form.turned) {
+        let half = table.shape(3) / 2;
+        if c < 2 * half {
+            // A table for all rows has one.
+            let start = (b % table.shape(0)) * table.stride(0) + t * table.stride(2);
+            let mut angle = c % half;
+            let mut late = c >= half;
+            let mut partner = select(late, angle, angle + half);
+            if comptime!(form.pairs) {
+                angle = c / 2;
+                late = c % 2 == 1;
+                partner = select(late, 2 * angle, 2 * angle + 1);
+            }
+            let cos = table[start + angle * table.stride(3)];
+            let mut sin = table[start + (angle + half) * table.stride(3)];
+            if comptime!(form.back) {
+                sin = -sin;
+            }
+            let other = x[from + partner * x.stride(3)];
+            found = found * cos + select(late, other, -other) * sin;
         }
-        let late = c >= half;
-        let partner = select(late, angle, angle + half);
-        let other = x[from + partner * x.stride(3)];
-        found = found * cos + select(late, other, -other) * sin;
+    }
+    if comptime!(form.unit) {
+        // A rotation leaves the length as it is.
+        let mut squares = eps;
+        for i in 0..n {
+            let number = x[from + i * x.stride(3)];
+            squares += number * number;
+        }
+        found /= f32::sqrt(squares);
     }
     found
 }

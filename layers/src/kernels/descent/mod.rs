@@ -54,6 +54,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
+#[cfg(feature = "cube")]
+pub(crate) use super::cube::{Call, Plans};
 use super::gradient::{self, track};
 use crate::miras::{Bias, Gelu};
 
@@ -166,6 +168,15 @@ pub(crate) struct Learned {
 /// Whether a kernel runs these, and may.
 pub(crate) fn applies(k: &Tensor<4>, v: &Tensor<4>) -> bool {
     super::enabled() && super::view::fits(k) && k.dims() == v.dims() && k.dims().iter().all(|&size| size > 0)
+}
+
+/// Whether the kernel for graphics devices runs these, and may.
+#[cfg(feature = "cube")]
+pub(crate) fn on_graphics(k: &Tensor<4>, v: &Tensor<4>) -> bool {
+    super::enabled()
+        && super::cube::descends(k)
+        && k.dims() == v.dims()
+        && k.dims().iter().all(|&size| size > 0)
 }
 
 /// All matrices of a slot, `[b, h, 1, numbers]`.

@@ -19,6 +19,8 @@ use burn::tensor::Tensor;
 #[cfg(feature = "cube")]
 use burn_cubecl::CubeBackend as Cube;
 
+#[cfg(feature = "cube")]
+pub(crate) use super::cube::Turn;
 use super::gradient::{self, track};
 
 /// Whether a kernel can run these: see [`run`].
@@ -53,14 +55,27 @@ pub(crate) fn run(x: Tensor<4>, table: Tensor<4>) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as Rotary>::rotary(x.into_dispatch(), table.into_dispatch()))
 }
 
-/// The same for two tensors in one launch; `None` where they do not lie on a graphics device without gradients.
+/// The same for two tensors in one launch, if there is a table, and what else becomes of rows; `None` where they do not lie on a graphics device without gradients.
 #[cfg(feature = "cube")]
-pub(crate) fn run_two(x: &Tensor<4>, z: &Tensor<4>, table: &Tensor<4>) -> Option<[Tensor<4>; 2]> {
-    if !super::linear::on_graphics(x) {
+pub(crate) fn run_two(
+    x: &Tensor<4>,
+    z: &Tensor<4>,
+    table: Option<&Tensor<4>>,
+    turn: Turn,
+) -> Option<[Tensor<4>; 2]> {
+    let fits = |x: &Tensor<4>| match table {
+        Some(table) => applies(x, table),
+        None => super::cube::fits(x, 1) && x.dims().iter().all(|&size| size > 0),
+    };
+    if !super::linear::on_graphics(x) || ![x, z].into_iter().all(fits) {
         return None;
     }
     let plain = |x: &Tensor<4>| x.clone().try_into_primitive::<Cube>().ok();
-    let both = super::cube::rotate_two(&plain(x)?, &plain(z)?, &plain(table)?);
+    let table = match table {
+        Some(table) => Some(plain(table)?),
+        None => None,
+    };
+    let both = super::cube::rotate_two(&plain(x)?, &plain(z)?, table.as_ref(), turn);
     Some(both.map(Tensor::from_primitive::<Cube>))
 }
 

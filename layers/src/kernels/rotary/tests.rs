@@ -92,13 +92,35 @@ fn graphics_devices_find_the_same() {
             // With one that has fewer heads, both without gradients.
             let fewer = x.clone().narrow(1, 0, 1).mul_scalar(0.5);
             let on = |x: &Tensor<4>| x.clone().to_device(&device);
-            let two = run_two(&on(&x), &on(&fewer), &there).expect("it lies there");
+            let two = run_two(&on(&x), &on(&fewer), Some(&there), Turn::default()).expect("it lies there");
             for (found, x) in two.into_iter().zip([&x, &fewer]) {
                 let expected = numbers(plain(x.clone(), table.clone()));
                 assert!(error(&numbers(found), &expected) <= 1e-6, "{sizes:?}, two");
             }
-            assert!(run_two(&x, &fewer, &table).is_none());
-            assert!(run_two(&on(&x).autodiff().require_grad(), &on(&fewer).autodiff(), &there).is_none());
+            // Of unit length; neighbours together where all channels are rotated; or nothing but the length.
+            let eps = 1e-3;
+            let length = |x: &Tensor<4>| x.clone().square().sum_dim(3).add_scalar(eps).sqrt();
+            let [b, h, t, n] = x.dims();
+            let pairs = n == 2 * sizes.2;
+            let turn = Turn { pairs, unit: Some(eps), ..Turn::default() };
+            let two = run_two(&on(&x), &on(&fewer), Some(&there), turn).expect("it lies there");
+            let apart = if pairs {
+                let halves = x.clone().reshape([b, h, t, n / 2, 2]).swap_dims(3, 4).reshape([b, h, t, n]);
+                let y = plain(halves, table.clone());
+                y.reshape([b, h, t, 2, n / 2]).swap_dims(3, 4).reshape([b, h, t, n])
+            } else {
+                plain(x.clone(), table.clone())
+            };
+            assert!(error(&numbers(two[0].clone()), &numbers(apart / length(&x))) <= 1e-6, "{sizes:?}, unit");
+            let turn = Turn { unit: Some(eps), ..Turn::default() };
+            let two = run_two(&on(&x), &on(&fewer), None, turn).expect("it lies there");
+            assert!(
+                error(&numbers(two[1].clone()), &numbers(fewer.clone() / length(&fewer))) <= 1e-6,
+                "{sizes:?}, none"
+            );
+            assert!(run_two(&x, &fewer, Some(&table), Turn::default()).is_none());
+            let leaf = on(&x).autodiff().require_grad();
+            assert!(run_two(&leaf, &on(&fewer).autodiff(), Some(&there), Turn::default()).is_none());
             // Tokens before heads.
             let x = x.swap_dims(1, 2);
             let turned = |x: Tensor<4>| x.swap_dims(1, 2);

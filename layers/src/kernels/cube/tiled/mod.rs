@@ -31,6 +31,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
+pub(super) use self::parts::head_start;
 use self::plan::Plan;
 use super::buffer::{ALIGNED, MOST_CUBES, dims, empty, part_of, zeros};
 

@@ -6,7 +6,7 @@ use super::plan::{ACROSS, TILE};
 
 /// Where a head starts in `x: [b, h, ..]`.
 #[cube]
-pub(super) fn head_start(x: &Tensor<f32>, head: usize) -> usize {
+pub(crate) fn head_start(x: &Tensor<f32>, head: usize) -> usize {
     let heads = x.shape(1);
     (head / heads) * x.stride(0) + (head % heads) * x.stride(1)
 }
