@@ -7,8 +7,8 @@ use burn::module::Module;
 use crate::miras::{TttMemory, TttTokens};
 use crate::testing::graphics;
 
-/// Largest error, where tensors in single precision come close.
-const CLOSE: f64 = 1e-5;
+/// Largest error: sums of layer norms, over as few as four channels here, are in single precision, and in double on the CPU.
+const CLOSE: f64 = 2e-5;
 
 impl Case {
     /// Outputs and the last memory of a call after another, of so many tokens each: by tensor operations on the CPU, or by

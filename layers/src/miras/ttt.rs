@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::inner::Clock;
 use super::memory::times_transposed;
-use super::ttt_memory::{TttFast, TttMemory, TttTokens};
+use super::ttt_memory::{TttFast, TttMemory, TttTokens, halves, neighbours, sum_slot};
 use crate::error::require;
 #[cfg(feature = "cube")]
 use crate::kernels::{self, rotary::Turn};
@@ -230,23 +230,6 @@ pub struct Ttt {
     mini_batch: usize,
     #[module(skip)]
     d_model: usize,
-}
-
-/// Slot of the gradients of a matrix since the mini-batch's start.
-fn sum_slot(name: &str) -> String {
-    format!("{name}_gradient")
-}
-
-/// Channels `0, 1, 2, 3, …` as `0, 2, …, 1, 3, …`
-fn halves(x: Tensor<4>) -> Tensor<4> {
-    let [b, h, t, n] = x.dims();
-    x.reshape([b, h, t, n / 2, 2]).swap_dims(3, 4).reshape([b, h, t, n])
-}
-
-/// Undoes [`halves`].
-fn neighbours(x: Tensor<4>) -> Tensor<4> {
-    let [b, h, t, n] = x.dims();
-    x.reshape([b, h, t, 2, n / 2]).swap_dims(3, 4).reshape([b, h, t, n])
 }
 
 impl Ttt {

@@ -191,6 +191,23 @@ fn plan(
     Tensor::cat(vec![reads, start, sum], 2)
 }
 
+/// Slot of the gradients of a matrix since the mini-batch's start.
+pub(super) fn sum_slot(name: &str) -> String {
+    format!("{name}_gradient")
+}
+
+/// Channels `0, 1, 2, 3, …` as `0, 2, …, 1, 3, …`
+pub(super) fn halves(x: Tensor<4>) -> Tensor<4> {
+    let [b, h, t, n] = x.dims();
+    x.reshape([b, h, t, n / 2, 2]).swap_dims(3, 4).reshape([b, h, t, n])
+}
+
+/// Undoes [`halves`].
+pub(super) fn neighbours(x: Tensor<4>) -> Tensor<4> {
+    let [b, h, t, n] = x.dims();
+    x.reshape([b, h, t, 2, n / 2]).swap_dims(3, 4).reshape([b, h, t, n])
+}
+
 /// 1 in the marked rows, else 0: `[b, 1, 1, 1]`.
 pub(super) fn row_flags(rows: &[bool], like: &Tensor<4>) -> Tensor<4> {
     let flags: Vec<f32> = rows.iter().map(|&row| f32::from(row)).collect();

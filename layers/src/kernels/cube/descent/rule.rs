@@ -217,7 +217,7 @@ impl Rule {
         match i {
             _ if i < down => (Step::Up, i),
             _ if i < score => (Step::Down, score - i),
-            _ if i < write && (i - score) % 2 == 0 => (Step::Score, (i - score) / 2),
+            _ if i < write && (i - score).is_multiple_of(2) => (Step::Score, (i - score) / 2),
             _ if i < write => (Step::Answer, (i - score) / 2),
             _ => (Step::Write, i - write),
         }
