@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::slice;
 
 use super::dense::{Matrix, Real};
-use super::view::{Number, Primitive, tensor_turned};
+use super::view::{Number, Primitive};
 
 /// Copies a matrix to the front of a [`Room`] or a part of one; past the caches if all that is `streamed` there would
 /// not stay in them anyway, which saves reading what is overwritten.
@@ -117,8 +117,8 @@ impl Order {
     /// Numbers that lie in this order.
     pub(super) fn tensor<E: Number>(self, numbers: Vec<E>, [b, h, t, n]: [usize; 4]) -> Primitive {
         match self {
-            Self::Heads => tensor_turned(numbers, [b, h, t, n], false),
-            Self::Tokens => tensor_turned(numbers, [b, t, h, n], true),
+            Self::Heads => E::tensor(numbers, &[b, h, t, n]),
+            Self::Tokens => E::tensor(numbers, &[b, t, h, n]).transpose(1, 2),
         }
     }
 }

@@ -54,19 +54,6 @@ pub(super) fn view<E: Number>(tensor: &Primitive) -> View<'_, E> {
     View { numbers: E::numbers(tensor), start: layout.start_offset(), dims, strides }
 }
 
-/// A view of a tensor, with axes 1 and 2 for each other if it is to be `turned`.
-pub(super) fn view_turned<E: Number>(tensor: &Primitive, turned: bool) -> View<'_, E> {
-    let view = view(tensor);
-    let ([b, h, t, n], [batch, head, token, number]) = (view.dims, view.strides);
-    if turned { View { dims: [b, t, h, n], strides: [batch, token, head, number], ..view } } else { view }
-}
-
-/// A tensor, with axes 1 and 2 for each other if it is to be `turned`.
-pub(super) fn tensor_turned<E: Number>(numbers: Vec<E>, dims: [usize; 4], turned: bool) -> Primitive {
-    let tensor = E::tensor(numbers, &dims);
-    if turned { tensor.transpose(1, 2) } else { tensor }
-}
-
 /// A tensor `[b, h, t, n]` where it lies, in any order of its axes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View<'a, E> {

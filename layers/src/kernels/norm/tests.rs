@@ -190,27 +190,6 @@ fn inputs_may_lie_in_any_order() {
     }
 }
 
-/// Heads split from what a projection makes: rows are gone through as they lie.
-#[test]
-fn heads_may_be_split_from_projections() {
-    let split = |[x, weight, bias, gate]: Four| [x.swap_dims(1, 2), weight, bias, gate];
-    for (weight, bias, joint) in
-        [(None, false, false), (SHARED, true, false), (Some([false, true]), true, false), (None, false, true)]
-    {
-        let case = Case { scaling: Scaling { joint, ..RMS }, weight, bias, ..VIEWS };
-        let four = inputs(case, 5).map(|x| x.cast(DType::F64));
-        // As leaves, tokens lie before heads.
-        let leaf = numbers(four[0].clone().swap_dims(1, 2));
-        let [a, b, m, n] = case.dims;
-        let leaf = burn::tensor::TensorData::new(leaf, [a, m, b, n]);
-        let [_, weight, bias, gate] = four;
-        let four = [Tensor::from_data(leaf, (&Device::flex(), DType::F64)), weight, bias, gate];
-        let expected = everything(&four, case, |four| plain(split(four), case));
-        let found = everything(&four, case, |four| fused(split(four), case));
-        compare(&found, &expected, [1e-12, 1e-11], case);
-    }
-}
-
 /// Derivatives in double precision are quotients of differences.
 #[test]
 fn gradients_are_slopes() {
@@ -244,7 +223,7 @@ fn results_do_not_depend_on_what_was_there() {
         let [x, weight, bias, gate] = inputs(case, 3).map(|x| x.try_into_primitive::<Flex>().unwrap());
         let options = Options { scaling: case.scaling, weight: true, bias: true, gate: case.gate };
         let read = Read::<Flex> { x, weight, bias, gate, options };
-        let inputs = read.rows::<f32>(false);
+        let inputs = read.rows::<f32>();
         let mut y = vec![f32::NAN; inputs.count()];
         rows::forward(&inputs, &mut y);
         assert!(y.iter().all(|x| x.is_finite()));

@@ -6,9 +6,8 @@ use rayon::prelude::*;
 
 use super::formulas::{Numbers, constant, slopes, value};
 use super::{Passes, Read};
-use crate::kernels::room::Order;
 use crate::kernels::vector::{Vector, vectors};
-use crate::kernels::view::{Number, Primitive, View, tensor_turned, view, view_turned};
+use crate::kernels::view::{Number, Primitive, View, view};
 use crate::nn::{Formula, Function};
 
 /// Numbers of a job: below, no thread is worth waking.
@@ -80,16 +79,7 @@ const fn arity<const F: u8>() -> (usize, usize) {
 }
 
 impl Read<Flex> {
-    /// Whether tokens lie outside heads and rows are alike, so that the rows may be gone through as they lie.
-    fn turned<E: Number>(&self) -> bool {
-        let [x, .., p, q] = &self.all;
-        let (_, parameters) = self.formula.function.arity();
-        let shared = |there: bool, p: &Primitive| !there || view::<E>(p).dims[2] == 1;
-        shared(parameters > 0, p) && shared(parameters > 1, q) && view::<E>(x).order() == Order::Tokens
-    }
-
-    /// With axes 1 and 2 for each other if they are `turned`.
-    pub(super) fn given<E: Number + Vector>(&self, turned: bool) -> Given<'_, E> {
+    pub(super) fn given<E: Number + Vector>(&self) -> Given<'_, E> {
         let [x, y, z, p, q] = &self.all;
         let (_, parameters) = self.formula.function.arity();
         let collect = |p: &Primitive, there: bool| {
@@ -101,7 +91,7 @@ impl Read<Flex> {
         };
         let dims = if parameters > 0 { view::<E>(p).dims } else { [1, 1, 1, view::<E>(x).dims[3]] };
         Given {
-            tensors: [x, y, z].map(|x| view_turned(x, turned)),
+            tensors: [view(x), view(y), view(z)],
             parameters: [collect(p, parameters > 0), collect(q, parameters > 1)],
             parameter_dims: dims,
             formula: self.formula,
@@ -109,22 +99,19 @@ impl Read<Flex> {
     }
 
     fn forward_in<E: Number + Vector>(&self) -> Primitive {
-        let turned = self.turned::<E>();
-        let given = self.given::<E>(turned);
+        let given = self.given::<E>();
         let mut out = vec![E::default(); given.count()];
         forward(&given, &mut out);
-        tensor_turned(out, given.dims(), turned)
+        E::tensor(out, &given.dims())
     }
 
     fn backward_in<E: Number + Vector>(&self, dy: &Primitive) -> [Option<Primitive>; 5] {
-        let turned = self.turned::<E>();
-        let given = self.given::<E>(turned);
+        let given = self.given::<E>();
         let (tensors, parameters) = self.formula.function.arity();
         let mut grads = Gradients::filled(&given, E::default());
-        backward(&given, view_turned(dy, turned), &mut grads);
+        backward(&given, view(dy), &mut grads);
         let Gradients { tensors: [x, y, z], parameters: [p, q] } = grads;
-        let tensor =
-            |numbers: Vec<E>, there: bool| there.then(|| tensor_turned(numbers, given.dims(), turned));
+        let tensor = |numbers: Vec<E>, there: bool| there.then(|| E::tensor(numbers, &given.dims()));
         let parameter = |numbers, there: bool| there.then(|| E::tensor(numbers, &given.parameter_dims));
         [
             tensor(x, true),

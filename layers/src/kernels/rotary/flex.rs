@@ -1,13 +1,10 @@
 //! The kernel on Flex.
 
-use std::mem::MaybeUninit;
-
 use burn::backend::Flex;
 use burn::tensor::DType;
 use rayon::prelude::*;
 
 use super::Passes;
-use crate::kernels::room::{Order, Room};
 use crate::kernels::vector::{Vector, fused, vectors};
 use crate::kernels::view::{Number, Primitive, View, view};
 
@@ -23,27 +20,23 @@ impl Passes for Flex {
     }
 }
 
-/// What comes out lies as `x` does.
-#[allow(unsafe_code, reason = "see there")]
 fn rotate_in<E: Number + Vector>(x: &Primitive, table: &Primitive, back: bool) -> Primitive {
     let (x, table) = (view::<E>(x), view::<E>(table));
     let width = x.dims[3];
-    let mut room = Room::new(x.dims.iter().product());
-    let y = room.numbers();
+    let mut y = vec![E::default(); x.dims.iter().product()];
     if y.len() <= ROWS * width {
         // One token, mostly: no thread is worth waking.
-        turn(x, table, back, 0, y);
+        turn(x, table, back, 0, &mut y);
     } else {
         let jobs = y.par_chunks_mut(ROWS * width).enumerate();
         jobs.for_each(|(i, y)| turn(x, table, back, i * ROWS, y));
     }
-    // SAFETY: every row has been written.
-    x.order().tensor(unsafe { room.written() }, x.dims)
+    E::tensor(y, &x.dims)
 }
 
 vectors! {
-    /// Fills rows of `y`, `[b h t, n]` or `[b t h, n]`, from `first` on.
-    fn turn = turn_rows(x: View<'_, E>, table: View<'_, E>, back: bool, first: usize, y: &mut [MaybeUninit<E>])
+    /// Fills rows of `y: [b h t, n]` from `first` on.
+    fn turn = turn_rows(x: View<'_, E>, table: View<'_, E>, back: bool, first: usize, y: &mut [E])
 }
 
 #[inline(always)]
@@ -52,19 +45,14 @@ fn turn_rows<E: Vector, const FUSED: bool>(
     table: View<'_, E>,
     back: bool,
     first: usize,
-    y: &mut [MaybeUninit<E>],
+    y: &mut [E],
 ) {
     let ([_, h, t, n], [rows, .., columns]) = (x.dims, table.dims);
     let half = columns / 2;
     let sign = E::of(if back { -1.0 } else { 1.0 });
-    let order = x.order();
     let (mut from, mut angles) = (vec![E::default(); n], vec![E::default(); columns]);
     for (i, y) in y.chunks_exact_mut(n).enumerate() {
-        let row = first + i;
-        let (head, token) = match order {
-            Order::Heads => (row / t, row % t),
-            Order::Tokens => (row / (t * h) * h + row % h, row / h % t),
-        };
+        let (head, token) = ((first + i) / t, (first + i) % t);
         let x = x.head(head).some(token, 0, n, &mut from);
         let table = table.head(if rows == 1 { 0 } else { head / h });
         let (cos, sin) = table.some(token, 0, columns, &mut angles).split_at(half);
@@ -74,9 +62,9 @@ fn turn_rows<E: Vector, const FUSED: bool>(
         let (y_late, y) = y.split_at_mut(half);
         for i in 0..half {
             let sin = sin[i] * sign;
-            y_early[i].write(fused::<E, FUSED>(early[i], cos[i], -(late[i] * sin)));
-            y_late[i].write(fused::<E, FUSED>(late[i], cos[i], early[i] * sin));
+            y_early[i] = fused::<E, FUSED>(early[i], cos[i], -(late[i] * sin));
+            y_late[i] = fused::<E, FUSED>(late[i], cos[i], early[i] * sin);
         }
-        y.write_copy_of_slice(rest);
+        y.copy_from_slice(rest);
     }
 }

@@ -54,7 +54,7 @@ impl Read<Flex> {
             let mut y = Room::new(b * h * t * p);
             forward::forward(&inputs, &mut y, &mut log_sum);
             // SAFETY: all outputs have been written.
-            inputs.q.order().tensor(unsafe { y.written() }, [b, h, t, p])
+            inputs.v.order().tensor(unsafe { y.written() }, [b, h, t, p])
         };
         [y, E::tensor(log_sum, &[b, h, t])]
     }

@@ -16,13 +16,13 @@ struct Share<'a, E> {
     log_sum: &'a mut [E],
 }
 
-/// Fills `y: [b, h, t, p]`, which lies as `q` does, with `softmax(scores) v`, and `log_sum: [b, h, t]` with the binary logarithms of the sums
+/// Fills `y: [b, h, t, p]`, which lies as `v` does, with `softmax(scores) v`, and `log_sum: [b, h, t]` with the binary logarithms of the sums
 /// over each query's keys. Where a query sees no key, its output is 0.
 pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, y: &mut Room<E>, log_sum: &mut [E]) {
     let sizes @ [t, _, _, p] = inputs.sizes();
     let [b, h, ..] = inputs.q.dims;
     let mut shares = Vec::new();
-    let heads = y.heads([b, h, t, p], inputs.q.order());
+    let heads = y.heads([b, h, t, p], inputs.v.order());
     for (head, (y, log_sum)) in heads.into_iter().zip(log_sum.chunks_mut(t)).enumerate() {
         for (tile, (y, log_sum)) in y.tiles(QUERIES).zip(log_sum.chunks_mut(QUERIES)).enumerate() {
             shares.push(Share { head, first: tile * QUERIES, y, log_sum });
