@@ -180,23 +180,20 @@ impl Case {
     }
 }
 
-#[test]
-fn it_is_the_tensor_form_for_every_memory_and_loss() {
-    let memories = [
+fn memories() -> [MemoryConfig; 6] {
+    [
         MemoryConfig::Linear,
         MemoryConfig::mlp(3, 1),
         DEEP,
         MemoryConfig::mlp(2, 3),
         TTT,
         MemoryConfig::Mlp { expansion: 2, depth: 1, bias: true, gelu: Gelu::Exact },
-    ];
-    for memory in memories {
-        for momentum in [false, true] {
-            Case { memory, momentum, ..Case::default() }.check();
-        }
-    }
+    ]
+}
+
+fn biases() -> [Bias; 8] {
     let lp = |p, nu| Bias::Lp { p, nu, clip: 1.5 };
-    let biases = [
+    [
         Bias::DotProduct,
         lp(3.0, None),
         lp(1.5, Some(2.0)),
@@ -205,8 +202,17 @@ fn it_is_the_tensor_form_for_every_memory_and_loss() {
         Bias::HuberNorm,
         Bias::HuberCoordinate,
         Bias::HuberMixture { nu: 3.0 },
-    ];
-    for bias in biases {
+    ]
+}
+
+#[test]
+fn it_is_the_tensor_form_for_every_memory_and_loss() {
+    for memory in memories() {
+        for momentum in [false, true] {
+            Case { memory, momentum, ..Case::default() }.check();
+        }
+    }
+    for bias in biases() {
         for memory in [MemoryConfig::Linear, DEEP] {
             Case { memory, bias, ..Case::default() }.check();
         }

@@ -7,8 +7,8 @@ use burn::module::Module;
 use crate::miras::{TttMemory, TttTokens};
 use crate::testing::graphics;
 
-/// Largest error: sums of layer norms, over as few as four channels here, are in single precision, and in double on the CPU.
-const CLOSE: f64 = 2e-5;
+/// Largest error, where tensors in single precision come close.
+const CLOSE: f64 = 1e-5;
 
 impl Case {
     /// Outputs and the last memory of a call after another, of so many tokens each: by tensor operations on the CPU, or by
@@ -109,31 +109,12 @@ fn the_smallest_memory_is_the_tensor_form() {
 
 #[test]
 fn every_memory_and_loss_is_the_tensor_form() {
-    let memories = [
-        MemoryConfig::Linear,
-        MemoryConfig::mlp(3, 1),
-        DEEP,
-        MemoryConfig::mlp(2, 3),
-        TTT,
-        MemoryConfig::Mlp { expansion: 2, depth: 1, bias: true, gelu: Gelu::Exact },
-    ];
-    for memory in memories {
+    for memory in memories() {
         for momentum in [false, true] {
             Case { memory, momentum, ..Case::default() }.check_there();
         }
     }
-    let lp = |p, nu| Bias::Lp { p, nu, clip: 1.5 };
-    let biases = [
-        Bias::DotProduct,
-        lp(3.0, None),
-        lp(1.5, Some(2.0)),
-        Bias::ValueShift,
-        Bias::ValueLess { nu: 3.0 },
-        Bias::HuberNorm,
-        Bias::HuberCoordinate,
-        Bias::HuberMixture { nu: 3.0 },
-    ];
-    for bias in biases {
+    for bias in biases() {
         Case { memory: DEEP, bias, ..Case::default() }.check_there();
     }
 }
@@ -142,7 +123,7 @@ fn every_memory_and_loss_is_the_tensor_form() {
 fn calls_may_begin_and_end_anywhere_there() {
     for (t, chunk, phase) in [(1, 4, 0), (3, 4, 1), (4, 4, 2), (9, 4, 3), (6, 1, 0), (40, 19, 7)] {
         for momentum in [false, true] {
-            Case { dims: [2, 1, t, 4], chunk, phase, momentum, ..Case::default() }.check_there();
+            Case { dims: [2, 1, t, 8], chunk, phase, momentum, ..Case::default() }.check_there();
         }
     }
     // Heads that are no multiple of anything, more tokens than units or numbers of a head.
