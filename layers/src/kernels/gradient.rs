@@ -45,6 +45,9 @@ pub(super) trait SavedForTwo<B: Backend, const N: usize>: Clone + Debug + Send +
     ) -> [Option<FloatTensor<B>>; N];
 }
 
+/// Two outputs.
+pub(super) type Two<B> = (FloatTensor<B>, FloatTensor<B>);
+
 /// As [`track`], for an operation with two outputs.
 ///
 /// A step of the graph has one output. So the second is one of a step of its own behind the first's, which leaves its
@@ -52,7 +55,7 @@ pub(super) trait SavedForTwo<B: Backend, const N: usize>: Clone + Debug + Send +
 pub(super) fn track_two<B: Backend, C: CheckpointStrategy, S: SavedForTwo<B, N>, const N: usize>(
     nodes: [NodeGuard; N],
     forward: impl FnOnce(bool) -> ([FloatTensor<B>; 2], S),
-) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
+) -> Two<Autodiff<B, C>> {
     let dz = Left::<B>::default();
     let mut second = None;
     let y = track::<B, C, _, N>(nodes, |keep| {

@@ -43,7 +43,7 @@ use burn::tensor::Tensor;
 #[cfg(feature = "cube")]
 use burn_cubecl::CubeBackend as Cube;
 
-use super::gradient::{self, track_two};
+use super::gradient::{self, Two, track_two};
 use crate::system::{Io, Transition};
 
 /// What a recurrence reads, as the engine has it: `H_t = (diag exp(log_d_t) + b_t a_tᵀ) H_{t-1} + k_t v_tᵀ`,
@@ -312,7 +312,7 @@ impl<B: Passes, const N: usize> gradient::SavedForTwo<B, N> for Saved<B> {
 fn tracked<B: Passes, C: CheckpointStrategy, const N: usize>(
     inputs: [FloatTensor<Autodiff<B, C>>; N],
     options: Options,
-) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<Autodiff<B, C>>) {
+) -> Two<Autodiff<B, C>> {
     let nodes = inputs.each_ref().map(|x| x.node());
     let inputs: Vec<_> = inputs.into_iter().map(|x| x.into_primitive()).collect();
     track_two::<B, C, _, N>(nodes, |keep| {
