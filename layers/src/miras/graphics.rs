@@ -2,11 +2,10 @@
 
 use burn::tensor::Tensor;
 
-use super::Bias;
 use super::inner::{Clock, Fast, Rule, Tokens};
-use super::memory::{Gelu, Memory};
+use super::memory::Memory;
 use super::ttt_memory::{TttFast, TttMemory, TttTokens};
-use crate::kernels::descent::{self, Call, Learned, Options, Plans};
+use crate::kernels::descent::{self, Call, Learned, Plans};
 
 impl Rule<'_> {
     /// Answers to all tokens, if all rows stand at the same place of their chunks and the kernel can; moves `fast` on.
@@ -60,34 +59,18 @@ impl TttMemory {
         if !descent::on_graphics(k, v) {
             return None;
         }
-        let (phase, [b, h, t, n]) = (clock.phase()?, k.dims());
+        let (phase, [b, h, t, _]) = (clock.phase()?, k.dims());
         let valid = clock.valid(t, k);
         let columns = [Some(eta), Some(scale), valid.as_ref()];
         let columns = columns.into_iter().flatten().map(|x| x.clone().expand([b, h, t, 1]));
         let open = !clock.boundary(t).iter().all(|&row| row);
-        let options = Options {
-            chunk: clock.chunk(),
-            width: n,
-            hidden: fast.start[0].dims()[3],
-            depth: fast.start.len(),
-            offset: true,
-            gelu: Gelu::Tanh,
-            norm: self.norm_weight.is_some(),
-            raw: false,
-            eps: super::ttt_memory::NORM_EPS,
-            bias: Bias::L2,
-            map: descent::Map::Same,
-            lag: false,
-            momentum: fast.sum.is_some() || open,
-            renewed: Vec::new(),
-        };
-        let norm = self.norm_weight.as_ref().zip(self.norm_bias.as_ref());
+        let options = self.options(fast, clock.chunk(), fast.sum.is_some() || open);
         let call = Call {
             tokens: [q, k, v].map(Clone::clone),
             gates: columns.collect(),
             plans: Plans::Batched,
             ragged: valid.is_some(),
-            norm: norm.map(|(gain, bias)| [gain.val(), bias.val()]),
+            norm: self.norm_parts(),
             weights: [fast.start.clone(), fast.sum.clone().unwrap_or_default()].concat(),
             phase,
         };

@@ -44,7 +44,7 @@ use crate::system::scan::{tril_ones, unbind};
 /// Standard deviation of the initial weights.
 const INIT_STD: f64 = 0.02;
 /// ε of the memory's layer norm.
-pub(super) const NORM_EPS: f64 = 1e-6;
+const NORM_EPS: f64 = 1e-6;
 
 /// `f`: its slow parameters, among them the weights it starts from. Matrices are input by output.
 #[derive(Module, Debug)]
@@ -384,6 +384,35 @@ impl TttMemory {
         (Tensor::cat(out, 2), fast)
     }
 
+    /// What is asked of a kernel for mini-batches of `size` tokens, with answers normed.
+    #[cfg(feature = "flex")]
+    pub(super) fn options(&self, fast: &TttFast, size: usize, momentum: bool) -> Options {
+        let [_, _, _, hidden] = fast.start[0].dims();
+        Options {
+            chunk: size,
+            lag: false,
+            width: self.w1.dims()[1],
+            hidden,
+            depth: fast.start.len(),
+            offset: true,
+            gelu: Gelu::Tanh,
+            norm: self.norm_weight.is_some(),
+            raw: false,
+            eps: NORM_EPS,
+            bias: Bias::L2,
+            map: Map::Same,
+            momentum,
+            renewed: Vec::new(),
+        }
+    }
+
+    /// Gain and bias of the memory's layer norm.
+    #[cfg(feature = "flex")]
+    pub(super) fn norm_parts(&self) -> Option<[Tensor<2>; 2]> {
+        let parts = self.norm_weight.as_ref().zip(self.norm_bias.as_ref());
+        parts.map(|(gain, bias)| [gain.val(), bias.val()])
+    }
+
     /// The dual form inside mini-batches of `size` tokens; the rows begin another one where `boundaries` says.
     #[cfg(feature = "flex")]
     fn by_kernel(
@@ -394,7 +423,7 @@ impl TttMemory {
         size: usize,
     ) -> Tensor<4> {
         let TttTokens { q, k, v, eta, scale } = tokens;
-        let [b, h, t, n] = k.dims();
+        let [b, h, t, _] = k.dims();
         let count = t / size;
         let open = (0..b).any(|row| !boundaries[(row + 1) * count - 1]);
         let momentum = fast.sum.is_some() || !boundaries.iter().all(|&boundary| boundary);
@@ -403,11 +432,7 @@ impl TttMemory {
         let descent = Descent {
             plan: plan(eta, scale, &boundaries, [count, size], momentum).reshape([b, h, count, rows * rows]),
             threshold: k.clone().narrow(3, 0, 1).detach(),
-            norm: self
-                .norm_weight
-                .as_ref()
-                .zip(self.norm_bias.as_ref())
-                .map(|(gain, bias)| [gain.val(), bias.val()]),
+            norm: self.norm_parts(),
             sizes: None,
             running: fast.start.clone(),
             anchor: fast.start.clone(),
@@ -416,23 +441,9 @@ impl TttMemory {
             k,
             v,
         };
-        let learned = descent.run(Options {
-            chunk: size,
-            lag: false,
-            width: n,
-            hidden: fast.start[0].dims()[3],
-            depth: fast.start.len(),
-            offset: true,
-            gelu: Gelu::Tanh,
-            norm: self.norm_weight.is_some(),
-            raw: true,
-            eps: NORM_EPS,
-            bias: Bias::L2,
-            map: Map::Same,
-            momentum,
-            // Between mini-batches only, W is what is carried.
-            renewed: vec![true; b * count],
-        });
+        // Between mini-batches only, W is what is carried.
+        let renewed = vec![true; b * count];
+        let learned = descent.run(Options { raw: true, renewed, ..self.options(fast, size, momentum) });
         *fast = TttFast { start: learned.running, sum: open.then_some(learned.momentum) };
         learned.y
     }
