@@ -289,6 +289,19 @@ pub(super) fn sigmoid<E: Vector, const FUSED: bool>(z: E) -> E {
 /// Numbers of a block of a row, and lanes of sums.
 pub(super) const LANES: usize = 16;
 
+/// Keeps a loop over blocks of lanes one block at a time. The compiler would rather have sixteen blocks side by side, and
+/// gather their first numbers, their second ones and so on, which is several times slower; no loop is turned into
+/// vectors with an assembler's line in it, and this one is empty.
+#[inline(always)]
+#[allow(unsafe_code, reason = "assembler of no instruction")]
+pub(super) fn block_by_block() {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: it does nothing.
+    unsafe {
+        std::arch::asm!("", options(nomem, nostack, preserves_flags));
+    }
+}
+
 /// `Σ x y`
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "fixed bounds, so that the sums stay in registers")]
@@ -297,6 +310,7 @@ pub(super) fn dot<E: Real, const FUSED: bool>(x: &[E], y: &[E]) -> E {
     let (x, x_rest) = x.as_chunks::<LANES>();
     let (y, y_rest) = y.as_chunks::<LANES>();
     for (x, y) in x.iter().zip(y) {
+        block_by_block();
         for i in 0..LANES {
             sums[i] = fused::<E, FUSED>(x[i], y[i], sums[i]);
         }
@@ -315,6 +329,7 @@ pub(super) fn dots<E: Real, const FUSED: bool, const N: usize>(x: &[E], rows: [&
     let mut sums = [[E::default(); LANES]; N];
     let (parts, rest) = x.as_chunks::<LANES>();
     for (k, part) in parts.iter().enumerate() {
+        block_by_block();
         for r in 0..N {
             let row: &[E; LANES] = rows[r][k * LANES..].first_chunk().expect("rows are as long as `x`");
             for i in 0..LANES {
@@ -342,6 +357,7 @@ pub(super) fn sum<E: Real>(x: &[E]) -> E {
     let mut sums = [E::default(); LANES];
     let (x, rest) = x.as_chunks::<LANES>();
     for x in x {
+        block_by_block();
         for i in 0..LANES {
             sums[i] += x[i];
         }
@@ -353,9 +369,11 @@ pub(super) fn sum<E: Real>(x: &[E]) -> E {
     sum
 }
 
-/// `Σ sums`; bounds are fixed, so that it stays in registers.
+/// `Σ sums`. They go through memory, or the compiler lays them out by pairs, as the last addition has them, where they are
+/// made; bounds are fixed, so that the rest stays in registers.
 #[inline(always)]
 pub(super) fn together<E: Real>(sums: [E; LANES]) -> E {
+    let sums = std::hint::black_box(sums);
     let (mut eight, mut four, mut two) = ([E::default(); 8], [E::default(); 4], [E::default(); 2]);
     for i in 0..8 {
         eight[i] = sums[i] + sums[i + 8];
@@ -380,6 +398,7 @@ pub(super) fn add_scaled<E: Real, const FUSED: bool, const N: usize>(
     let (blocks, rest) = to.as_chunks_mut::<LANES>();
     let done = blocks.len() * LANES;
     for (k, block) in blocks.iter_mut().enumerate() {
+        block_by_block();
         let mut sums = *block;
         for r in 0..N {
             let row: &[E; LANES] = rows[r][k * LANES..].first_chunk().expect("rows are as long as `to`");
@@ -402,6 +421,7 @@ pub(super) fn largest<E: Vector>(x: &[E], least: E) -> E {
     let mut tops = [least; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {
+        block_by_block();
         for i in 0..LANES {
             tops[i] = if block[i] > tops[i] { block[i] } else { tops[i] };
         }

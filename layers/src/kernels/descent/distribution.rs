@@ -5,9 +5,10 @@
 //! ```
 
 use crate::kernels::dense::Matrix;
+use crate::kernels::lanes::{part, put_part};
 use crate::kernels::vector::{Vector, Work, fused, vectorised};
 
-use super::softmax::{WIDE, load, store};
+use super::softmax::WIDE;
 
 /// `W = c softmax(A)` per column.
 pub(super) fn set_weights<E: Vector>(accumulated: &Matrix<E>, size: E, weights: &mut Matrix<E>) {
@@ -27,29 +28,29 @@ impl<E: Vector> Work for SetWeights<'_, E> {
         for first in (0..accumulated.columns()).step_by(WIDE) {
             let mut top = [E::of(f64::NEG_INFINITY); WIDE];
             for row in accumulated.rows() {
-                let a = load(row, first);
+                let a = part::<E, WIDE>(row, first);
                 for j in 0..WIDE {
                     top[j] = if a[j] > top[j] { a[j] } else { top[j] };
                 }
             }
             let mut sum = [E::default(); WIDE];
             for (row, to) in accumulated.rows().zip(weights.rows_mut()) {
-                let mut a = load(row, first);
+                let mut a = part::<E, WIDE>(row, first);
                 for j in 0..WIDE {
                     a[j] = (a[j] - top[j]).exponential::<FUSED>();
                     sum[j] += a[j];
                 }
-                store(&a, to, first);
+                put_part(&a, to, first);
             }
             for sum in &mut sum {
                 *sum = size / *sum;
             }
             for to in weights.rows_mut() {
-                let mut w = load(to, first);
+                let mut w = part::<E, WIDE>(to, first);
                 for j in 0..WIDE {
                     w[j] *= sum[j];
                 }
-                store(&w, to, first);
+                put_part(&w, to, first);
             }
         }
     }
@@ -81,7 +82,7 @@ impl<E: Vector> Work for WeightsBack<'_, E> {
         for first in (0..weights.columns()).step_by(WIDE) {
             let mut mean = [E::default(); WIDE];
             for (w, d) in weights.rows().zip(d_weights.rows()) {
-                let (w, d) = (load(w, first), load(d, first));
+                let (w, d) = (part::<E, WIDE>(w, first), part::<E, WIDE>(d, first));
                 for j in 0..WIDE {
                     mean[j] = fused::<E, FUSED>(w[j], d[j], mean[j]);
                 }
@@ -90,12 +91,13 @@ impl<E: Vector> Work for WeightsBack<'_, E> {
                 *mean = *mean / size;
             }
             for ((w, d), to) in weights.rows().zip(d_weights.rows_mut()).zip(to.rows_mut()) {
-                let (w, slope, mut found) = (load(w, first), load(d, first), load(to, first));
+                let (w, slope, mut found) =
+                    (part::<E, WIDE>(w, first), part::<E, WIDE>(d, first), part::<E, WIDE>(to, first));
                 for j in 0..WIDE {
                     found[j] = fused::<E, FUSED>(w[j], slope[j] - mean[j], found[j]);
                 }
-                store(&found, to, first);
-                store(&[E::default(); WIDE], d, first);
+                put_part(&found, to, first);
+                put_part(&[E::default(); WIDE], d, first);
             }
         }
     }

@@ -10,6 +10,7 @@
 //! `ν` is that of `A` where `W_c` was set, also for what tokens read until the next time.
 
 use crate::kernels::dense::Matrix;
+use crate::kernels::lanes::{part, put_part};
 use crate::kernels::vector::{LANES, Vector, Work, vectorised};
 
 /// How weights come from what is accumulated.
@@ -120,12 +121,7 @@ impl Power {
 /// The next numbers of a row times a factor, and 0 after its end.
 #[inline(always)]
 fn block<E: Vector>(row: &[E], first: usize, scale: E) -> [E; LANES] {
-    let mut found = [E::default(); LANES];
-    if let Some(whole) = row[first..].first_chunk::<LANES>() {
-        found = *whole;
-    } else {
-        found[..row.len() - first].copy_from_slice(&row[first..]);
-    }
+    let mut found: [E; LANES] = part(row, first);
     for x in &mut found {
         *x *= scale;
     }
@@ -198,8 +194,7 @@ impl<E: Vector> Work for AddSlope<'_, E> {
                 for i in 0..LANES {
                     found[i] += factor * z[i] * powers[i];
                 }
-                let end = to.len().min(first + LANES);
-                to[first..end].copy_from_slice(&found[..end - first]);
+                put_part(&found, to, first);
             }
         }
     }

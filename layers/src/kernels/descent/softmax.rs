@@ -11,7 +11,7 @@
 //! token forward, and one back.
 
 use crate::kernels::dense::Matrix;
-use crate::kernels::lanes::{add, dot_in_double, scale};
+use crate::kernels::lanes::{add, add_up, dot_in_double, part, put_part, scale};
 use crate::kernels::vector::{LANES, Vector, Work, fused, vectorised};
 
 /// Columns at a time.
@@ -55,31 +55,6 @@ impl<E: Vector> Space<E> {
             turned: Matrix::new(LANES, BAND),
         };
         Self { states: Vec::new(), tops: Vec::new(), carried: Vec::new(), band, total: Default::default() }
-    }
-}
-
-#[inline(always)]
-pub(super) fn load<E: Vector>(row: &[E], first: usize) -> Block<E> {
-    part(row, first)
-}
-
-#[inline(always)]
-fn part<E: Vector, const N: usize>(row: &[E], first: usize) -> [E; N] {
-    if let Some(whole) = row[first..].first_chunk() {
-        return *whole;
-    }
-    let mut found = [E::default(); N];
-    found[..row.len() - first].copy_from_slice(&row[first..]);
-    found
-}
-
-#[inline(always)]
-pub(super) fn store<E: Vector>(block: &Block<E>, row: &mut [E], first: usize) {
-    let row = &mut row[first..];
-    if let Some(whole) = row.first_chunk_mut() {
-        *whole = *block;
-    } else {
-        row.copy_from_slice(&block[..row.len()]);
     }
 }
 
@@ -152,11 +127,11 @@ impl<E: Vector> Work for Read<'_, E> {
         block.resize(rows, [E::default(); WIDE]);
         for first in (0..columns).step_by(WIDE) {
             for (i, block) in block.iter_mut().enumerate() {
-                *block = load(state.row(i), first);
+                *block = part(state.row(i), first);
             }
             for t in 0..tokens {
                 let (alpha, eta) = (steps.row(0)[t], steps.row(1)[t]);
-                let d = load(error.row(t), first);
+                let d = part(error.row(t), first);
                 let top = step::<E, FUSED>(block, [alpha, eta], input.row(t), &d);
                 let (sum, found) = average::<E, FUSED>(block, &top, query.row(t));
                 let (mut one, mut answer) = ([E::default(); WIDE], found);
@@ -164,11 +139,11 @@ impl<E: Vector> Work for Read<'_, E> {
                     one[j] = E::of(1.0) / sum[j];
                     answer[j] *= size * one[j];
                 }
-                store(&answer, made.row_mut(t), first);
-                store(&one, inverse.row_mut(t), first);
+                put_part(&answer, made.row_mut(t), first);
+                put_part(&one, inverse.row_mut(t), first);
             }
             for (i, block) in block.iter().enumerate() {
-                store(block, state.row_mut(i), first);
+                put_part(block, state.row_mut(i), first);
             }
         }
     }
@@ -272,12 +247,12 @@ impl<E: Vector> Work for GoBack<'_, E> {
         }
         for first in (0..columns).step_by(WIDE) {
             for i in 0..rows {
-                states[i] = load(state.row(i), first);
-                carried[i] = load(d_state.row(i), first);
+                states[i] = part(state.row(i), first);
+                carried[i] = part(d_state.row(i), first);
             }
             for t in 0..tokens {
                 let (alpha, eta) = (steps.row(0)[t], steps.row(1)[t]);
-                let d = load(error.row(t), first);
+                let d = part(error.row(t), first);
                 let (before, after) = states.split_at_mut((t + 1) * rows);
                 let after = &mut after[..rows];
                 after.copy_from_slice(&before[t * rows..]);
@@ -287,10 +262,10 @@ impl<E: Vector> Work for GoBack<'_, E> {
                 let (alpha, eta) = (steps.row(0)[t], steps.row(1)[t]);
                 let columns = Columns {
                     top: tops[t],
-                    inverse: load(answers.inverse.row(t), first),
-                    made: load(answers.made.row(t), first),
-                    d_made: load(made.row(t), first),
-                    error: load(error.row(t), first),
+                    inverse: part(answers.inverse.row(t), first),
+                    made: part(answers.made.row(t), first),
+                    d_made: part(made.row(t), first),
+                    error: part(error.row(t), first),
                 };
                 let states = &states[t * rows..][..2 * rows];
                 let inputs = [input.row(t), query.row(t)];
@@ -299,13 +274,13 @@ impl<E: Vector> Work for GoBack<'_, E> {
                 for d in &mut d_row {
                     *d = -(eta * *d);
                 }
-                let mut found = load(d_error.row(t), first);
+                let mut found: Block<E> = part(d_error.row(t), first);
                 let mut d_alpha = E::default();
                 for j in 0..WIDE {
                     found[j] += d_row[j];
                     d_alpha += kept[j];
                 }
-                store(&found, d_error.row_mut(t), first);
+                put_part(&found, d_error.row_mut(t), first);
                 d_steps.row_mut(0)[t] += d_alpha;
                 let [weighed, along] = &mut *total;
                 scale(weighed, size);
@@ -315,28 +290,9 @@ impl<E: Vector> Work for GoBack<'_, E> {
                 add(d_input.row_mut(t), along);
             }
             for (i, block) in carried.iter().enumerate() {
-                store(block, d_state.row_mut(i), first);
+                put_part(block, d_state.row_mut(i), first);
             }
         }
-    }
-}
-
-/// Adds up every row of some sums.
-#[inline(always)]
-#[allow(clippy::needless_range_loop, reason = "fixed bounds, so that each block is in registers")]
-fn add_up<E: Vector>(sums: &Matrix<E>, turned: &mut Matrix<E>, total: &mut [E]) {
-    turned.set_transpose(sums);
-    for first in (0..total.len()).step_by(LANES) {
-        let mut sum = [E::default(); LANES];
-        for lane in 0..LANES {
-            let lane: [E; LANES] = part(turned.row(lane), first);
-            for i in 0..LANES {
-                sum[i] += lane[i];
-            }
-        }
-        let total = &mut total[first..];
-        let count = total.len().min(LANES);
-        total[..count].copy_from_slice(&sum[..count]);
     }
 }
 
