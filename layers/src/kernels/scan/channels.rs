@@ -1,7 +1,11 @@
 //! The arithmetic of the kernel on slices: some channels of one head at a time, from the first token to the last.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
+use crate::kernels::lanes::{add, multiply, multiply_by};
+use crate::kernels::room::Room;
 use crate::kernels::vector::{Vector, fused, vectors};
 use crate::kernels::view::View;
 
@@ -23,22 +27,22 @@ pub(super) struct Inputs<'a, E> {
 /// Gradients, contiguous.
 #[derive(Debug)]
 pub(super) struct Gradients<E> {
-    pub(super) log_a: Vec<E>,
-    pub(super) u: Vec<E>,
-    pub(super) memory: Vec<E>,
+    pub(super) log_a: Room<E>,
+    pub(super) u: Room<E>,
+    pub(super) memory: Room<E>,
 }
 
 impl<E: Vector> Gradients<E> {
-    pub(super) fn filled(inputs: &Inputs<'_, E>, with: E) -> Self {
-        let size = |dims: [usize; 4]| vec![with; dims.iter().product()];
+    pub(super) fn new(inputs: &Inputs<'_, E>) -> Self {
+        let room = |dims: [usize; 4]| Room::new(dims.iter().product());
         let dims = inputs.log_a.dims;
-        Self { log_a: size(dims), u: size(dims), memory: size(inputs.memory.dims) }
+        Self { log_a: room(dims), u: room(dims), memory: room(inputs.memory.dims) }
     }
 }
 
 /// `[t, n]` where it lies, one head of a tensor `[b, h, t, n]` that jobs write their channels of.
 struct Target<E> {
-    start: *mut E,
+    start: *mut MaybeUninit<E>,
     length: usize,
     stride: usize,
 }
@@ -59,7 +63,11 @@ unsafe impl<E: Send> Send for Target<E> {}
 unsafe impl<E: Send> Sync for Target<E> {}
 
 impl<E> Target<E> {
-    fn new(numbers: &mut [E], stride: usize) -> Self {
+    fn new(room: &mut Room<E>, stride: usize) -> Self
+    where
+        E: Vector,
+    {
+        let numbers = room.numbers();
         Self { start: numbers.as_mut_ptr(), length: numbers.len(), stride }
     }
 
@@ -69,7 +77,7 @@ impl<E> Target<E> {
     /// The numbers that it was made of must still be borrowed, and no other job may hold these channels.
     #[inline(always)]
     #[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
-    unsafe fn row<'a>(self, index: usize, first: usize, count: usize) -> &'a mut [E] {
+    unsafe fn row<'a>(self, index: usize, first: usize, count: usize) -> &'a mut [MaybeUninit<E>] {
         let start = index * self.stride + first;
         assert!(first + count <= self.stride && start + count <= self.length, "no such row");
         // SAFETY: within the numbers; the caller's for the rest.
@@ -95,7 +103,7 @@ fn shares([b, h, _, n]: [usize; 4]) -> Vec<Share> {
 }
 
 /// Fills `y: [b, h, t, n]` with the states.
-pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, u: View<'_, E>, y: &mut [E]) {
+pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, u: View<'_, E>, y: &mut Room<E>) {
     let dims @ [.., n] = u.dims;
     let y = Target::new(y, n);
     shares(dims).into_par_iter().for_each(|share| scan(*inputs, u, y, share));
@@ -128,8 +136,8 @@ fn scan_channels<E: Vector, const FUSED: bool>(
         let (log_a, u) = (&log_a[..count], &u[..count]);
         for c in 0..count {
             h[c] = fused::<E, FUSED>(log_a[c].exponential::<FUSED>(), h[c], u[c]);
-            y[c] = h[c];
         }
+        y.write_copy_of_slice(h);
     }
 }
 
@@ -171,36 +179,24 @@ fn scan_channels_back<E: Vector, const FUSED: bool>(
     let mut spaces = [[E::default(); CHANNELS]; 3];
     let [log_space, y_space, dy_space] = &mut spaces;
     let (mut start, mut dh) = ([E::default(); CHANNELS], [E::default(); CHANNELS]);
+    let (mut decay, mut d_log) = ([E::default(); CHANNELS], [E::default(); CHANNELS]);
     inputs.memory.head(head).turned().copy(0, first, &mut start[..count]);
-    let dh = &mut dh[..count];
+    let (dh, decay, d_log) = (&mut dh[..count], &mut decay[..count], &mut d_log[..count]);
     for i in (0..t).rev() {
         let log_a = &log_a.some(i, first, count, log_space)[..count];
+        for c in 0..count {
+            decay[c] = log_a[c].exponential::<FUSED>();
+        }
         let before = if i > 0 { y.some(i - 1, first, count, y_space) } else { &start[..] };
-        let (before, dy) = (&before[..count], &dy.some(i, first, count, dy_space)[..count]);
+        add(dh, dy.some(i, first, count, dy_space));
         // SAFETY: what they point to is borrowed by `backward`, and this job's channels are its own.
         let (log_out, u_out) =
             unsafe { (log_out.row(head * t + i, first, count), u_out.row(head * t + i, first, count)) };
-        step_back::<E, FUSED>(dh, [log_a, before, dy], log_out, u_out);
+        u_out.write_copy_of_slice(dh);
+        multiply_by(dh, decay);
+        multiply(d_log, dh, before);
+        log_out.write_copy_of_slice(d_log);
     }
     // SAFETY: as above.
-    unsafe { memory_out.row(head, first, count) }.copy_from_slice(dh);
-}
-
-/// One token back. A function of its own because its arguments are known not to overlap.
-#[inline(always)]
-fn step_back<E: Vector, const FUSED: bool>(
-    dh: &mut [E],
-    [log_a, before, dy]: [&[E]; 3],
-    log_out: &mut [E],
-    u_out: &mut [E],
-) {
-    let count = dh.len();
-    let (log_a, before, dy) = (&log_a[..count], &before[..count], &dy[..count]);
-    let (log_out, u_out) = (&mut log_out[..count], &mut u_out[..count]);
-    for c in 0..count {
-        let sum = dh[c] + dy[c];
-        u_out[c] = sum;
-        dh[c] = sum * log_a[c].exponential::<FUSED>();
-        log_out[c] = dh[c] * before[c];
-    }
+    unsafe { memory_out.row(head, first, count) }.write_copy_of_slice(dh);
 }

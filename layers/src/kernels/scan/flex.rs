@@ -5,6 +5,7 @@ use burn::tensor::DType;
 
 use super::Passes;
 use super::channels::{self, Inputs};
+use crate::kernels::room::Room;
 use crate::kernels::vector::Vector;
 use crate::kernels::view::{Number, Primitive, view};
 
@@ -24,13 +25,16 @@ impl Passes for Flex {
     }
 }
 
+#[allow(unsafe_code, reason = "see there")]
 fn forward_in<E: Number + Vector>(log_a: &Primitive, u: &Primitive, memory: &Primitive) -> Primitive {
     let u = view::<E>(u);
-    let mut y = vec![E::default(); u.dims.iter().product()];
+    let mut y = Room::new(u.dims.iter().product());
     channels::forward(&Inputs { log_a: view(log_a), memory: view(memory) }, u, &mut y);
-    E::tensor(y, &u.dims)
+    // SAFETY: all states have been written.
+    E::tensor(unsafe { y.written() }, &u.dims)
 }
 
+#[allow(unsafe_code, reason = "see there")]
 fn backward_in<E: Number + Vector>(
     log_a: &Primitive,
     memory: &Primitive,
@@ -38,9 +42,11 @@ fn backward_in<E: Number + Vector>(
     dy: &Primitive,
 ) -> [Primitive; 3] {
     let inputs = Inputs { log_a: view::<E>(log_a), memory: view(memory) };
-    let mut grads = channels::Gradients::filled(&inputs, E::default());
+    let mut grads = channels::Gradients::new(&inputs);
     channels::backward(&inputs, view(y), view(dy), &mut grads);
     let channels::Gradients { log_a, u, memory } = grads;
+    // SAFETY: all gradients have been written.
+    let [log_a, u, memory] = [log_a, u, memory].map(|room| unsafe { room.written() });
     let dims = inputs.log_a.dims;
     [E::tensor(log_a, &dims), E::tensor(u, &dims), E::tensor(memory, &inputs.memory.dims)]
 }
