@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use crate::kernels::lanes::add_products;
+use crate::kernels::lanes::{add, add_products};
 use crate::kernels::room::Room;
 use crate::kernels::vector::{Vector, fused, sigmoid, vectors};
 use crate::kernels::view::View;
@@ -127,20 +127,22 @@ fn convolve_rows<E: Vector, const FUSED: bool>(
     let (mut space, mut sums) = (vec![E::default(); inputs.channels()], vec![0.0; inputs.channels()]);
     for (i, y) in y.chunks_exact_mut(inputs.channels()).enumerate() {
         before_silu::<E, FUSED>(inputs, row, first + i, &mut sums, &mut space);
-        if inputs.silu {
-            for z in &mut sums {
-                *z *= sigmoid::<f64, FUSED>(*z);
-            }
-        }
         let sums = &sums[..y.len()];
-        for (i, y) in y.iter_mut().enumerate() {
-            y.write(E::of(sums[i]));
+        if inputs.silu {
+            for (i, y) in y.iter_mut().enumerate() {
+                let z = E::of(sums[i]);
+                y.write(z * sigmoid::<E, FUSED>(z));
+            }
+        } else {
+            for (i, y) in y.iter_mut().enumerate() {
+                y.write(E::of(sums[i]));
+            }
         }
     }
 }
 
-/// `z` of token `t` in double precision: what follows a convolution is often divided by its length, which turns
-/// roundings into large errors where that is small.
+/// `z` of token `t`, added up in double precision: what follows a convolution is often divided by its length, which turns
+/// roundings of a small sum of large numbers into large errors.
 #[inline(always)]
 fn before_silu<E: Vector, const FUSED: bool>(
     inputs: &Inputs<'_, E>,
@@ -256,9 +258,7 @@ fn convolve_rows_back<E: Vector, const FUSED: bool>(
             for (j, sum) in taps.chunks_exact_mut(channels).enumerate() {
                 add_products::<E, FUSED>(sum, dz, inputs.input(row, t + j, &mut space));
             }
-            for (sum, &dz) in bias.iter_mut().zip(&*dz) {
-                *sum += dz;
-            }
+            add(bias, dz);
         }
     }
     for (i, dx) in dx.chunks_exact_mut(channels).enumerate() {
@@ -276,7 +276,8 @@ fn convolve_rows_back<E: Vector, const FUSED: bool>(
 fn differentiate<E: Vector, const FUSED: bool>(dz: &mut [E], z: &[f64]) {
     let z = &z[..dz.len()];
     for (i, dz) in dz.iter_mut().enumerate() {
-        let open = sigmoid::<f64, FUSED>(z[i]);
-        *dz *= E::of(open * (z[i] * (1.0 - open) + 1.0));
+        let (z, one) = (E::of(z[i]), E::of(1.0));
+        let open = sigmoid::<E, FUSED>(z);
+        *dz *= open * fused::<E, FUSED>(z, one - open, one);
     }
 }
