@@ -133,6 +133,13 @@ impl<E: Real> Matrix<E> {
         vectorised(MultiplyLower(self, factors, diagonal));
     }
 
+    /// Clears what is above the diagonal, and that too unless the `diagonal` is kept.
+    pub(crate) fn clear_upper(&mut self, diagonal: bool) {
+        for (i, row) in self.rows_mut().enumerate() {
+            row[i + usize::from(diagonal)..].fill(E::default());
+        }
+    }
+
     /// Adds a matrix of the same size.
     pub(crate) fn add(&mut self, other: &Self) {
         vectorised(Add(self, other));
@@ -236,6 +243,8 @@ mod tests {
                         }
                     }
                 }
+                let mut cleared = x.clone();
+                cleared.clear_upper(diagonal);
                 let mut found = x.clone();
                 found.multiply_lower(&factors, diagonal);
                 let row_of_factors = |i: usize| if diagonal { i } else { i - 1 };
@@ -244,6 +253,7 @@ mod tests {
                         let expected =
                             if seen(i, j) { x.row(i)[j] * factors.row(row_of_factors(i))[j] } else { 0.0 };
                         assert_eq!(found.row(i)[j], expected);
+                        assert_eq!(cleared.row(i)[j], if seen(i, j) { x.row(i)[j] } else { 0.0 });
                     }
                 }
             }

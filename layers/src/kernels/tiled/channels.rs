@@ -1,162 +1,108 @@
-//! One decay per channel. A block is halved again and again: a token of the later half meets a key of the earlier half
-//! at the boundary between them, where both factors are at most 1, so the pairs across a boundary are one product.
-//! What remains are tiles of a few tokens, in which a token's decay grows from key to key.
+//! One decay per channel. As long as those of a block are mild, a pair's decay is a quotient of two numbers, one per
+//! token, and all pairs are one product ([`Whole`]); else a block is halved again and again ([`Halved`]).
 
 use std::ops::Range;
 
 use super::decay::{Decay, Ledger, Side, SideBack, When};
+use super::halved::{self, Halved};
 use super::inputs::Sizes;
-use crate::kernels::dense::{Matrix, Part, Real};
-use crate::kernels::lanes::{add, add_products, multiply, multiply_by, set_scaled};
-use crate::kernels::vector::{Vector, Work, add_scaled, dot, vectorised};
+use super::whole::{self, Whole};
+use crate::kernels::dense::{Matrix, Real};
+use crate::kernels::lanes::multiply;
+use crate::kernels::vector::{Vector, Work, largest, vectorised};
 use crate::kernels::view::{Head, read};
 
-/// Tokens of a tile.
-const TILE: usize = 8;
-
-/// Decays of a block and scratch memory.
+/// Decays of a block.
 pub(super) struct ChannelDecay<E> {
-    /// `d_t: [m, n]`
-    decays: Matrix<E>,
-    /// `e^{G_t}` and `e^{G_m - G_t}`: `[m, n]`
-    from_start: Matrix<E>,
+    given: Decays<E>,
+    /// `e^{G_m - G_t}: [m, n]`
     to_end: Matrix<E>,
     /// `e^{G_m}: [n]`
     total: Vec<E>,
-    /// By size of the halves, smallest first
-    levels: Vec<Level<E>>,
-    late: Matrix<E>,
-    d_late: Matrix<E>,
-    d_early: Matrix<E>,
-    cross: Matrix<E>,
-    /// Room for the rows that a tile works on.
-    rows: Vec<E>,
+    whole: Whole<E>,
+    halved: Halved<E>,
+    mild: bool,
 }
 
-/// All pairs of halves of one size.
-struct Level<E> {
-    half: usize,
-    /// `[m, n]`: from the boundary to a token of a later half, from a token of an earlier half to the boundary.
-    factors: Matrix<E>,
+/// What both ways are made of, `[m, n]` each.
+pub(super) struct Decays<E> {
+    /// `d_t`
+    pub(super) decays: Matrix<E>,
+    /// `e^{G_t}`
+    pub(super) from_start: Matrix<E>,
 }
 
-/// First token of the earlier half and of the later half, and the end.
-#[derive(Clone, Copy)]
-struct Halves {
-    first: usize,
-    middle: usize,
-    last: usize,
-}
-
-/// Keys of an earlier half with their decay to the boundary, `[half, n]`, and that transposed.
+/// Keys with their decays, and that transposed.
 pub(super) struct Early<E> {
-    rows: Matrix<E>,
-    turned: Matrix<E>,
+    /// `[s, n]`
+    pub(super) rows: Matrix<E>,
+    pub(super) turned: Matrix<E>,
 }
 
-/// The pairs of halves among `m` tokens, for every size of a half.
-fn halves(half: usize, m: usize) -> impl Iterator<Item = Halves> {
-    let pair = move |first: usize| Halves { first, middle: first + half, last: (first + 2 * half).min(m) };
-    (0..m).step_by(2 * half).map(pair).filter(move |pair| pair.middle < m)
-}
+impl<E: Real> Early<E> {
+    /// Of `tokens` keys.
+    pub(super) fn new(tokens: usize, n: usize) -> Self {
+        Self { rows: Matrix::new(tokens, n), turned: Matrix::new(n, tokens) }
+    }
 
-/// Sizes of halves in a block of `m` tokens.
-fn sizes_of_halves(m: usize) -> impl Iterator<Item = usize> {
-    std::iter::successors(Some(TILE), |half| Some(2 * half)).take_while(move |&half| half < m)
-}
-
-impl<E: Real> ChannelDecay<E> {
-    /// Tokens of the block.
-    fn tokens(&self) -> usize {
-        self.decays.rows().count()
+    /// `tokens` rows of `y` times those of `factors`, both from `first` on.
+    pub(super) fn set(&mut self, y: &Matrix<E>, factors: &Matrix<E>, first: usize, tokens: usize) {
+        self.rows.resize(tokens, y.columns());
+        vectorised(Scaled { x: y, factors, first, skip: 0, to: &mut self.rows });
+        self.turned.set_transpose(&self.rows);
     }
 }
 
+/// Keys for either way.
+pub(super) struct Keys<E> {
+    whole: Early<E>,
+    halved: halved::Keys<E>,
+}
+
 impl<E: Vector> Decay<E> for ChannelDecay<E> {
-    /// Of every level, of every pair.
-    type Keys = Vec<Vec<Early<E>>>;
+    type Keys = Keys<E>;
 
     fn new(sizes: Sizes) -> Self {
         let Sizes { n, block, .. } = sizes;
         let key = || Matrix::new(block, n);
-        // The largest half; a later one is never longer.
-        let half = sizes_of_halves(block).last().unwrap_or(1);
         Self {
-            decays: key(),
-            from_start: key(),
+            given: Decays { decays: key(), from_start: key() },
             to_end: key(),
             total: vec![E::default(); n],
-            levels: sizes_of_halves(block).map(|half| Level { half, factors: key() }).collect(),
-            late: Matrix::new(half, n),
-            d_late: Matrix::new(half, n),
-            d_early: Matrix::new(half, n),
-            cross: Matrix::new(half, half),
-            rows: vec![E::default(); (TILE + 3) * n],
+            whole: Whole::new(sizes),
+            halved: Halved::new(sizes),
+            mild: false,
         }
     }
 
-    fn new_keys(sizes: Sizes) -> Self::Keys {
-        let Sizes { n, block, .. } = sizes;
-        let early = |half| Early { rows: Matrix::new(half, n), turned: Matrix::new(n, half) };
-        sizes_of_halves(block).map(|half| halves(half, block).map(|_| early(half)).collect()).collect()
+    fn new_keys(sizes: Sizes) -> Keys<E> {
+        Keys { whole: Early::new(sizes.block, sizes.n), halved: halved::new_keys(sizes) }
     }
 
     fn set(&mut self, log: Head<'_, E>, range: (usize, usize)) {
-        let Self { decays, from_start, to_end, total, levels, .. } = self;
+        let Self { given: Decays { decays, from_start }, to_end, total, .. } = self;
         let (m, n) = (range.1, total.len());
         read(decays, log, range, n);
-        vectorised(Exponentials { rows: decays, total });
+        let mut largest = 0.0;
+        vectorised(Exponentials { rows: decays, total, largest: &mut largest });
         from_start.resize(m, n);
         to_end.resize(m, n);
         vectorised(Chain { factors: from_start, decays, range: 0..m, end: false });
         vectorised(Chain { factors: to_end, decays, range: 0..m, end: true });
-        for Level { half, factors } in levels {
-            factors.resize(m, n);
-            for Halves { first, middle, last } in halves(*half, m) {
-                vectorised(Chain { factors, decays, range: first..middle, end: true });
-                vectorised(Chain { factors, decays, range: middle..last, end: false });
-            }
-        }
+        self.mild = largest <= whole::MILD;
+        if self.mild { self.whole.set(&self.given) } else { self.halved.set(&self.given) }
     }
 
-    fn keys(&self, y: &Matrix<E>, to: &mut Self::Keys) {
-        let (m, n) = (self.tokens(), y.row(0).len());
-        for (Level { half, factors }, to) in self.levels.iter().zip(to) {
-            for (Halves { first, middle, .. }, to) in halves(*half, m).zip(to) {
-                to.rows.resize(middle - first, n);
-                vectorised(Scaled { x: y, factors, first, skip: 0, to: &mut to.rows });
-                to.turned.set_transpose(&to.rows);
-            }
-        }
+    fn keys(&self, y: &Matrix<E>, to: &mut Keys<E>) {
+        if self.mild { self.whole.keys(y, &mut to.whole) } else { self.halved.keys(y, &mut to.halved) }
     }
 
-    fn scores<const N: usize>(&mut self, when: When, x: &Matrix<E>, sides: [Side<'_, E, Self::Keys>; N]) {
-        let m = self.tokens();
-        let Self { decays, levels, late, cross, rows, .. } = self;
-        let mut sides = sides;
-        for side in &mut sides {
-            side.scores.resize(m, m);
-            for (i, row) in side.scores.rows_mut().enumerate() {
-                row[i..].fill(E::default());
-            }
-        }
-        for (level, Level { half, factors }) in levels.iter().enumerate() {
-            for (index, pair) in halves(*half, m).enumerate() {
-                let Halves { first, middle, .. } = pair;
-                scale_late(when, x, factors, pair, late);
-                for Side { keys, scores, .. } in &mut sides {
-                    cross.set_product(late, &keys[level][index].turned, Part::Whole);
-                    for (i, row) in cross.rows().enumerate() {
-                        scores.row_mut(middle + i)[first..middle].copy_from_slice(row);
-                    }
-                }
-            }
-        }
-        for first in (0..m).step_by(TILE) {
-            let last = (first + TILE).min(m);
-            for Side { y, scores, .. } in &mut sides {
-                vectorised(TileScores { when, decays, x, y, scores, tile: (first, last), row: rows });
-            }
+    fn scores<const N: usize>(&mut self, when: When, x: &Matrix<E>, sides: [Side<'_, E, Keys<E>>; N]) {
+        let Self { given, whole, halved, .. } = self;
+        if self.mild {
+            whole.scores(given, when, x, sides.map(|side| side.with(|keys| &keys.whole)));
+        } else {
+            halved.scores(given, when, x, sides.map(|side| side.with(|keys| &keys.halved)));
         }
     }
 
@@ -165,43 +111,20 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
         when: When,
         x: &Matrix<E>,
         dx: &mut Matrix<E>,
-        mut sides: [SideBack<'_, E, Self::Keys>; N],
+        sides: [SideBack<'_, E, Keys<E>>; N],
         ledger: &mut Ledger<E>,
     ) {
-        let (m, n) = (self.tokens(), x.row(0).len());
-        let Self { decays, levels, late, d_late, d_early, cross, rows, .. } = self;
-        for (level, Level { half, factors }) in levels.iter().enumerate() {
-            for (index, pair) in halves(*half, m).enumerate() {
-                let Halves { first, middle, last } = pair;
-                scale_late(when, x, factors, pair, late);
-                d_late.resize(last - middle, n);
-                for (side, SideBack { keys, d_scores, dy, .. }) in sides.iter_mut().enumerate() {
-                    cross.resize(last - middle, middle - first);
-                    for (i, row) in cross.rows_mut().enumerate() {
-                        row.copy_from_slice(&d_scores.row(middle + i)[first..middle]);
-                    }
-                    let early = &keys[level][index].rows;
-                    match side {
-                        0 => d_late.set_product(cross, early, Part::Whole),
-                        _ => d_late.add_product(cross, early, Part::Whole),
-                    }
-                    d_early.set_turned_product(cross, late, Part::Whole);
-                    let pairs = &mut ledger.pairs;
-                    vectorised(EarlyBack { first, early, d_early, factors, dy, pairs, sum: &mut rows[..n] });
-                }
-                let pairs = &mut ledger.pairs;
-                vectorised(LateBack { when, middle, late, d_late, factors, dx, pairs, sum: &mut rows[..n] });
-            }
-        }
-        for first in (0..m).step_by(TILE) {
-            let tile = (first, (first + TILE).min(m));
-            let pairs = &mut ledger.pairs;
-            vectorised(TileBack { when, decays, x, dx, sides: &mut sides, tile, pairs, rows });
+        let Self { given, whole, halved, .. } = self;
+        let pairs = &mut ledger.pairs;
+        if self.mild {
+            whole.back(given, when, (x, dx), sides.map(|side| side.with(|keys| &keys.whole)), pairs);
+        } else {
+            halved.back(given, when, (x, dx), sides.map(|side| side.with(|keys| &keys.halved)), pairs);
         }
     }
 
     fn since_start(&self, when: When, x: &mut Matrix<E>) {
-        x.multiply_rows(when.first(), &self.from_start);
+        x.multiply_rows(when.first(), &self.given.from_start);
     }
 
     fn to_end(&self, y: &mut Matrix<E>) {
@@ -229,11 +152,11 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
 }
 
 /// `factors_t = Π_{first ≤ s ≤ t} d_s`, or `Π_{t < s < last} d_s` to the `end`.
-struct Chain<'a, E> {
-    factors: &'a mut Matrix<E>,
-    decays: &'a Matrix<E>,
-    range: Range<usize>,
-    end: bool,
+pub(super) struct Chain<'a, E> {
+    pub(super) factors: &'a mut Matrix<E>,
+    pub(super) decays: &'a Matrix<E>,
+    pub(super) range: Range<usize>,
+    pub(super) end: bool,
 }
 
 impl<E: Real> Work for Chain<'_, E> {
@@ -259,12 +182,12 @@ impl<E: Real> Work for Chain<'_, E> {
 }
 
 /// Rows of `x` times rows of `factors`, both from `first` on; the first `skip` of them as they are.
-struct Scaled<'a, E> {
-    x: &'a Matrix<E>,
-    factors: &'a Matrix<E>,
-    first: usize,
-    skip: usize,
-    to: &'a mut Matrix<E>,
+pub(super) struct Scaled<'a, E> {
+    pub(super) x: &'a Matrix<E>,
+    pub(super) factors: &'a Matrix<E>,
+    pub(super) first: usize,
+    pub(super) skip: usize,
+    pub(super) to: &'a mut Matrix<E>,
 }
 
 impl<E: Real> Work for Scaled<'_, E> {
@@ -281,201 +204,31 @@ impl<E: Real> Work for Scaled<'_, E> {
     }
 }
 
-/// The rows of a later half with their decay from the boundary.
-fn scale_late<E: Real>(
-    when: When,
-    x: &Matrix<E>,
-    factors: &Matrix<E>,
-    Halves { middle, last, .. }: Halves,
-    late: &mut Matrix<E>,
-) {
-    late.resize(last - middle, x.row(0).len());
-    vectorised(Scaled { x, factors, first: middle, skip: when.first(), to: late });
-}
-
-/// `e` to all of them, and to the sums over rows.
+/// `e` to all of them, and to the sums over rows; and the largest sum over rows of what they are without their signs.
 struct Exponentials<'a, E> {
     rows: &'a mut Matrix<E>,
     total: &'a mut [E],
+    largest: &'a mut f64,
 }
 
 impl<E: Vector> Work for Exponentials<'_, E> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let Self { rows, total } = self;
-        let n = total.len();
+        let Self { rows, total, largest: most } = self;
+        let mut sizes = vec![E::default(); total.len()];
+        let (n, sizes) = (total.len(), &mut sizes[..]);
         total.fill(E::default());
         for i in 0..rows.rows().count() {
             let row = &mut rows.row_mut(i)[..n];
             for c in 0..n {
                 total[c] += row[c];
+                sizes[c] += if row[c] < E::default() { -row[c] } else { row[c] };
                 row[c] = row[c].exponential::<FUSED>();
             }
         }
+        *most = largest(sizes, E::default()).to_f64();
         for x in total {
             *x = x.exponential::<FUSED>();
-        }
-    }
-}
-
-/// Scores inside a tile.
-struct TileScores<'a, E> {
-    when: When,
-    decays: &'a Matrix<E>,
-    x: &'a Matrix<E>,
-    y: &'a Matrix<E>,
-    scores: &'a mut Matrix<E>,
-    tile: (usize, usize),
-    /// Room for one row
-    row: &'a mut [E],
-}
-
-impl<E: Real> Work for TileScores<'_, E> {
-    #[inline(always)]
-    fn run<const FUSED: bool>(self) {
-        let Self { when, decays, x, y, scores, tile: (first, last), row } = self;
-        let n = x.row(0).len();
-        let row = &mut row[..n];
-        for t in first..last {
-            // The last token that is seen, without decay.
-            let Some(top) = top(when, t, first) else { continue };
-            row.copy_from_slice(x.row(t));
-            for s in (first..=top).rev() {
-                scores.row_mut(t)[s] = dot::<E, FUSED>(row, y.row(s));
-                if s > first {
-                    multiply_by(row, decays.row(s));
-                }
-            }
-        }
-    }
-}
-
-/// The last token of a tile from `first` on that `t` sees.
-#[inline(always)]
-fn top(when: When, t: usize, first: usize) -> Option<usize> {
-    match when {
-        When::After => Some(t),
-        When::Before if t > first => Some(t - 1),
-        When::Before => None,
-    }
-}
-
-/// The way back through the earlier half: `dy` grows, and what crosses a token's decay is everything before it.
-struct EarlyBack<'a, E> {
-    first: usize,
-    early: &'a Matrix<E>,
-    d_early: &'a Matrix<E>,
-    factors: &'a Matrix<E>,
-    dy: &'a mut Matrix<E>,
-    pairs: &'a mut [E],
-    sum: &'a mut [E],
-}
-
-impl<E: Real> Work for EarlyBack<'_, E> {
-    #[inline(always)]
-    fn run<const FUSED: bool>(self) {
-        let Self { first, early, d_early, factors, dy, pairs, sum } = self;
-        let n = sum.len();
-        sum.fill(E::default());
-        for i in 0..d_early.rows().count() {
-            let t = first + i;
-            let (d, factor, dy) = (&d_early.row(i)[..n], &factors.row(t)[..n], &mut dy.row_mut(t)[..n]);
-            add_products::<E, FUSED>(dy, d, factor);
-            if !pairs.is_empty() {
-                add(&mut pairs[t * n..][..n], sum);
-                add_products::<E, FUSED>(sum, early.row(i), d);
-            }
-        }
-    }
-}
-
-/// The way back through the later half: `dx` grows, and what crosses a token's decay is everything from it on.
-struct LateBack<'a, E> {
-    when: When,
-    middle: usize,
-    late: &'a Matrix<E>,
-    d_late: &'a Matrix<E>,
-    factors: &'a Matrix<E>,
-    dx: &'a mut Matrix<E>,
-    pairs: &'a mut [E],
-    sum: &'a mut [E],
-}
-
-impl<E: Real> Work for LateBack<'_, E> {
-    #[inline(always)]
-    fn run<const FUSED: bool>(self) {
-        let Self { when, middle, late, d_late, factors, dx, pairs, sum } = self;
-        let n = sum.len();
-        let own = usize::from(when == When::After);
-        sum.fill(E::default());
-        for i in (0..late.rows().count()).rev() {
-            let (d, dx) = (&d_late.row(i)[..n], &mut dx.row_mut(middle + i)[..n]);
-            // The last decay on the way, if there is one: that of the token itself, or of the one before.
-            let Some(last) = (middle + i + own).checked_sub(1).filter(|&last| last >= middle) else {
-                add(dx, d);
-                continue;
-            };
-            add_products::<E, FUSED>(dx, d, factors.row(last));
-            if !pairs.is_empty() {
-                add_products::<E, FUSED>(sum, late.row(i), d);
-                add(&mut pairs[last * n..][..n], sum);
-            }
-        }
-    }
-}
-
-/// The way back through a tile. For row `t` with `w_s = x_t ∘ e^{G_t - G_s}` and, over the keys from the tile's first one
-/// on, `z_s = D_ts y_s + d_s ∘ z_{s-1}`: `dx_t = z_t`, `dy_s = D_ts w_s`, and `w_s ∘ d_s ∘ z_{s-1}` crosses token `s`.
-struct TileBack<'a, 'b, E, K, const N: usize> {
-    when: When,
-    decays: &'a Matrix<E>,
-    x: &'a Matrix<E>,
-    dx: &'a mut Matrix<E>,
-    sides: &'a mut [SideBack<'b, E, K>; N],
-    tile: (usize, usize),
-    pairs: &'a mut [E],
-    /// Room for a row, and one of every token
-    rows: &'a mut [E],
-}
-
-impl<E: Real, K, const N: usize> Work for TileBack<'_, '_, E, K, N> {
-    #[inline(always)]
-    fn run<const FUSED: bool>(self) {
-        let Self { when, decays, x, dx, sides, tile: (first, last), pairs, rows } = self;
-        let n = x.row(0).len();
-        let (w, z) = rows.split_at_mut(n);
-        for t in first..last {
-            let Some(top) = top(when, t, first) else { continue };
-            for s in first..=top {
-                let (before, z) = z[..(s + 1 - first) * n].split_at_mut((s - first) * n);
-                let z = &mut z[..n];
-                for (i, side) in sides.iter().enumerate() {
-                    let (d, y) = (side.d_scores.row(t)[s], &side.y.row(s)[..n]);
-                    match i {
-                        0 => set_scaled(z, d, y),
-                        _ => add_scaled::<E, FUSED, 1>(z, [d], [y]),
-                    }
-                }
-                if s > first {
-                    add_products::<E, FUSED>(z, decays.row(s), &before[(s - 1 - first) * n..][..n]);
-                }
-            }
-            add(dx.row_mut(t), &z[(top - first) * n..][..n]);
-            w.copy_from_slice(x.row(t));
-            for s in (first..=top).rev() {
-                for side in &mut *sides {
-                    let (d, dy) = (side.d_scores.row(t)[s], &mut side.dy.row_mut(s)[..n]);
-                    add_scaled::<E, FUSED, 1>(dy, [d], [&w[..n]]);
-                }
-                if s == first {
-                    continue;
-                }
-                multiply_by(w, decays.row(s));
-                if !pairs.is_empty() {
-                    let (z, pairs) = (&z[(s - 1 - first) * n..][..n], &mut pairs[s * n..][..n]);
-                    add_products::<E, FUSED>(pairs, w, z);
-                }
-            }
         }
     }
 }

@@ -42,8 +42,24 @@ pub(super) struct SideBack<'a, E, K> {
     pub(super) dy: &'a mut Matrix<E>,
 }
 
+impl<'a, E, K> Side<'a, E, K> {
+    /// The same with a part of the keys.
+    pub(super) fn with<L>(self, part: impl FnOnce(&'a K) -> &'a L) -> Side<'a, E, L> {
+        let Self { y, keys, scores } = self;
+        Side { y, keys: part(keys), scores }
+    }
+}
+
+impl<'a, E, K> SideBack<'a, E, K> {
+    /// The same with a part of the keys.
+    pub(super) fn with<L>(self, part: impl FnOnce(&'a K) -> &'a L) -> SideBack<'a, E, L> {
+        let Self { y, keys, scores, d_scores, dy } = self;
+        SideBack { y, keys: part(keys), scores, d_scores, dy }
+    }
+}
+
 /// Decays inside a block, `G_i = Σ_{s ≤ i} log d_s`, one per head or one per channel. Only `e` to non-positive numbers
-/// is ever formed: there is no difference of sums to cancel, and no quotient to overflow.
+/// is formed where they may be strong: there is no difference of sums to cancel, and no quotient to overflow.
 pub(super) trait Decay<E: Real> {
     /// Keys in the form that scores need.
     type Keys;
@@ -90,8 +106,8 @@ pub(super) trait Decay<E: Real> {
 }
 
 /// Adds up the gradient of a block's decays. Token `s`'s is on the way of all reads of the memory from it on, of all
-/// writes before it, of scores across it, and of the rest of the memory. Nothing is subtracted, so strong decays lose
-/// no digits to what they do not touch.
+/// writes before it, of scores across it, and of the rest of the memory. Nothing is subtracted where they may be strong, so
+/// that they lose no digits to what they do not touch.
 #[derive(Debug, Default)]
 pub(super) struct Ledger<E> {
     /// Numbers per token; 0 if no gradient is wanted.

@@ -10,8 +10,8 @@
 //! … + b a H    Delta, HeadDecay      Delta, ChannelDecay
 //! ```
 //!
-//! `passes` goes through the blocks for all of them, `decay` and `channels` say what decays do inside a block, `linear`
-//! and `delta` what a block computes.
+//! `passes` goes through the blocks for all of them, `decay` and `channels` (`whole` where they are mild, `halved` and
+//! `tile` where not) say what decays do inside a block, `linear` and `delta` what a block computes.
 
 #[cfg(feature = "flex")]
 mod channels;
@@ -24,6 +24,8 @@ mod flex;
 #[cfg(feature = "cube")]
 mod graphics;
 #[cfg(feature = "flex")]
+mod halved;
+#[cfg(feature = "flex")]
 mod inputs;
 #[cfg(feature = "flex")]
 mod linear;
@@ -33,6 +35,10 @@ mod passes;
 mod solve;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
+#[cfg(feature = "flex")]
+mod tile;
+#[cfg(feature = "flex")]
+mod whole;
 
 #[cfg(feature = "flex")]
 use burn::backend::Flex;
