@@ -119,7 +119,9 @@ impl<E: Real> Matrix<E> {
 
     /// Multiplies everything.
     pub(crate) fn scale(&mut self, factor: E) {
-        vectorised(Scale(self, factor));
+        if factor.to_f64() != 1.0 {
+            vectorised(Scale(self, factor));
+        }
     }
 
     /// Multiplies rows from `first` on by those of `factors` from its first on, number by number.
