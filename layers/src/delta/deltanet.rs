@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use super::delta_system;
 use super::parts::{HeadOutput, HeadSizes, OutputGate, Qkv};
 use crate::error::require;
-use crate::nn::{Activation, Gated, Linear, l2_normalize, scaled_sigmoid, split_heads};
-use crate::system::{Cost, Form, LinearMixer, Run, State, System};
+use crate::nn::{Activation, Ended, Gated, Linear, l2_normalize, scaled_sigmoid, split_heads};
+use crate::system::{Cost, Form, LinearMixer, Run, State, System, fresh};
 use crate::{Init, Result};
 
 const NAME: &str = "deltanet";
@@ -151,15 +151,22 @@ impl LinearMixer for DeltaNet {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
-        let [q, k, v] = self.qkv.forward(x.clone(), state, run)?.map(|x| split_heads(x, self.config.heads));
+        let others = self.b_proj.iter().chain(self.output.first_gate_map());
+        let others: Vec<Ended<'_>> = others.map(Ended::from).collect();
+        let (qkv, rest) = self.qkv.forward_with(x, &others, state, run)?;
+        let mut rest = rest.into_iter();
+        let [q, k, v] = qkv.map(|x| split_heads(x, self.config.heads));
         let [q, k] = [q, k].map(|x| self.config.qk_norm.apply(x));
-        let q = q.mul_scalar((self.config.head_dim as f64).powf(-0.5));
+        let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
         let beta = match &self.b_proj {
-            Some(map) => scaled_sigmoid(map.forward(x.clone()), 1.0).swap_dims(1, 2),
-            None => k.clone().narrow(3, 0, 1).squeeze_dim::<3>(3).ones_like(),
+            Some(_) => {
+                scaled_sigmoid(rest.next().expect("the map to the step comes first"), most).swap_dims(1, 2)
+            }
+            None => k.clone().narrow(3, 0, 1).squeeze_dim::<3>(3).full_like(most),
         };
-        let beta = if self.config.negative_eigenvalues { beta.mul_scalar(2.0) } else { beta };
-        Ok((delta_system(beta.zeros_like(), beta, q, k, v), self.output.gate(x)))
+        let system = delta_system(fresh(beta.dims(), &k), beta, q, k, v);
+        let gain = (self.config.head_dim as f64).powf(-0.5);
+        Ok((system.with_gain(gain), self.output.gate_of(rest.next())))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {

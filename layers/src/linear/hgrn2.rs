@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::parts::{Sizes, bounded_forget, channels, check_bound, convolution, convolve, with_tails};
 use crate::error::require;
-use crate::nn::{Activation, CausalConv, Linear, RmsNorm, split_heads};
+use crate::nn::{Activation, CausalConv, Linear, RmsNorm, project_with, split_heads};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
 
@@ -149,13 +149,15 @@ impl LinearMixer for Hgrn2 {
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, ())> {
         let Sizes { heads, n, .. } = self.sizes;
-        let q = convolve("conv_q", &self.conv_q, self.q_proj.forward(x.clone()), state, run)?;
-        let z = convolve("conv_f", &self.conv_f, self.f_proj.forward(x.clone()), state, run)?;
-        let v = convolve("conv_i", &self.conv_i, self.i_proj.forward(x), state, run)?;
-        let q = self.config.query_activation.apply(split_heads(q, heads)).mul_scalar((n as f64).powf(-0.5));
+        let ([q, z, v], _) = project_with(x, [&self.q_proj, &self.f_proj, &self.i_proj], &[]);
+        let q = convolve("conv_q", &self.conv_q, q, state, run)?;
+        let z = convolve("conv_f", &self.conv_f, z, state, run)?;
+        let v = convolve("conv_i", &self.conv_i, v, state, run)?;
+        let q = self.config.query_activation.apply(split_heads(q, heads));
         let (log_a, k) = bounded_forget(split_heads(z, heads), self.lower_bound);
         let v = self.config.value_activation.apply(split_heads(v, heads));
-        Ok((System::outer(Transition::Diagonal { log_a }, q, k, v), ()))
+        let system = System::outer(Transition::Diagonal { log_a }, q, k, v);
+        Ok((system.with_gain((n as f64).powf(-0.5)), ()))
     }
 
     fn readout(&self, y: Tensor<4>, _: ()) -> Tensor<3> {

@@ -6,7 +6,8 @@ use burn::tensor::Tensor;
 use crate::error::require;
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Ended, Gated, Linear, Normalize, RmsNorm, Scaling, log_sigmoid,
-    project_with, put_tail, repeat_heads, scaled_sigmoid, short_conv, split_heads,
+    project_with, put_tail, repeat_heads, scaled_closed, scaled_sigmoid, short_conv, short_convs,
+    split_heads,
 };
 use crate::system::{MEMORY, Run, State, fresh};
 use crate::{Error, Init, Result};
@@ -159,9 +160,12 @@ impl Qkv {
     ) -> Result<([Tensor<4>; 3], Vec<Tensor<3>>)> {
         let Sizes { heads, kv_heads, .. } = self.sizes;
         let ([q, k, v], rest) = project_with(x, [&self.q_proj, &self.k_proj, &self.v_proj], others);
-        let q = convolve("conv_q", &self.conv_q, q, state, run)?;
-        let k = convolve("conv_k", &self.conv_k, k, state, run)?;
-        let v = convolve("conv_v", &self.conv_v, v, state, run)?;
+        let [q, k, v] = if self.conv_q.is_some() {
+            let [of_q, of_k, of_v] = [&self.conv_q, &self.conv_k, &self.conv_v];
+            short_convs([("conv_q", of_q, q), ("conv_k", of_k, k), ("conv_v", of_v, v)], state, run)?
+        } else {
+            [q, k, v]
+        };
         let shared = |x| repeat_heads(split_heads(x, kv_heads), self.sizes.group());
         Ok(([split_heads(q, heads), shared(k), shared(v)], rest))
     }
@@ -235,12 +239,9 @@ impl GatedReadout {
 
 /// `log f` and `1 - f` of a forget gate with a lower bound, `f = l + (1 - l) sigmoid(z)`.
 pub(super) fn bounded_forget<const D: usize>(z: Tensor<D>, bound: f64) -> (Tensor<D>, Tensor<D>) {
-    let write = scaled_sigmoid(z.clone().neg(), 1.0).mul_scalar(1.0 - bound);
-    let log = if bound == 0.0 {
-        log_sigmoid(z)
-    } else {
-        scaled_sigmoid(z, 1.0).mul_scalar(1.0 - bound).add_scalar(bound).log()
-    };
+    let write = scaled_closed(z.clone(), 1.0 - bound);
+    let log =
+        if bound == 0.0 { log_sigmoid(z) } else { scaled_sigmoid(z, 1.0 - bound).add_scalar(bound).log() };
     (log, write)
 }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::parts::{GatedReadout, Qkv, Sizes, channels};
 use crate::error::require;
-use crate::nn::{Activation, Gated, Linear, scaled_log_sigmoid};
+use crate::nn::{Activation, Ended, Ending, Gated, Linear};
 use crate::system::{Cost, Form, Gate, LinearMixer, Run, State, System, Transition, Views};
 use crate::{Init, Result};
 
@@ -133,12 +133,16 @@ impl LinearMixer for SimpleGla {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
-        let [q, k, v] = self.qkv.forward(x.clone(), state, run)?;
+        let decay = self.decay_proj.then(Ending::LogSigmoid(1.0 / self.config.gate_temperature));
+        let others: Vec<Ended<'_>> =
+            std::iter::once(decay).chain(self.readout.gate_proj.iter().map(Ended::from)).collect();
+        let ([q, k, v], rest) = self.qkv.forward_with(x, &others, state, run)?;
+        let mut rest = rest.into_iter();
         let [q, k] = [q, k].map(|x| self.config.feature_map.apply(x));
-        let q = q.mul_scalar((self.sizes.n as f64).powf(-0.5));
-        let temperature = self.config.gate_temperature;
-        let log_a = scaled_log_sigmoid(self.decay_proj.forward(x.clone()), 1.0 / temperature).swap_dims(1, 2);
-        Ok((System::outer(Transition::Scalar { log_a }, q, k, v), self.readout.gate(x)))
+        let log_a = rest.next().expect("the map to the decay is the first").swap_dims(1, 2);
+        let system = System::outer(Transition::Scalar { log_a }, q, k, v);
+        let gain = (self.sizes.n as f64).powf(-0.5);
+        Ok((system.with_gain(gain), self.readout.gate_of(rest.next())))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {

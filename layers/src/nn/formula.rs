@@ -13,6 +13,8 @@ pub(crate) enum Function {
     Silu,
     /// `s sigmoid(x)`
     Sigmoid,
+    /// `s sigmoid(-x)`
+    Closed,
     /// `x Φ(x)` by the tanh approximation
     GeluTanh,
     /// `s log sigmoid(x)`
@@ -45,9 +47,10 @@ pub(crate) enum Function {
 
 impl Function {
     /// Every function, in the order of its number.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Silu,
         Self::Sigmoid,
+        Self::Closed,
         Self::GeluTanh,
         Self::LogSigmoid,
         Self::EluPlusOne,
@@ -67,7 +70,12 @@ impl Function {
     /// Tensors and parameters that it takes.
     pub(crate) const fn arity(self) -> (usize, usize) {
         match self {
-            Self::Silu | Self::Sigmoid | Self::GeluTanh | Self::LogSigmoid | Self::EluPlusOne => (1, 0),
+            Self::Silu
+            | Self::Sigmoid
+            | Self::Closed
+            | Self::GeluTanh
+            | Self::LogSigmoid
+            | Self::EluPlusOne => (1, 0),
             Self::SiluGate | Self::SigmoidGate | Self::GeluGate | Self::Erase | Self::Share => (2, 0),
             Self::Step | Self::LogGate => (1, 1),
             Self::Skip => (2, 1),

@@ -20,6 +20,12 @@ pub fn scaled_sigmoid<const D: usize>(x: Tensor<D>, scale: f64) -> Tensor<D> {
     })
 }
 
+/// `scale / (1 + e^x)`: what [`scaled_sigmoid`] leaves of `scale`
+pub(crate) fn scaled_closed<const D: usize>(x: Tensor<D>, scale: f64) -> Tensor<D> {
+    Formula { scale, ..Formula::new(Function::Closed) }
+        .run([x], [], |[x], []| activation::sigmoid(x.neg()).mul_scalar(scale))
+}
+
 /// `x Φ(x)`, by the tanh approximation
 pub(super) fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Formula::new(Function::GeluTanh).run([x], [], |[x], []| {

@@ -208,6 +208,9 @@ mod formulas {
         if comptime!(function == Function::Sigmoid) {
             found = scale * sigmoid(a);
         }
+        if comptime!(function == Function::Closed) {
+            found = scale * sigmoid(-a);
+        }
         if comptime!(function == Function::GeluTanh) {
             found = gelu(a);
         }
@@ -355,6 +358,10 @@ mod backward {
                 if comptime!(function == Function::Sigmoid) {
                     let open = sigmoid(a);
                     by_x = scale * open * (one - open);
+                }
+                if comptime!(function == Function::Closed) {
+                    let open = sigmoid(-a);
+                    by_x = -(scale * open * (one - open));
                 }
                 if comptime!(function == Function::GeluTanh) {
                     by_x = gelu_slope(a);

@@ -141,7 +141,7 @@ vectors! {
 fn map_rows<E: Vector, const FUSED: bool>(given: &Given<'_, E>, first: usize, out: &mut [E]) {
     constant!(
         given.formula.function,
-        Silu Sigmoid GeluTanh LogSigmoid EluPlusOne LogGate SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase
+        Silu Sigmoid Closed GeluTanh LogSigmoid EluPlusOne LogGate SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase
             Share Skip GateInput,
         |F| map_by::<E, FUSED, F>(given, first, out)
     );
@@ -229,7 +229,7 @@ fn map_rows_back<E: Vector, const FUSED: bool>(
 ) {
     constant!(
         given.formula.function,
-        Silu Sigmoid GeluTanh LogSigmoid EluPlusOne LogGate SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase
+        Silu Sigmoid Closed GeluTanh LogSigmoid EluPlusOne LogGate SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase
             Share Skip GateInput,
         |F| map_back_by::<E, FUSED, F>(given, dy, first, to, sums)
     );

@@ -45,6 +45,8 @@ pub(super) fn value<E: Vector, const FUSED: bool, const F: u8>(
         x * sigmoid::<E, FUSED>(x)
     } else if F == Function::Sigmoid as u8 {
         numbers.scale * sigmoid::<E, FUSED>(x)
+    } else if F == Function::Closed as u8 {
+        numbers.scale * sigmoid::<E, FUSED>(-x)
     } else if F == Function::GeluTanh as u8 {
         gelu::<E, FUSED>(x)[0]
     } else if F == Function::LogSigmoid as u8 {
@@ -89,6 +91,9 @@ pub(super) fn slopes<E: Vector, const FUSED: bool, const F: u8>(
     } else if F == Function::Sigmoid as u8 {
         let open = sigmoid::<E, FUSED>(x);
         [numbers.scale * open * (one - open), none, none, none, none]
+    } else if F == Function::Closed as u8 {
+        let open = sigmoid::<E, FUSED>(-x);
+        [-(numbers.scale * open * (one - open)), none, none, none, none]
     } else if F == Function::GeluTanh as u8 {
         [gelu::<E, FUSED>(x)[1], none, none, none, none]
     } else if F == Function::LogSigmoid as u8 {

@@ -50,6 +50,7 @@ fn plain([x, y, z, p, q]: Five, formula: Formula) -> Tensor<4> {
     match function {
         Function::Silu => activation::silu(x),
         Function::Sigmoid => activation::sigmoid(x).mul_scalar(scale),
+        Function::Closed => activation::sigmoid(x.neg()).mul_scalar(scale),
         Function::GeluTanh => gelu(x),
         Function::LogSigmoid => softplus(x.neg()).mul_scalar(-scale),
         Function::EluPlusOne => (activation::relu(x.clone()) + x.clamp_max(0.0).exp()).mul_scalar(scale),

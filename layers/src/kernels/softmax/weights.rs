@@ -2,7 +2,8 @@
 //! rows, in vector instructions, without sums across a register.
 
 use crate::kernels::dense::Matrix;
-use crate::kernels::vector::{Vector, vectors};
+use crate::kernels::lanes::{part, put_part};
+use crate::kernels::vector::{LANES, Vector, block_by_block, vectors};
 
 /// The score of a key that a query does not see.
 const HIDDEN: f64 = -1e30;
@@ -151,11 +152,19 @@ fn weigh_tile<E: Vector, const FUSED: bool>(
     let (top, sum, factor) = (&mut top[..columns], &mut sum[..columns], &mut factor[..columns]);
     factor.copy_from_slice(top);
     for (key, row) in tile.rows_mut().enumerate() {
-        let row = &mut row[..columns];
-        score_row::<E, FUSED>(row, None, key, scores, all);
-        for i in 0..columns {
-            top[i] = if row[i] > top[i] { row[i] } else { top[i] };
+        score_row::<E, FUSED>(&mut row[..columns], None, key, scores, all);
+    }
+    // Some queries at a time: going along rows, a number would be stored just before it is needed.
+    for first in (0..columns).step_by(LANES) {
+        let mut most: [E; LANES] = part(top, first);
+        for key in 0..tile.rows().count() {
+            block_by_block();
+            let scores: [E; LANES] = part(tile.row(key), first);
+            for i in 0..LANES {
+                most[i] = if scores[i] > most[i] { scores[i] } else { most[i] };
+            }
         }
+        put_part(&most, top, first);
     }
     for i in 0..columns {
         factor[i] = (factor[i] - top[i]).power::<FUSED>();
