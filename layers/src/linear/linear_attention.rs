@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize};
 
 use super::feature_map::{FeatureMap, Features};
 use crate::error::{head_dim, require};
-use crate::nn::{Activation, Gated, Linear, RmsNorm, merge_heads, share, split_heads};
+use crate::nn::{Activation, Ended, Gated, Linear, RmsNorm, merge_heads, project_with, share, split_heads};
 use crate::system::{
-    Cost, Form, Gate, Io, LinearMixer, MEMORY, Mixer, Run, State, System, Transition, Views, engine,
+    Cost, Form, Gate, Io, LinearMixer, MEMORY, Mixer, Run, State, System, Transition, Views, engine, fresh,
 };
 use crate::{Init, Result};
 
@@ -202,8 +202,10 @@ pub struct LinearAttention {
 /// Appends a column of ones to the values, so that the memory's last column becomes `s_t = Σ k`:
 /// `[b, h, t, p] -> [b, h, t, p+1]`.
 pub fn with_normalizer(v: Tensor<4>) -> Tensor<4> {
-    let ones = v.clone().narrow(3, 0, 1).ones_like();
-    Tensor::cat(vec![v, ones], 3)
+    let [b, h, t, _] = v.dims();
+    // From data, not of ones, which a graphics device would be told to make.
+    let one = Tensor::<4>::from_data([[[[1.0f32]]]], (&v.device(), v.dtype()));
+    Tensor::cat(vec![v, one.expand([b, h, t, 1])], 3)
 }
 
 /// Divides by the last column, which [`with_normalizer`] made `s_t · q_t`: `[b, h, t, p+1] -> [b, h, t, p]`.
@@ -241,9 +243,8 @@ impl LinearMixer for LinearAttention {
     }
 
     fn initial_state(&self, batch: usize) -> State {
-        let (h, m, like) = (self.config.heads, self.feature_q.size(), self.q_proj.weight.val());
-        let zeros = Tensor::<4>::zeros([batch, h, m, self.columns()], (&like.device(), like.dtype()));
-        State::new(batch).with(MEMORY, zeros)
+        let shape = [batch, self.config.heads, self.feature_q.size(), self.columns()];
+        State::new(batch).with(MEMORY, fresh(shape, &self.q_proj.weight.val()))
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, _run: Run<'_>) -> Result<(System, Self::Aux)> {
@@ -306,10 +307,9 @@ impl LinearAttention {
 
     /// `φ(q)`, `φ(k)`, `v` (with a column of ones under a sum) and the output gate.
     fn features(&self, x: Tensor<3>, starts: &[usize]) -> ([Tensor<4>; 3], Option<Gated<3>>) {
-        let h = self.config.heads;
-        let q = split_heads(self.q_proj.forward(x.clone()), h);
-        let k = split_heads(self.k_proj.forward(x.clone()), h);
-        let v = split_heads(self.v_proj.forward(x.clone()), h);
+        let others: Vec<Ended<'_>> = self.gate_proj.iter().map(Ended::from).collect();
+        let (qkv, gate) = project_with(x, [&self.q_proj, &self.k_proj, &self.v_proj], &others);
+        let [q, k, v] = qkv.map(|x| split_heads(x, self.config.heads));
         let q = match self.config.norm_q {
             true => to_unit_sum(self.feature_q.apply(q, starts)).mul_scalar(self.scale),
             false => self.feature_q.apply_scaled(q, starts, self.scale),
@@ -317,8 +317,8 @@ impl LinearAttention {
         let k = self.feature_k.as_ref().unwrap_or(&self.feature_q).apply(k, starts);
         let k = if self.config.norm_k { to_unit_sum(k) } else { k };
         let v = if self.config.normalizer.is_sum() { with_normalizer(v) } else { v };
-        let gate = self.gate_proj.as_ref().zip(self.config.output_gate);
-        ([q, k, v], gate.map(|(map, activation)| Gated::new(map.forward(x), activation)))
+        let gate = gate.into_iter().next().zip(self.config.output_gate);
+        ([q, k, v], gate.map(|(values, activation)| Gated::new(values, activation)))
     }
 
     /// The layer where every token sees all others, for whole sequences and without a state: an encoder's.

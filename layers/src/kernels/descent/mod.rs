@@ -173,9 +173,7 @@ pub(crate) fn applies(k: &Tensor<4>, v: &Tensor<4>) -> bool {
 /// Whether the kernel for graphics devices runs these, and may.
 #[cfg(feature = "cube")]
 pub(crate) fn on_graphics(k: &Tensor<4>, v: &Tensor<4>) -> bool {
-    // What the browser downloads has a limit, and this kernel does not fit in.
-    !cfg!(target_arch = "wasm32")
-        && super::enabled()
+    super::enabled()
         && super::cube::descends(k)
         && k.dims() == v.dims()
         && k.dims().iter().all(|&size| size > 0)

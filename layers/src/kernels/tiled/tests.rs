@@ -165,6 +165,24 @@ proptest! {
     }
 }
 
+/// Some channels all but forget at single tokens, in blocks that are as a whole still mild, just not, or far from it.
+#[test]
+fn strong_decays_among_mild_ones_lose_no_digits() {
+    for kind in KINDS.into_iter().filter(|kind| kind.channels) {
+        for strong in [-12.0, -29.0, -33.0, -200.0] {
+            let mut inputs = recurrence(kind, [1, 2, 70, 9, 7], -0.01, 5);
+            let at = |t: usize, c: usize| t % 23 == 11 && c.is_multiple_of(2);
+            let all = (0..2 * 70 * 9).map(|i| if at(i / 9 % 70, i % 9) { strong } else { 0.0 });
+            let all = TensorData::new(all.collect::<Vec<f64>>(), [1, 2, 70, 9]);
+            let jumps = Tensor::<4>::from_data(all, (&Device::flex(), DType::F32));
+            inputs.log_d = inputs.log_d.map(|log_d| log_d + jumps);
+            if let Err(why) = agree(&inputs, &[16, 32]) {
+                panic!("{kind:?} with {strong}: {why}");
+            }
+        }
+    }
+}
+
 /// Gradients of all inputs where something comes of one of the two results only.
 fn of_one(
     which: usize,
