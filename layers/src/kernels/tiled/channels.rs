@@ -9,7 +9,7 @@ use super::inputs::Sizes;
 use super::whole::{self, Whole};
 use crate::kernels::dense::{Matrix, Real};
 use crate::kernels::lanes::multiply;
-use crate::kernels::vector::{Vector, Work, largest, vectorised};
+use crate::kernels::vector::{Vector, Work, vectorised};
 use crate::kernels::view::{Head, read};
 
 /// Decays of a block.
@@ -19,6 +19,8 @@ pub(super) struct ChannelDecay<E> {
     to_end: Matrix<E>,
     /// `e^{G_m}: [n]`
     total: Vec<E>,
+    /// `Σ |log d_t|: [n]`
+    sizes: Vec<E>,
     whole: Whole<E>,
     halved: Halved<E>,
     mild: bool,
@@ -69,6 +71,7 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
             given: Decays { decays: key(), from_start: key() },
             to_end: key(),
             total: vec![E::default(); n],
+            sizes: vec![E::default(); n],
             whole: Whole::new(sizes),
             halved: Halved::new(sizes),
             mild: false,
@@ -80,16 +83,15 @@ impl<E: Vector> Decay<E> for ChannelDecay<E> {
     }
 
     fn set(&mut self, log: Head<'_, E>, range: (usize, usize)) {
-        let Self { given: Decays { decays, from_start }, to_end, total, .. } = self;
+        let Self { given: Decays { decays, from_start }, to_end, total, sizes, .. } = self;
         let (m, n) = (range.1, total.len());
         read(decays, log, range, n);
-        let mut largest = 0.0;
-        vectorised(Exponentials { rows: decays, total, largest: &mut largest });
+        vectorised(Exponentials { rows: decays, total, sizes });
         from_start.resize(m, n);
         to_end.resize(m, n);
         vectorised(Chain { factors: from_start, decays, range: 0..m, end: false });
         vectorised(Chain { factors: to_end, decays, range: 0..m, end: true });
-        self.mild = largest <= whole::MILD;
+        self.mild = sizes.iter().all(|size| size.to_f64() <= whole::MILD);
         if self.mild { self.whole.set(&self.given) } else { self.halved.set(&self.given) }
     }
 
@@ -204,20 +206,21 @@ impl<E: Real> Work for Scaled<'_, E> {
     }
 }
 
-/// `e` to all of them, and to the sums over rows; and the largest sum over rows of what they are without their signs.
+/// `e` to all of them, and to the sums over rows; and those of what they are without their signs.
 struct Exponentials<'a, E> {
     rows: &'a mut Matrix<E>,
     total: &'a mut [E],
-    largest: &'a mut f64,
+    sizes: &'a mut [E],
 }
 
 impl<E: Vector> Work for Exponentials<'_, E> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let Self { rows, total, largest: most } = self;
-        let mut sizes = vec![E::default(); total.len()];
-        let (n, sizes) = (total.len(), &mut sizes[..]);
+        let Self { rows, total, sizes } = self;
+        let n = total.len();
+        let sizes = &mut sizes[..n];
         total.fill(E::default());
+        sizes.fill(E::default());
         for i in 0..rows.rows().count() {
             let row = &mut rows.row_mut(i)[..n];
             for c in 0..n {
@@ -226,7 +229,6 @@ impl<E: Vector> Work for Exponentials<'_, E> {
                 row[c] = row[c].exponential::<FUSED>();
             }
         }
-        *most = largest(sizes, E::default()).to_f64();
         for x in total {
             *x = x.exponential::<FUSED>();
         }
