@@ -373,5 +373,8 @@ pub(super) fn of_loss(
     if comptime!(loss == Loss::Coordinate) {
         u = f32::min(f32::max(r, -delta), delta);
     }
+    if comptime!(loss == Loss::Mixture) {
+        u = select(length > delta, delta * bounded(nu * r), r);
+    }
     u
 }

@@ -125,7 +125,7 @@ impl Call {
             Some(parts) => parts.each_ref().map(plain),
             None => [(); 2].map(|()| Some(q.clone())),
         };
-        let (loss, numbers) = loss_of(options.bias)?;
+        let (loss, numbers) = loss_of(options.bias);
         let rule = Rule {
             width: n,
             hidden: options.hidden,

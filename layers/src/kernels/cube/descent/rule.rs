@@ -49,6 +49,7 @@ pub(super) enum Loss {
     Less,
     Huber,
     Coordinate,
+    Mixture,
 }
 
 /// The numbers of a loss: those of `tanh(ν r)` and of a power, and where residuals are clipped.
@@ -59,10 +60,10 @@ pub(super) struct Numbers {
     pub(super) clip: f64,
 }
 
-/// [`Bias`] for the kernel; none of one that jumps, where another order of additions would choose the other side.
-pub(super) fn loss_of(bias: Bias) -> Option<(Loss, Numbers)> {
+/// [`Bias`] for the kernel.
+pub(super) fn loss_of(bias: Bias) -> (Loss, Numbers) {
     let of = |loss, nu| (loss, Numbers { nu, exponent: 0.0, clip: 0.0 });
-    Some(match bias {
+    match bias {
         Bias::DotProduct => of(Loss::Dot, 0.0),
         Bias::L2 => of(Loss::Square, 0.0),
         Bias::Lp { p, nu: None, clip } => (Loss::Power, Numbers { nu: 0.0, exponent: 0.5 * (p - 2.0), clip }),
@@ -73,8 +74,8 @@ pub(super) fn loss_of(bias: Bias) -> Option<(Loss, Numbers)> {
         Bias::ValueLess { nu } => of(Loss::Less, nu),
         Bias::HuberNorm => of(Loss::Huber, 0.0),
         Bias::HuberCoordinate => of(Loss::Coordinate, 0.0),
-        Bias::HuberMixture { .. } => return None,
-    })
+        Bias::HuberMixture { nu } => of(Loss::Mixture, nu),
+    }
 }
 
 /// The memory's function, what is known of its tokens, and where answers go.
@@ -151,7 +152,7 @@ impl Rule {
 
     /// Whether the loss has one.
     pub(super) fn thresholded(&self) -> bool {
-        matches!(self.loss, Loss::Shift | Loss::Huber | Loss::Coordinate)
+        matches!(self.loss, Loss::Shift | Loss::Huber | Loss::Coordinate | Loss::Mixture)
     }
 
     /// Numbers between the matrices of a layer and those of the next one, of all heads.
