@@ -3,7 +3,7 @@
 //! number otherwise.
 
 use super::dense::{Matrix, Real};
-use super::vector::{LANES, Vector, block_by_block, fused, together};
+use super::vector::{LANES, block_by_block, fused, together};
 
 /// Blocks of a row that is as long as the one that is written, and the rest.
 #[inline(always)]
@@ -119,24 +119,6 @@ pub(super) fn add<E: Real>(to: &mut [E], x: &[E]) {
     }
     for (i, to) in to_rest.iter_mut().enumerate() {
         *to += x_rest[i];
-    }
-}
-
-/// `to ← to - x`
-#[inline(always)]
-pub(super) fn subtract<E: Vector>(to: &mut [E], x: &[E]) {
-    let (x, x_rest) = blocks(x, to.len());
-    let (to, to_rest) = to.as_chunks_mut::<LANES>();
-    for k in 0..to.len() {
-        block_by_block();
-        let (mut found, x) = (to[k], x[k]);
-        for i in 0..LANES {
-            found[i] = found[i] - x[i];
-        }
-        to[k] = found;
-    }
-    for (i, to) in to_rest.iter_mut().enumerate() {
-        *to = *to - x_rest[i];
     }
 }
 

@@ -8,8 +8,8 @@ use super::channels::{Decays, Early, Scaled};
 use super::decay::{Side, SideBack, When};
 use super::inputs::Sizes;
 use crate::kernels::dense::{Matrix, Part, Real};
-use crate::kernels::lanes::{add, add_products, multiply, subtract};
-use crate::kernels::vector::{Vector, Work, vectorised};
+use crate::kernels::lanes::{add, add_products, multiply};
+use crate::kernels::vector::{Vector, Work, add_scaled, vectorised};
 
 /// Largest sum of a block's logarithms whose quotients are formed; `f32` ends at `e^88`.
 pub(super) const MILD: f64 = 32.0;
@@ -151,7 +151,7 @@ struct LateBack<'a, E> {
     row: &'a mut [E],
 }
 
-impl<E: Vector> Work for LateBack<'_, E> {
+impl<E: Real> Work for LateBack<'_, E> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
         let Self { when, late, d_late, from_start, dx, writes, pairs, row } = self;
@@ -170,7 +170,7 @@ impl<E: Vector> Work for LateBack<'_, E> {
         for s in (1..m - when.first()).rev() {
             let read = s + when.first();
             add_products::<E, FUSED>(row, late.row(read), d_late.row(read));
-            subtract(row, writes.row(s));
+            add_scaled::<E, FUSED, 1>(row, [E::of(-1.0)], [writes.row(s)]);
             add(&mut pairs[s * n..][..n], row);
         }
     }
