@@ -22,8 +22,12 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::delta_system;
-use super::parts::{HeadOutput, HeadSizes, OutputGate, Qkv};
+#[cfg(feature = "cube")]
+use super::parts::of_heads;
+use super::parts::{HeadOutput, HeadSizes, OutputGate, Qkv, UNIT_EPS, made_by_the_rule};
 use crate::error::require;
+#[cfg(feature = "cube")]
+use crate::kernels;
 use crate::nn::{Activation, Ended, Gated, Linear, l2_normalize, scaled_sigmoid, split_heads};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, fresh};
 use crate::{Init, Result};
@@ -44,7 +48,7 @@ pub enum QkNorm {
 impl QkNorm {
     fn apply(self, x: Tensor<4>) -> Tensor<4> {
         match self {
-            QkNorm::L2 => l2_normalize(x, 1e-6),
+            QkNorm::L2 => l2_normalize(x, UNIT_EPS),
             QkNorm::Sum => x.clone() / x.sum_dim(3).add_scalar(1e-6),
         }
     }
@@ -137,6 +141,34 @@ pub struct DeltaNet {
     d_model: usize,
 }
 
+impl DeltaNet {
+    /// The system from queries, keys and values behind their convolutions, and from `W_b x`, unless that is still to be made
+    /// of `x`.
+    fn rule(&self, [q, k, v]: [Tensor<3>; 3], b: Option<Tensor<3>>, x: Tensor<3>) -> System {
+        let heads = self.config.heads;
+        let gain = (self.config.head_dim as f64).powf(-0.5);
+        let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
+        let v = split_heads(v, heads);
+        #[cfg(feature = "cube")]
+        if kernels::enabled() && self.config.qk_norm == QkNorm::L2 && kernels::linear::on_graphics(&q) {
+            let made = b.clone().map(kernels::HeadInputs::Made);
+            let b = made.or_else(|| self.b_proj.as_ref().map(|map| of_heads(&x, map)));
+            let (q, k) = (q.clone(), k.clone());
+            let rule = kernels::DeltaRule { q, k, b, decay: None, heads, gain, most, eps: UNIT_EPS };
+            if let Some(system) = rule.system(&v) {
+                return system;
+            }
+        }
+        let [q, k] = [q, k].map(|x| self.config.qk_norm.apply(split_heads(x, heads)));
+        let b = b.or_else(|| self.b_proj.as_ref().map(|map| map.forward(x)));
+        let beta = match b {
+            Some(b) => scaled_sigmoid(b, most).swap_dims(1, 2),
+            None => k.clone().narrow(3, 0, 1).squeeze_dim::<3>(3).full_like(most),
+        };
+        delta_system(fresh(beta.dims(), &k), beta, q, k, v).with_gain(gain)
+    }
+}
+
 impl LinearMixer for DeltaNet {
     /// Output gate, `[b, t, h p]`.
     type Aux = Option<Gated<3>>;
@@ -151,22 +183,13 @@ impl LinearMixer for DeltaNet {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
-        let others = self.b_proj.iter().chain(self.output.first_gate_map());
+        let now = self.b_proj.as_ref().filter(|_| !made_by_the_rule(&x));
+        let others = now.into_iter().chain(self.output.first_gate_map());
         let others: Vec<Ended<'_>> = others.map(Ended::from).collect();
-        let (qkv, rest) = self.qkv.forward_with(x, &others, state, run)?;
+        let (qkv, rest) = self.qkv.forward_with(x.clone(), &others, state, run)?;
         let mut rest = rest.into_iter();
-        let [q, k, v] = qkv.map(|x| split_heads(x, self.config.heads));
-        let [q, k] = [q, k].map(|x| self.config.qk_norm.apply(x));
-        let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
-        let beta = match &self.b_proj {
-            Some(_) => {
-                scaled_sigmoid(rest.next().expect("the map to the step comes first"), most).swap_dims(1, 2)
-            }
-            None => k.clone().narrow(3, 0, 1).squeeze_dim::<3>(3).full_like(most),
-        };
-        let system = delta_system(fresh(beta.dims(), &k), beta, q, k, v);
-        let gain = (self.config.head_dim as f64).powf(-0.5);
-        Ok((system.with_gain(gain), self.output.gate_of(rest.next())))
+        let b = now.and_then(|_| rest.next());
+        Ok((self.rule(qkv, b, x), self.output.gate_of(rest.next())))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {

@@ -19,7 +19,11 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, check_steps};
+#[cfg(feature = "cube")]
+use super::parts::of_heads;
+use super::parts::{
+    HeadDecay, HeadOutput, HeadSizes, OutputGate, Qkv, UNIT_EPS, check_steps, made_by_the_rule,
+};
 use crate::error::require;
 #[cfg(feature = "cube")]
 use crate::kernels;
@@ -134,21 +138,18 @@ impl GatedDeltaNet {
     fn rule(&self, [q, k, v]: [Tensor<3>; 3], made: Option<[Tensor<3>; 2]>, x: Tensor<3>) -> System {
         let sizes = self.config.sizes();
         let v = split_heads(v, sizes.value_heads);
-        let (gain, eps) = ((sizes.n as f64).powf(-0.5), 1e-6);
+        let (gain, eps) = ((sizes.n as f64).powf(-0.5), UNIT_EPS);
         let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
         #[cfg(feature = "cube")]
         if kernels::enabled() && kernels::linear::on_graphics(&q) {
-            let of_heads = match &made {
-                Some(both) => kernels::HeadInputs::Made(both.clone()),
-                None => kernels::HeadInputs::Of(
-                    x.clone(),
-                    [&self.a_proj, &self.b_proj].map(|map| map.weight.val()),
-                ),
+            let [a, b] = match &made {
+                Some(both) => both.clone().map(kernels::HeadInputs::Made),
+                None => [&self.a_proj, &self.b_proj].map(|map| of_heads(&x, map)),
             };
-            let (q, k) = (q.clone(), k.clone());
             let HeadDecay { a_log, dt_bias } = &self.decay;
-            let (a_log, dt_bias, heads) = (a_log.val(), dt_bias.val(), sizes.heads);
-            let rule = kernels::GatedDelta { q, k, of_heads, dt_bias, a_log, heads, gain, most, eps };
+            let decay = Some(kernels::Decaying::Heads { a, dt_bias: dt_bias.val(), a_log: a_log.val() });
+            let (q, k, b, heads) = (q.clone(), k.clone(), Some(b), sizes.heads);
+            let rule = kernels::DeltaRule { q, k, b, decay, heads, gain, most, eps };
             if let Some(system) = rule.system(&v) {
                 return system;
             }
@@ -177,11 +178,7 @@ impl LinearMixer for GatedDeltaNet {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
-        // The rule's own kernel makes the few numbers of many tokens that decays and steps are made of.
-        #[cfg(feature = "cube")]
-        let later = kernels::enabled() && kernels::linear::on_graphics(&x) && !kernels::linear::are_few(&x);
-        #[cfg(not(feature = "cube"))]
-        let later = false;
+        let later = made_by_the_rule(&x);
         let now = if later { &[][..] } else { &[&self.a_proj, &self.b_proj] };
         let others = now.iter().copied().chain(self.output.first_gate_map());
         let others: Vec<Ended<'_>> = others.map(Ended::from).collect();

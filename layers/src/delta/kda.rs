@@ -20,9 +20,13 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{HeadOutput, HeadSizes, OutputGate, Qkv, check_steps};
+#[cfg(feature = "cube")]
+use super::parts::of_heads;
+use super::parts::{HeadOutput, HeadSizes, OutputGate, Qkv, UNIT_EPS, check_steps, made_by_the_rule};
 use crate::error::require;
-use crate::nn::{Activation, Gated, Linear, l2_normalize, scaled_sigmoid, softplus, split_heads};
+#[cfg(feature = "cube")]
+use crate::kernels;
+use crate::nn::{Activation, Ended, Gated, Linear, l2_normalize, scaled_sigmoid, softplus, split_heads};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
 
@@ -141,6 +145,38 @@ pub fn kda_system(log_d: Tensor<4>, beta: Tensor<3>, q: Tensor<4>, k: Tensor<4>,
     System::outer(Transition::Householder { log_d, a, b: write.clone().neg() }, q, write, v)
 }
 
+impl Kda {
+    /// The system from queries, keys and values behind their convolutions, from `a = W_f (W_r x)`, and from `b = W_b x`,
+    /// unless that is still to be made of `x`.
+    fn rule(&self, [q, k, v]: [Tensor<3>; 3], a: Tensor<3>, b: Option<Tensor<3>>, x: Tensor<3>) -> System {
+        let (heads, bound) = (self.config.heads, self.config.decay_bound);
+        let gain = (self.config.head_dim as f64).powf(-0.5);
+        let most = if self.config.negative_eigenvalues { 2.0 } else { 1.0 };
+        let v = split_heads(v, heads);
+        #[cfg(feature = "cube")]
+        if kernels::enabled() && kernels::linear::on_graphics(&q) {
+            let b = Some(b.clone().map_or_else(|| of_heads(&x, &self.b_proj), kernels::HeadInputs::Made));
+            let (dt_bias, a_log) = (self.dt_bias.val(), self.a_log.val());
+            let decay = Some(kernels::Decaying::Channels { a: a.clone(), dt_bias, a_log, bound });
+            let (q, k) = (q.clone(), k.clone());
+            let rule = kernels::DeltaRule { q, k, b, decay, heads, gain, most, eps: UNIT_EPS };
+            if let Some(system) = rule.system(&v) {
+                return system;
+            }
+        }
+        let [q, k] = [q, k].map(|x| l2_normalize(split_heads(x, heads), UNIT_EPS));
+        let b = b.unwrap_or_else(|| self.b_proj.forward(x));
+        let beta = scaled_sigmoid(b, most).swap_dims(1, 2);
+        let f = split_heads(a + self.dt_bias.val().unsqueeze(), heads);
+        let rate = self.a_log.val().exp().reshape([1, heads, 1, 1]);
+        let log_d = match bound {
+            Some(bound) => scaled_sigmoid(f * rate, -bound),
+            None => softplus(f) * rate.neg(),
+        };
+        kda_system(log_d, beta, q, k, v).with_gain(gain)
+    }
+}
+
 impl LinearMixer for Kda {
     /// Output gate, `[b, t, h p]`.
     type Aux = Option<Gated<3>>;
@@ -155,20 +191,14 @@ impl LinearMixer for Kda {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
-        let (h, n) = (self.config.heads, self.config.head_dim);
-        let [q, k, v] = self.qkv.forward(x.clone(), state, run)?.map(|x| split_heads(x, h));
-        let [q, k] = [q, k].map(|x| l2_normalize(x, 1e-6));
-        let q = q.mul_scalar((n as f64).powf(-0.5));
-        let beta = scaled_sigmoid(self.b_proj.forward(x.clone()), 1.0).swap_dims(1, 2);
-        let beta = if self.config.negative_eigenvalues { beta.mul_scalar(2.0) } else { beta };
-
-        let f = self.decay_proj.forward(self.decay_down.forward(x.clone())) + self.dt_bias.val().unsqueeze();
-        let (f, a) = (split_heads(f, h), self.a_log.val().exp().reshape([1, h, 1, 1]));
-        let log_d = match self.config.decay_bound {
-            Some(bound) => scaled_sigmoid(f * a, 1.0).mul_scalar(-bound),
-            None => softplus(f) * a.neg(),
-        };
-        Ok((kda_system(log_d, beta, q, k, v), self.output.gate(x)))
+        let step = Some(&self.b_proj).filter(|_| !made_by_the_rule(&x));
+        let others = [&self.decay_down].into_iter().chain(step).chain(self.output.first_gate_map());
+        let others: Vec<Ended<'_>> = others.map(Ended::from).collect();
+        let (qkv, rest) = self.qkv.forward_with(x.clone(), &others, state, run)?;
+        let mut rest = rest.into_iter();
+        let a = self.decay_proj.forward(rest.next().expect("the map to the decay comes first"));
+        let b = step.and_then(|_| rest.next());
+        Ok((self.rule(qkv, a, b, x), self.output.gate_of(rest.next())))
     }
 
     fn readout(&self, y: Tensor<4>, gate: Self::Aux) -> Tensor<3> {

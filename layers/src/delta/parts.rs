@@ -5,6 +5,8 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use crate::error::require;
+#[cfg(feature = "cube")]
+use crate::kernels;
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Ended, Gated, Linear, RmsNorm, Steps, project_with, put_tail,
     short_convs, silu,
@@ -162,6 +164,24 @@ impl HeadDecay {
     pub fn forward(&self, a: Tensor<3>) -> Tensor<3> {
         Steps::ALL.decays(a, self.dt_bias.val(), self.a_log.val()).swap_dims(1, 2)
     }
+}
+
+/// Added to the squares of queries and keys.
+pub(super) const UNIT_EPS: f64 = 1e-6;
+
+/// Whether the kernel that makes the rule also makes the few numbers of every token that decays and steps are made of.
+#[cfg_attr(not(feature = "cube"), allow(unused_variables, reason = "there is no such kernel"))]
+pub(super) fn made_by_the_rule(x: &Tensor<3>) -> bool {
+    #[cfg(feature = "cube")]
+    return kernels::enabled() && kernels::linear::on_graphics(x) && !kernels::linear::are_few(x);
+    #[cfg(not(feature = "cube"))]
+    return false;
+}
+
+/// What it makes them of.
+#[cfg(feature = "cube")]
+pub(super) fn of_heads(x: &Tensor<3>, map: &Linear) -> kernels::HeadInputs {
+    kernels::HeadInputs::Of(x.clone(), map.weight.val())
 }
 
 /// Refuses a range of steps that is empty or reaches 0.

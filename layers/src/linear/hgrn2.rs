@@ -20,9 +20,11 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{Sizes, bounded_forget, channels, check_bound, convolution, convolve, with_tails};
+use super::parts::{Sizes, bounded_forget, channels, check_bound, convolution, with_tails};
 use crate::error::require;
-use crate::nn::{Activation, CausalConv, Linear, RmsNorm, project_with, split_heads};
+use crate::nn::{
+    Activation, CausalConv, Ended, Ending, Linear, RmsNorm, project_with, short_conv, split_heads,
+};
 use crate::system::{Cost, Form, LinearMixer, Run, State, System, Transition};
 use crate::{Init, Result};
 
@@ -148,14 +150,22 @@ impl LinearMixer for Hgrn2 {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, ())> {
-        let Sizes { heads, n, .. } = self.sizes;
-        let ([q, z, v], _) = project_with(x, [&self.q_proj, &self.f_proj, &self.i_proj], &[]);
-        let q = convolve("conv_q", &self.conv_q, q, state, run)?;
-        let z = convolve("conv_f", &self.conv_f, z, state, run)?;
-        let v = convolve("conv_i", &self.conv_i, v, state, run)?;
-        let q = self.config.query_activation.apply(split_heads(q, heads));
-        let (log_a, k) = bounded_forget(split_heads(z, heads), self.lower_bound);
-        let v = self.config.value_activation.apply(split_heads(v, heads));
+        let Sizes { heads, n, conv_kernel, .. } = self.sizes;
+        // Activations end the maps, or the convolutions where there are some.
+        let ending = |activation| if conv_kernel == 0 { activation } else { Activation::Identity };
+        let of_q = self.q_proj.then(Ending::Activation(ending(self.config.query_activation)));
+        let of_v = self.i_proj.then(Ending::Activation(ending(self.config.value_activation)));
+        let ([q, z, v], _) = project_with(x, [of_q, Ended::from(&self.f_proj), of_v], &[]);
+        let [q, z, v] = if conv_kernel == 0 {
+            [q, z, v]
+        } else {
+            let q = short_conv("conv_q", &self.conv_q, q, state, run)?;
+            let z = short_conv("conv_f", &self.conv_f, z, state, run)?;
+            let v = short_conv("conv_i", &self.conv_i, v, state, run)?;
+            [self.config.query_activation.apply(q), z, self.config.value_activation.apply(v)]
+        };
+        let [q, z, v] = [q, z, v].map(|x| split_heads(x, heads));
+        let (log_a, k) = bounded_forget(z, self.lower_bound);
         let system = System::outer(Transition::Diagonal { log_a }, q, k, v);
         Ok((system.with_gain((n as f64).powf(-0.5)), ()))
     }

@@ -211,12 +211,7 @@ impl GatedReadout {
         }
     }
 
-    /// The output gate, `[b, t, h p]`.
-    pub(super) fn gate(&self, x: Tensor<3>) -> Option<Gated<3>> {
-        self.gate_proj.as_ref().and_then(|map| self.gate_of(Some(map.forward(x))))
-    }
-
-    /// The same from what `W_g` made of the input.
+    /// The output gate, `[b, t, h p]`, from what `W_g` made of the input.
     pub(super) fn gate_of(&self, values: Option<Tensor<3>>) -> Option<Gated<3>> {
         values.map(|values| Gated::new(values, self.activation))
     }

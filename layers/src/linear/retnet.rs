@@ -31,7 +31,7 @@ use super::linear_attention::with_normalizer;
 use super::parts::{GatedReadout, Qkv, Sizes, channels};
 use crate::error::require;
 use crate::lightning::lightning_system;
-use crate::nn::{Activation, Gated, Rope};
+use crate::nn::{Activation, Ended, Gated, Rope};
 use crate::system::{Cost, Form, Gate, Io, LinearMixer, MEMORY, Run, State, System, Views, engine};
 use crate::{Init, Result};
 
@@ -192,19 +192,19 @@ impl LinearMixer for RetNet {
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, RetNetAux)> {
         let Sizes { heads, n, .. } = self.sizes;
-        let [q, k, v] = self.qkv.forward(x.clone(), state, run)?;
+        let gate_map: Vec<Ended<'_>> = self.readout.gate_proj.iter().map(Ended::from).collect();
+        let ([q, k, v], rest) = self.qkv.forward_with(x, &gate_map, state, run)?;
         let starts = state.positions();
-        let [q, k] = [q, k].map(|x| match &self.rope {
-            Some(rope) => rope.apply(x, starts),
-            None => x,
-        });
-        let q = q.mul_scalar((n as f64).powf(-0.5));
+        let [q, k] = match &self.rope {
+            Some(rope) => rope.apply_all([q, k], starts),
+            None => [q, k],
+        };
         let decays = retention_decays(heads);
         let root = self.config.score_norm.then(|| roots(&decays, starts, &v));
         let v = if root.is_some() { with_normalizer(v) } else { v };
         let slopes: Vec<f64> = decays.iter().map(|log| -log).collect();
-        let aux = RetNetAux { gate: self.readout.gate(x), root };
-        Ok((lightning_system(&slopes, q, k, v)?, aux))
+        let aux = RetNetAux { gate: self.readout.gate_of(rest.into_iter().next()), root };
+        Ok((lightning_system(&slopes, q, k, v)?.with_gain((n as f64).powf(-0.5)), aux))
     }
 
     fn readout(&self, y: Tensor<4>, aux: RetNetAux) -> Tensor<3> {
@@ -225,6 +225,7 @@ impl LinearMixer for RetNet {
                 let p = self.sizes.p;
                 let ones = v.clone().narrow(3, p, 1);
                 let sums = System::outer(system.transition.clone(), q.clone(), k.clone(), ones);
+                let sums = sums.with_gain(system.gain);
                 let memory = state.get::<4>(MEMORY)?.narrow(3, p, 1);
                 Some(divisor(engine::run(sums, memory, Form::Auto)?.0, root))
             }

@@ -104,7 +104,8 @@ fn the_implied_attention_is_divided_too() {
     let sums = numbers(attention.clone().sum_dim(3));
     assert!(sums.iter().all(|sum| sum.abs() < 1.0 + 1e-5), "{sums:?}");
     let [_, _, v] = layer.qkv.forward(x.clone(), &mut state.clone(), Run::default()).unwrap();
-    let y = layer.readout.forward(attention.matmul(v), layer.readout.gate(x.clone()));
+    let gate = layer.readout.gate_proj.as_ref().map(|map| map.forward(x.clone()));
+    let y = layer.readout.forward(attention.matmul(v), layer.readout.gate_of(gate));
     let (expected, _) = layer.forward(x, state, Form::Recurrent).unwrap();
     assert!(gap(y, expected) < 1e-5);
 }

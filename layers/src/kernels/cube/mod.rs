@@ -26,7 +26,7 @@ pub(crate) use append::join;
 pub(crate) use buffer::columns;
 pub(super) use buffer::fits;
 pub(super) use conv::{convolve_parts, convolve_several, convolves};
-pub(crate) use delta::{GatedDelta, HeadInputs};
+pub(crate) use delta::{Decaying, DeltaRule, HeadInputs};
 #[cfg(feature = "flex")]
 pub(crate) use descent::{Call, Plans, descends};
 pub(crate) use gate_maps::{GateOf, Opening, open_gates, rates_and_steps};
