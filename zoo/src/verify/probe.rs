@@ -116,3 +116,40 @@ pub(super) fn relative_error(a: &[f64], b: &[f64]) -> f64 {
     let norm: f64 = b.iter().map(|b| b * b).sum::<f64>().sqrt();
     gap / norm.max(0.01 * (b.len() as f64).sqrt())
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+
+    use super::*;
+    use crate::verify::{VALUE_TOLERANCE, subjects};
+
+    /// Rows are there to find mistakes: one that makes more of a rounding than two forms may differ by would find
+    /// roundings.
+    #[test]
+    fn no_row_amplifies_roundings() {
+        let device = Device::flex();
+        for subject in subjects(None) {
+            let mut probe = Probe::new(&subject, &device, Options::default()).unwrap();
+            let x = probe.input(BATCH, Options::default().time).unwrap();
+            let start = probe.warm_state(BATCH).unwrap();
+            let (y, end) = probe.run(&x, &start, Form::Recurrent).unwrap();
+            let mut worst = Worst::new(VALUE_TOLERANCE);
+            for _ in 0..3 {
+                // Half of the last bit, up or down, of every number.
+                let signs = probe.input(BATCH, Options::default().time).unwrap().sign();
+                let moved = x.clone() * (signs.mul_scalar(0.5 * f64::from(f32::EPSILON)).add_scalar(1.0));
+                let (other, other_end) = probe.run(&moved, &start, Form::Recurrent).unwrap();
+                block_on(worst.compare("output", &other.into(), &y.clone().into())).unwrap();
+                block_on(worst.states("end", &other_end, &end)).unwrap();
+            }
+            assert!(
+                worst.error < VALUE_TOLERANCE / 5.0,
+                "{}: {:e} of {}",
+                subject.name,
+                worst.error,
+                worst.place
+            );
+        }
+    }
+}
