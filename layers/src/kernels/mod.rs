@@ -65,8 +65,8 @@ mod view;
 
 #[cfg(feature = "cube")]
 pub(crate) use cube::{
-    BlockGates, Decaying, DeltaRule, GateOf, HeadInputs, Opening, Output, columns, decays_and_keys, join,
-    open_gates, rates_and_steps,
+    BlockGates, Decaying, DeltaRule, GateOf, HeadInputs, Opening, Output, columns, decays_and_keys,
+    features_and_one, join, open_gates, quotients, rates_and_steps,
 };
 
 use std::sync::LazyLock;

@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize};
 
 use super::feature_map::{FeatureMap, Features};
 use crate::error::{head_dim, require};
+#[cfg(feature = "cube")]
+use crate::kernels;
 use crate::nn::{Activation, Ended, Gated, Linear, RmsNorm, merge_heads, project_with, share, split_heads};
 use crate::system::{
     Cost, Form, Gate, Io, LinearMixer, MEMORY, Mixer, Run, State, System, Transition, Views, engine, fresh,
@@ -223,6 +225,18 @@ fn divide(y: Tensor<4>, normalizer: Normalizer) -> Tensor<4> {
     }
 }
 
+/// The same with the heads beside each other, `[b, t, h p]`.
+fn divided_heads(y: Tensor<4>, normalizer: Normalizer) -> Tensor<3> {
+    #[cfg(feature = "cube")]
+    if let Normalizer::Sum { eps } = normalizer
+        && kernels::enabled()
+        && let Some(found) = kernels::quotients(&y, eps)
+    {
+        return found;
+    }
+    merge_heads(divide(y, normalizer))
+}
+
 /// Every query reads all keys, earlier or later: `Q (Kᵀ V)`.
 pub fn bidirectional(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
     q.matmul(k.swap_dims(2, 3).matmul(v))
@@ -258,7 +272,8 @@ impl LinearMixer for LinearAttention {
             Some(norm) if !normalizer.is_sum() => {
                 return norm.parts().heads_through(y, gate, &self.out_proj);
             }
-            _ => merge_heads(if normalizer.is_sum() { divide(y, normalizer) } else { y }),
+            _ if normalizer.is_sum() => divided_heads(y, normalizer),
+            _ => merge_heads(y),
         };
         self.out_proj.forward(if let Some(gate) = gate { y * gate.open() } else { y })
     }
@@ -310,6 +325,15 @@ impl LinearAttention {
         let others: Vec<Ended<'_>> = self.gate_proj.iter().map(Ended::from).collect();
         let (qkv, gate) = project_with(x, [&self.q_proj, &self.k_proj, &self.v_proj], &others);
         let [q, k, v] = qkv.map(|x| split_heads(x, self.config.heads));
+        let gate = gate.into_iter().next().zip(self.config.output_gate);
+        let gate = gate.map(|(values, activation)| Gated::new(values, activation));
+        #[cfg(feature = "cube")]
+        if self.adds_only_sums()
+            && kernels::enabled()
+            && let Some(found) = kernels::features_and_one([&q, &k, &v], self.scale)
+        {
+            return (found, gate);
+        }
         let q = match self.config.norm_q {
             true => to_unit_sum(self.feature_q.apply(q, starts)).mul_scalar(self.scale),
             false => self.feature_q.apply_scaled(q, starts, self.scale),
@@ -317,8 +341,14 @@ impl LinearAttention {
         let k = self.feature_k.as_ref().unwrap_or(&self.feature_q).apply(k, starts);
         let k = if self.config.norm_k { to_unit_sum(k) } else { k };
         let v = if self.config.normalizer.is_sum() { with_normalizer(v) } else { v };
-        let gate = gate.into_iter().next().zip(self.config.output_gate);
-        ([q, k, v], gate.map(|(values, activation)| Gated::new(values, activation)))
+        ([q, k, v], gate)
+    }
+
+    /// Whether features are `elu(x) + 1`, and all that is divided is divided by their sum in the end.
+    #[cfg(feature = "cube")]
+    fn adds_only_sums(&self) -> bool {
+        let LinearAttentionConfig { feature_map, norm_q, norm_k, normalizer, .. } = self.config;
+        feature_map == FeatureMap::EluPlusOne && !norm_q && !norm_k && normalizer.is_sum()
     }
 
     /// The layer where every token sees all others, for whole sequences and without a state: an encoder's.

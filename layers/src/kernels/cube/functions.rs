@@ -16,10 +16,10 @@ pub(super) fn bounded(x: f32) -> f32 {
     let size = f32::abs(x);
     let square = x * x;
     let mut near = f32::new(-5.704_988_7e-3);
-    near = near * square + f32::new(2.063_908_9e-2);
+    near = near * square + f32::new(2.063_909e-2);
     near = near * square + f32::new(-5.373_971_6e-2);
     near = near * square + f32::new(1.333_144_2e-1);
-    near = near * square + f32::new(-3.333_328_2e-1);
+    near = near * square + f32::new(-3.333_328e-1);
     near = near * square * x + x;
     let power = f32::exp(size * f32::new(-2.0));
     let far = (f32::new(1.0) - power) / (f32::new(1.0) + power);

@@ -21,6 +21,7 @@ mod softmax;
 mod steps;
 mod sum;
 pub(super) mod tiled;
+mod weighted;
 
 pub(crate) use append::join;
 pub(crate) use buffer::columns;
@@ -39,3 +40,4 @@ pub(crate) use rotary::Turn;
 pub(super) use rotary::rotate_two;
 pub(super) use softmax::attends;
 pub(crate) use steps::decays_and_keys;
+pub(crate) use weighted::{features_and_one, quotients};
