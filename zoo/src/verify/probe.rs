@@ -136,7 +136,7 @@ mod tests {
             let (y, end) = probe.run(&x, &start, Form::Recurrent).unwrap();
             let mut worst = Worst::new(VALUE_TOLERANCE);
             for _ in 0..3 {
-                // Half of the last bit, up or down, of every number.
+                // Half of the last bit less where the sign is negative; 1 + ε/2 rounds to 1, so the others stay.
                 let signs = probe.input(BATCH, Options::default().time).unwrap().sign();
                 let moved = x.clone() * (signs.mul_scalar(0.5 * f64::from(f32::EPSILON)).add_scalar(1.0));
                 let (other, other_end) = probe.run(&moved, &start, Form::Recurrent).unwrap();

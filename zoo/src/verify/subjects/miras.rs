@@ -15,7 +15,7 @@ fn yaad() -> Vec<(&'static str, Value)> {
             json!({"arch": "yaad", "heads": 2, "head_dim": 4, "memory": "linear", "chunk": 5,
             "bias": "huber_coordinate", "eta_base": 0.5, "delta_start": 0.5, "gate_rank": 4}),
         ),
-        // Both sides of the threshold; larger steps make of the loss's jump and its steep tanh a chaos of roundings.
+        // Larger steps make of the loss's jump and its steep tanh a chaos of roundings.
         (
             "paper",
             json!({"arch": "yaad", "heads": 2, "head_dim": 8, "memory": {"mlp": {"expansion": 2}},
