@@ -136,9 +136,9 @@ mod tests {
             let (y, end) = probe.run(&x, &start, Form::Recurrent).unwrap();
             let mut worst = Worst::new(VALUE_TOLERANCE);
             for _ in 0..3 {
-                // Half of the last bit less where the sign is negative; 1 + ε/2 rounds to 1, so the others stay.
+                // Up or down by the last bit.
                 let signs = probe.input(BATCH, Options::default().time).unwrap().sign();
-                let moved = x.clone() * (signs.mul_scalar(0.5 * f64::from(f32::EPSILON)).add_scalar(1.0));
+                let moved = x.clone() * (signs.mul_scalar(f64::from(f32::EPSILON)).add_scalar(1.0));
                 let (other, other_end) = probe.run(&moved, &start, Form::Recurrent).unwrap();
                 block_on(worst.compare("output", &other.into(), &y.clone().into())).unwrap();
                 block_on(worst.states("end", &other_end, &end)).unwrap();
