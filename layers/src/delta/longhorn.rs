@@ -24,8 +24,12 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
-use crate::nn::{CausalConv, CausalConvConfig, Linear, merge_heads, scaled_sigmoid, short_conv, silu};
-use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition};
+#[cfg(any(feature = "flex", feature = "cube"))]
+use crate::kernels;
+use crate::nn::{
+    Activation, CausalConv, CausalConvConfig, Gated, Linear, gated_through, scaled_sigmoid, short_conv,
+};
+use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition, run_system};
 use crate::{Init, Result};
 
 const NAME: &str = "longhorn";
@@ -176,20 +180,21 @@ impl LinearMixer for Longhorn {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Tensor<3>)> {
-        let (inner, n, rank) = (self.inner, self.config.state, self.rank);
-        let projected = self.in_proj.forward(x);
-        let z = projected.clone().narrow(2, inner, inner);
-        let x = short_conv(CONV, &self.conv, projected.narrow(2, 0, inner), state, run)?;
-        let address = self.x_proj.forward(x.clone());
-        let beta = scaled_sigmoid(self.dt_proj.forward(address.clone().narrow(2, 0, rank)), 1.0);
-        let k = address.clone().narrow(2, rank, n);
-        let q = address.narrow(2, rank + n, n);
-        let skip = self.d.val().reshape([1, inner, 1, 1]);
-        Ok((longhorn_system(beta, q, k, x, self.config.update).with_skip(skip), z))
+        let (learners, z) = self.learners(x, state, run)?;
+        Ok((self.system_of(learners), z))
+    }
+
+    fn core(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(Tensor<4>, Tensor<3>)> {
+        let (learners, z) = self.learners(x, state, run)?;
+        #[cfg(any(feature = "flex", feature = "cube"))]
+        if let Some(y) = self.learn(&learners, state, run)? {
+            return Ok((y, z));
+        }
+        Ok((run_system(self.system_of(learners), state, run)?, z))
     }
 
     fn readout(&self, y: Tensor<4>, z: Tensor<3>) -> Tensor<3> {
-        self.out_proj.forward(merge_heads(y) * silu(z))
+        gated_through(y, Gated::new(z, Activation::Silu), &self.out_proj)
     }
 
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost {
@@ -200,6 +205,52 @@ impl LinearMixer for Longhorn {
             LonghornUpdate::Exact => Cost::rank_one_core(n, 1, time, form),
         };
         Cost::of(self, (2 * maps + self.inner * core) as f64, batch, time)
+    }
+}
+
+/// What the learners are given: `beta`, `x`: `[b, t, E]`, `q`, `k`: `[b, t, n]`.
+#[derive(Clone)]
+struct Learners {
+    beta: Tensor<3>,
+    q: Tensor<3>,
+    k: Tensor<3>,
+    x: Tensor<3>,
+}
+
+impl Longhorn {
+    /// And the gate `z`.
+    fn learners(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(Learners, Tensor<3>)> {
+        let (inner, n, rank) = (self.inner, self.config.state, self.rank);
+        let projected = self.in_proj.forward(x);
+        let z = projected.clone().narrow(2, inner, inner);
+        let x = short_conv(CONV, &self.conv, projected.narrow(2, 0, inner), state, run)?;
+        let address = self.x_proj.forward(x.clone());
+        let beta = scaled_sigmoid(self.dt_proj.forward(address.clone().narrow(2, 0, rank)), 1.0);
+        let k = address.clone().narrow(2, rank, n);
+        let q = address.narrow(2, rank + n, n);
+        Ok((Learners { beta, q, k, x }, z))
+    }
+
+    fn system_of(&self, Learners { beta, q, k, x }: Learners) -> System {
+        let skip = self.d.val().reshape([1, self.inner, 1, 1]);
+        longhorn_system(beta, q, k, x, self.config.update).with_skip(skip)
+    }
+
+    /// `[b, E, t, 1]` from a kernel that needs no system, where there is one: of the diagonal update without padding.
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    fn learn(&self, learners: &Learners, state: &mut State, run: Run<'_>) -> Result<Option<Tensor<4>>> {
+        let form = matches!(run.form, Form::Auto | Form::Chunked { .. });
+        let diagonal = self.config.update == LonghornUpdate::Diagonal;
+        if !(kernels::enabled() && form && diagonal && run.lengths.is_none()) {
+            return Ok(None);
+        }
+        let Learners { beta, q, k, x } = learners.clone();
+        let memory = state.get(MEMORY)?;
+        let found = kernels::learner::Inputs { beta, q, k, x, memory, d: self.d.val() }.run();
+        Ok(found.map(|(y, last)| {
+            state.put(MEMORY, last);
+            y.swap_dims(1, 2).unsqueeze_dim(3)
+        }))
     }
 }
 

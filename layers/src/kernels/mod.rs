@@ -37,6 +37,8 @@ mod gradient;
 #[cfg(feature = "flex")]
 mod lanes;
 #[cfg(any(feature = "flex", feature = "cube"))]
+pub(crate) mod learner;
+#[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod linear;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod lstm;
@@ -52,6 +54,8 @@ pub(crate) mod rotary;
 mod rows;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod scan;
+#[cfg(feature = "flex")]
+mod shares;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod softmax;
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -143,6 +143,13 @@ pub trait LinearMixer: Send + Debug {
     /// `(Λ, B, C, D)` on `x`. Updates the other slots of the state (convolution tails), not the memory.
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)>;
 
+    /// The core's output, `[b, h, t, p]`, and what else the readout needs; moves the whole state on. Overridden where a
+    /// kernel makes the system as it goes.
+    fn core(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(Tensor<4>, Self::Aux)> {
+        let (system, aux) = self.system(x, state, run)?;
+        Ok((run_system(system, state, run)?, aux))
+    }
+
     /// The layer's output from the core's: `y: [b, h, t, p] -> [b, t, d_model]`.
     fn readout(&self, y: Tensor<4>, aux: Self::Aux) -> Tensor<3>;
 
@@ -156,6 +163,17 @@ pub trait LinearMixer: Send + Debug {
     fn cost(&self, batch: usize, time: usize, form: Form) -> Cost;
 }
 
+/// Runs the engine on the memory of `state`, which moves on.
+pub(crate) fn run_system(system: System, state: &mut State, run: Run<'_>) -> Result<Tensor<4>> {
+    let system = match run.lengths {
+        Some(lengths) => system.gate_padding(lengths),
+        None => system,
+    };
+    let (y, memory) = engine::run(system, state.get(MEMORY)?, run.form)?;
+    state.put(MEMORY, memory);
+    Ok(y)
+}
+
 impl<M: LinearMixer> Mixer for M {
     fn d_model(&self) -> usize {
         LinearMixer::d_model(self)
@@ -166,13 +184,7 @@ impl<M: LinearMixer> Mixer for M {
     }
 
     fn run(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
-        let (system, aux) = self.system(x, &mut state, run)?;
-        let system = match run.lengths {
-            Some(lengths) => system.gate_padding(lengths),
-            None => system,
-        };
-        let (y, memory) = engine::run(system, state.get(MEMORY)?, run.form)?;
-        state.put(MEMORY, memory);
+        let (y, aux) = self.core(x, &mut state, run)?;
         Ok((self.readout(y, aux), state))
     }
 

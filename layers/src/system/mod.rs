@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use cost::Cost;
 pub use mask::{Lengths, Mask};
+pub(crate) use mixer::run_system;
 pub use mixer::{HeadMixer, LinearMixer, Mixer, Run, token_by_token};
 pub(crate) use state::fresh;
 pub use state::{Growth, MEMORY, Snapshots, State};

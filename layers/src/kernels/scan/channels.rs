@@ -1,19 +1,12 @@
 //! The arithmetic of the kernel on slices: some channels of one head at a time, from the first token to the last.
 
-use std::mem::MaybeUninit;
-
 use rayon::prelude::*;
 
 use crate::kernels::lanes::{add, multiply, multiply_by};
 use crate::kernels::room::Room;
+use crate::kernels::shares::{CHANNELS, Share, Target, shares};
 use crate::kernels::vector::{Vector, fused, vectors};
 use crate::kernels::view::View;
-
-/// Most channels of a job.
-const CHANNELS: usize = 256;
-
-/// Channels of a whole cache line.
-const LINE: usize = 16;
 
 /// What both passes read.
 #[derive(Clone, Copy, Debug)]
@@ -38,68 +31,6 @@ impl<E: Vector> Gradients<E> {
         let dims = inputs.log_a.dims;
         Self { log_a: room(dims), u: room(dims), memory: room(inputs.memory.dims) }
     }
-}
-
-/// `[t, n]` where it lies, one head of a tensor `[b, h, t, n]` that jobs write their channels of.
-struct Target<E> {
-    start: *mut MaybeUninit<E>,
-    length: usize,
-    stride: usize,
-}
-
-impl<E> Clone for Target<E> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<E> Copy for Target<E> {}
-
-#[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
-// SAFETY: it is an address; who writes what is the business of `row`.
-unsafe impl<E: Send> Send for Target<E> {}
-#[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
-// SAFETY: as above.
-unsafe impl<E: Send> Sync for Target<E> {}
-
-impl<E> Target<E> {
-    fn new(room: &mut Room<E>, stride: usize) -> Self
-    where
-        E: Vector,
-    {
-        let numbers = room.numbers();
-        Self { start: numbers.as_mut_ptr(), length: numbers.len(), stride }
-    }
-
-    /// `count` channels from `first` on of row `index`, of all heads' rows.
-    ///
-    /// # Safety
-    /// The numbers that it was made of must still be borrowed, and no other job may hold these channels.
-    #[inline(always)]
-    #[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
-    unsafe fn row<'a>(self, index: usize, first: usize, count: usize) -> &'a mut [MaybeUninit<E>] {
-        let start = index * self.stride + first;
-        assert!(first + count <= self.stride && start + count <= self.length, "no such row");
-        // SAFETY: within the numbers; the caller's for the rest.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), count) }
-    }
-}
-
-/// One job: `count` channels from `first` on of head `head`.
-#[derive(Clone, Copy)]
-pub(crate) struct Share {
-    head: usize,
-    first: usize,
-    count: usize,
-}
-
-/// All jobs: as many channels as leave some for every thread, because whole rows are read fastest.
-fn shares([b, h, _, n]: [usize; 4]) -> Vec<Share> {
-    let parts = rayon::current_num_threads().div_ceil(b * h);
-    let width = n.div_ceil(parts).next_multiple_of(LINE).min(CHANNELS);
-    let channels =
-        |head| (0..n).step_by(width).map(move |first| Share { head, first, count: width.min(n - first) });
-    (0..b * h).flat_map(channels).collect()
 }
 
 /// Fills `y: [b, h, t, n]` with the states.

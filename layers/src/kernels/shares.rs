@@ -1,0 +1,74 @@
+//! Jobs for kernels that walk over time channel by channel: some channels of one head each, and where they write.
+
+use std::mem::MaybeUninit;
+
+use super::room::Room;
+use super::vector::Vector;
+
+/// Most channels of a job.
+pub(super) const CHANNELS: usize = 256;
+
+/// Channels of a whole cache line.
+const LINE: usize = 16;
+
+/// `[t, n]` where it lies, one head of a tensor `[b, h, t, n]` that jobs write their channels of.
+pub(super) struct Target<E> {
+    start: *mut MaybeUninit<E>,
+    length: usize,
+    stride: usize,
+}
+
+impl<E> Clone for Target<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Target<E> {}
+
+#[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
+// SAFETY: it is an address; who writes what is the business of `row`.
+unsafe impl<E: Send> Send for Target<E> {}
+#[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
+// SAFETY: as above.
+unsafe impl<E: Send> Sync for Target<E> {}
+
+impl<E> Target<E> {
+    pub(super) fn new(room: &mut Room<E>, stride: usize) -> Self
+    where
+        E: Vector,
+    {
+        let numbers = room.numbers();
+        Self { start: numbers.as_mut_ptr(), length: numbers.len(), stride }
+    }
+
+    /// `count` channels from `first` on of row `index`, of all heads' rows.
+    ///
+    /// # Safety
+    /// The numbers that it was made of must still be borrowed, and no other job may hold these channels.
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "jobs write different channels of the same rows")]
+    pub(super) unsafe fn row<'a>(self, index: usize, first: usize, count: usize) -> &'a mut [MaybeUninit<E>] {
+        let start = index * self.stride + first;
+        assert!(first + count <= self.stride && start + count <= self.length, "no such row");
+        // SAFETY: within the numbers; the caller's for the rest.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), count) }
+    }
+}
+
+/// One job: `count` channels from `first` on of head `head`.
+#[derive(Clone, Copy)]
+pub(super) struct Share {
+    pub(super) head: usize,
+    pub(super) first: usize,
+    pub(super) count: usize,
+}
+
+/// All jobs: as many channels as leave some for every thread, because whole rows are read fastest.
+pub(super) fn shares([b, h, _, n]: [usize; 4]) -> Vec<Share> {
+    let parts = rayon::current_num_threads().div_ceil(b * h);
+    let width = n.div_ceil(parts).next_multiple_of(LINE).min(CHANNELS);
+    let channels =
+        |head| (0..n).step_by(width).map(move |first| Share { head, first, count: width.min(n - first) });
+    (0..b * h).flat_map(channels).collect()
+}
