@@ -27,7 +27,7 @@ use crate::error::require;
 #[cfg(any(feature = "flex", feature = "cube"))]
 use crate::kernels;
 use crate::nn::{
-    Activation, CausalConv, CausalConvConfig, Gated, Linear, gated_through, scaled_sigmoid, short_conv,
+    Activation, CausalConv, CausalConvConfig, Ending, Gated, Linear, columns_of, gated_through, short_conv,
 };
 use crate::system::{Cost, Form, LinearMixer, MEMORY, Run, State, System, Transition, run_system};
 use crate::{Init, Result};
@@ -180,17 +180,19 @@ impl LinearMixer for Longhorn {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Tensor<3>)> {
-        let (learners, z) = self.learners(x, state, run)?;
-        Ok((self.system_of(learners), z))
+        let (x, z) = self.tokens(x, state, run)?;
+        let address = self.x_proj.forward(x.clone());
+        Ok((self.system_of(self.learners(x, address)), z))
     }
 
     fn core(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(Tensor<4>, Tensor<3>)> {
-        let (learners, z) = self.learners(x, state, run)?;
+        let (x, z) = self.tokens(x, state, run)?;
+        let address = self.x_proj.forward(x.clone());
         #[cfg(any(feature = "flex", feature = "cube"))]
-        if let Some(y) = self.learn(&learners, state, run)? {
+        if let Some(y) = self.learn(&x, &address, state, run)? {
             return Ok((y, z));
         }
-        Ok((run_system(self.system_of(learners), state, run)?, z))
+        Ok((run_system(self.system_of(self.learners(x, address)), state, run)?, z))
     }
 
     fn readout(&self, y: Tensor<4>, z: Tensor<3>) -> Tensor<3> {
@@ -209,7 +211,6 @@ impl LinearMixer for Longhorn {
 }
 
 /// What the learners are given: `beta`, `x`: `[b, t, E]`, `q`, `k`: `[b, t, n]`.
-#[derive(Clone)]
 struct Learners {
     beta: Tensor<3>,
     q: Tensor<3>,
@@ -218,17 +219,16 @@ struct Learners {
 }
 
 impl Longhorn {
-    /// And the gate `z`.
-    fn learners(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(Learners, Tensor<3>)> {
-        let (inner, n, rank) = (self.inner, self.config.state, self.rank);
-        let projected = self.in_proj.forward(x);
-        let z = projected.clone().narrow(2, inner, inner);
-        let x = short_conv(CONV, &self.conv, projected.narrow(2, 0, inner), state, run)?;
-        let address = self.x_proj.forward(x.clone());
-        let beta = scaled_sigmoid(self.dt_proj.forward(address.clone().narrow(2, 0, rank)), 1.0);
-        let k = address.clone().narrow(2, rank, n);
-        let q = address.narrow(2, rank + n, n);
-        Ok((Learners { beta, q, k, x }, z))
+    /// `x` and the gate `z`, `[b, t, E]` each.
+    fn tokens(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(Tensor<3>, Tensor<3>)> {
+        let [x, z] = self.in_proj.forward_parts(x, [self.inner; 2]);
+        Ok((short_conv(CONV, &self.conv, x, state, run)?, z))
+    }
+
+    fn learners(&self, x: Tensor<3>, address: Tensor<3>) -> Learners {
+        let [r, k, q] = columns_of(&address, [self.rank, self.config.state, self.config.state]);
+        let beta = self.dt_proj.then(Ending::Activation(Activation::Sigmoid)).forward(r);
+        Learners { beta, q, k, x }
     }
 
     fn system_of(&self, Learners { beta, q, k, x }: Learners) -> System {
@@ -238,19 +238,43 @@ impl Longhorn {
 
     /// `[b, E, t, 1]` from a kernel that needs no system, where there is one: of the diagonal update without padding.
     #[cfg(any(feature = "flex", feature = "cube"))]
-    fn learn(&self, learners: &Learners, state: &mut State, run: Run<'_>) -> Result<Option<Tensor<4>>> {
+    fn learn(
+        &self,
+        x: &Tensor<3>,
+        address: &Tensor<3>,
+        state: &mut State,
+        run: Run<'_>,
+    ) -> Result<Option<Tensor<4>>> {
         let form = matches!(run.form, Form::Auto | Form::Chunked { .. });
         let diagonal = self.config.update == LonghornUpdate::Diagonal;
         if !(kernels::enabled() && form && diagonal && run.lengths.is_none()) {
             return Ok(None);
         }
-        let Learners { beta, q, k, x } = learners.clone();
-        let memory = state.get(MEMORY)?;
-        let found = kernels::learner::Inputs { beta, q, k, x, memory, d: self.d.val() }.run();
+        let (memory, d, x) = (state.get(MEMORY)?, self.d.val(), x.clone());
+        let found = self.learned(x, address.clone(), memory, d);
         Ok(found.map(|(y, last)| {
             state.put(MEMORY, last);
-            y.swap_dims(1, 2).unsqueeze_dim(3)
+            y.unsqueeze_dim::<4>(3).swap_dims(1, 2)
         }))
+    }
+
+    /// `[b, t, E]` and the memory after them.
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    fn learned(
+        &self,
+        x: Tensor<3>,
+        address: Tensor<3>,
+        memory: Tensor<4>,
+        d: Tensor<1>,
+    ) -> Option<(Tensor<3>, Tensor<4>)> {
+        #[cfg(feature = "cube")]
+        if kernels::linear::on_graphics(&x) {
+            let [r] = columns_of(&address, [self.rank]);
+            let (rates, bias) = self.dt_proj.forward_apart(r, None);
+            return kernels::learner::Packed { rates, bias, address, first: self.rank, x, memory, d }.run();
+        }
+        let Learners { beta, q, k, x } = self.learners(x, address);
+        kernels::learner::Inputs { beta, q, k, x, memory, d }.run()
     }
 }
 

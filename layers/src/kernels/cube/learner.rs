@@ -9,7 +9,9 @@ use burn_cubecl::CubeBackend;
 use cubecl::prelude::*;
 
 use super::buffer::{ALIGNED, MOST_CUBES, empty, part_of, plain};
-use crate::kernels::learner::Inputs;
+use super::pointwise::alone;
+use crate::kernels::learner::Packed;
+use crate::nn::Function;
 
 /// Channels of a cube.
 const CHANNELS: usize = 16;
@@ -25,29 +27,41 @@ const MOST_NUMBERS: usize = 64;
 
 /// `y: [b, t, E]` and the last memory; `None` where they are not for this kernel: gradients, another device or element
 /// type, larger memories.
-pub(crate) fn learn(inputs: &Inputs) -> Option<(Burn<3>, Burn<4>)> {
-    let ([b, t, channels], n) = (inputs.x.dims(), inputs.k.dims()[2]);
-    if n > MOST_NUMBERS || b > MOST_CUBES {
+pub(crate) fn learn(packed: &Packed) -> Option<(Burn<3>, Burn<4>)> {
+    let Packed { rates, bias, address, first, x, memory, d } = packed;
+    let ([b, t, channels], n) = (x.dims(), memory.dims()[2]);
+    let fits = rates.dims() == x.dims()
+        && address.dims()[..2] == [b, t]
+        && address.dims()[2] >= first + 2 * n
+        && memory.dims() == [b, channels, n, 1]
+        && d.dims() == [channels]
+        && bias.as_ref().is_none_or(|bias| bias.dims() == [channels])
+        && b * t * channels * n > 0;
+    if !fits || n > MOST_NUMBERS || b > MOST_CUBES {
         return None;
     }
-    let x = plain(&inputs.x)?;
-    let [beta, q, k] = [plain(&inputs.beta)?, plain(&inputs.q)?, plain(&inputs.k)?];
-    let (memory, d) = (plain(&inputs.memory)?, plain(&inputs.d)?);
+    let (rates, address, x) = (plain(rates)?, plain(address)?, plain(x)?);
+    let (memory, d) = (plain(memory)?, plain(d)?);
+    let biased = bias.is_some();
+    // Where there is none, it is not read.
+    let bias = bias.as_ref().map_or_else(|| Some(d.clone()), plain)?;
     let last_at = (b * t * channels).next_multiple_of(ALIGNED);
     let out = empty(&x, &[last_at + b * channels * n]);
     learn_kernel::launch(
         &out.client,
         CubeCount::Static(channels.div_ceil(CHANNELS) as u32, b as u32, 1),
         CubeDim::new_2d(CHANNELS as u32, STRIPES as u32),
-        beta.into_tensor_arg(),
-        q.into_tensor_arg(),
-        k.into_tensor_arg(),
+        rates.into_tensor_arg(),
+        bias.into_tensor_arg(),
+        address.into_tensor_arg(),
         x.into_tensor_arg(),
         memory.into_tensor_arg(),
         d.into_tensor_arg(),
         out.clone().into_tensor_arg(),
+        *first,
         last_at,
         n,
+        biased,
         CHANNELS,
         STRIPES,
         STEPS,
@@ -59,15 +73,17 @@ pub(crate) fn learn(inputs: &Inputs) -> Option<(Burn<3>, Burn<4>)> {
 #[cube(launch)]
 #[allow(clippy::too_many_arguments, reason = "a kernel's bindings")]
 fn learn_kernel(
-    beta: &Tensor<f32>,
-    q: &Tensor<f32>,
-    k: &Tensor<f32>,
+    rates: &Tensor<f32>,
+    bias: &Tensor<f32>,
+    address: &Tensor<f32>,
     x: &Tensor<f32>,
     memory: &Tensor<f32>,
     d: &Tensor<f32>,
     out: &mut Tensor<f32>,
+    key_at: usize,
     last_at: usize,
     #[comptime] n: usize,
+    #[comptime] biased: bool,
     #[comptime] channels: usize,
     #[comptime] stripes: usize,
     #[comptime] steps: usize,
@@ -85,8 +101,12 @@ fn learn_kernel(
     let here = c < width;
     let mut state = Array::<f32>::new(n);
     let mut skip = f32::new(0.0);
+    let mut offset = f32::new(0.0);
     if here {
         skip = d[c * d.stride(0)];
+        if comptime!(biased) {
+            offset = bias[c * bias.stride(0)];
+        }
     }
     for j in 0..n {
         state[j] = f32::new(0.0);
@@ -110,12 +130,14 @@ fn learn_kernel(
             found[i] = f32::new(0.0);
             if here && first + i < time {
                 let t = first + i;
+                let row = b * address.stride(0) + t * address.stride(1) + key_at * address.stride(2);
                 let mut norm = f32::new(0.0);
                 for j in 0..n {
-                    let k = k[b * k.stride(0) + t * k.stride(1) + j * k.stride(2)];
+                    let k = address[row + j * address.stride(2)];
                     norm += k * k;
                 }
-                let beta = beta[b * beta.stride(0) + t * beta.stride(1) + c * beta.stride(2)];
+                let rate_at = b * rates.stride(0) + t * rates.stride(1) + c * rates.stride(2);
+                let beta = alone(rates[rate_at] + offset, f32::new(1.0), Function::Sigmoid);
                 let input = x[b * x.stride(0) + t * x.stride(1) + c * x.stride(2)];
                 rate[i] = beta / (beta * norm + 1.0);
                 write[i] = rate[i] * input;
@@ -131,8 +153,9 @@ fn learn_kernel(
                 query[i] = f32::new(0.0);
                 if here && first + i < time {
                     let t = first + i;
-                    key[i] = k[b * k.stride(0) + t * k.stride(1) + j * k.stride(2)];
-                    query[i] = q[b * q.stride(0) + t * q.stride(1) + j * q.stride(2)];
+                    let row = b * address.stride(0) + t * address.stride(1) + key_at * address.stride(2);
+                    key[i] = address[row + j * address.stride(2)];
+                    query[i] = address[row + (j + n) * address.stride(2)];
                 }
                 let decay = 1.0 - rate[i] * key[i] * key[i];
                 product *= decay;

@@ -27,6 +27,33 @@ mod tests;
 
 use burn::tensor::Tensor;
 
+/// What projections leave, for graphics devices without gradients, where the kernel makes the rest.
+#[cfg(feature = "cube")]
+#[derive(Clone, Debug)]
+pub(crate) struct Packed {
+    /// `β` before its sigmoid and its bias, `[b, t, E]`
+    pub(crate) rates: Tensor<3>,
+    /// `[E]`
+    pub(crate) bias: Option<Tensor<1>>,
+    /// `k` and then `q`, `n` numbers each, from number `first` on: `[b, t, first + 2 n or more]`
+    pub(crate) address: Tensor<3>,
+    pub(crate) first: usize,
+    /// `[b, t, E]`
+    pub(crate) x: Tensor<3>,
+    /// `h: [b, E, n, 1]`
+    pub(crate) memory: Tensor<4>,
+    /// `D: [E]`
+    pub(crate) d: Tensor<1>,
+}
+
+#[cfg(feature = "cube")]
+impl Packed {
+    /// As [`Inputs::run`].
+    pub(crate) fn run(&self) -> Option<(Tensor<3>, Tensor<4>)> {
+        super::cube::learn(self)
+    }
+}
+
 /// The tensors of a call.
 #[derive(Clone, Debug)]
 pub(crate) struct Inputs {
@@ -62,14 +89,10 @@ impl Inputs {
             && d.dtype() == dtype
     }
 
-    /// `y: [b, t, E]` and the memory after the last token; `None` where no kernel runs these.
+    /// `y: [b, t, E]` and the memory after the last token; `None` where no kernel runs these with their gradients.
     pub(crate) fn run(&self) -> Option<(Tensor<3>, Tensor<4>)> {
         if !self.fit() {
             return None;
-        }
-        #[cfg(feature = "cube")]
-        if let Some(found) = super::cube::learn(self) {
-            return Some(found);
         }
         #[cfg(feature = "flex")]
         if super::view::fits(&self.x) {

@@ -181,22 +181,46 @@ fn either_output_may_be_all_that_counts() {
     }
 }
 
+/// `β = sigmoid(rates + bias)`, keys and queries behind other numbers of the same rows.
 #[cfg(feature = "cube")]
 #[test]
 fn graphics_devices_find_the_same() {
+    use super::Packed;
+    use crate::nn::scaled_sigmoid;
+
     for device in crate::testing::graphics() {
         // Tokens around a unit's and a tile's, channels around a cube's.
-        for sizes in
+        for (i, sizes) in
             [[1, 1, 1, 1], [3, 7, 17, 2], [1, 8, 16, 16], [2, 129, 33, 5], [1, 300, 5, 1], [2, 128, 20, 3]]
+                .into_iter()
+                .enumerate()
         {
-            let inputs = inputs(sizes, 1.5, sizes[1] as u64);
-            let there =
-                inputs.map(|x| x.to_device(&device), |x| x.to_device(&device), |x| x.to_device(&device));
-            let (expected, found) = (inputs.plain(), there.fused());
+            let [b, t, channels, _] = sizes;
+            let inputs = inputs(sizes, 1.5, t as u64);
+            let mut draw = Draw::new(i as u64);
+            let (rates, before) =
+                (draw.tensor([b, t, channels], -2.0, 2.0), draw.tensor([b, t, i], -9.0, 9.0));
+            let bias = (i % 2 == 0).then(|| draw.tensor::<1>([channels], -1.0, 1.0));
+            let beta = match &bias {
+                Some(bias) => rates.clone() + bias.clone().unsqueeze(),
+                None => rates.clone(),
+            };
+            let expected = Inputs { beta: scaled_sigmoid(beta, 1.0), ..inputs.clone() }.plain();
+            let there = Packed {
+                rates: rates.to_device(&device),
+                bias: bias.map(|bias| bias.to_device(&device)),
+                address: Tensor::cat(vec![before, inputs.k, inputs.q], 2).to_device(&device),
+                first: i,
+                x: inputs.x.to_device(&device),
+                memory: inputs.memory.to_device(&device),
+                d: inputs.d.to_device(&device),
+            };
+            let found = there.run().expect("they are for the kernel");
             let found = [numbers(found.0), numbers(found.1)];
             compare(&found, &[numbers(expected.0), numbers(expected.1)], [1e-5; 2], &format!("{sizes:?}"));
-            let tracked = there.map(|x| x.autodiff().require_grad(), |x| x, |x| x);
+            let tracked = Packed { x: there.x.clone().autodiff().require_grad(), ..there.clone() };
             assert!(tracked.run().is_none(), "gradients have no kernel there");
+            assert!(Packed { first: i + 1, ..there }.run().is_none(), "no room for queries");
         }
     }
 }
