@@ -66,6 +66,8 @@ pub(crate) mod token;
 mod vector;
 #[cfg(feature = "flex")]
 mod view;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(crate) mod wkv;
 
 #[cfg(feature = "cube")]
 pub(crate) use cube::{

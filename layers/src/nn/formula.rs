@@ -43,11 +43,25 @@ pub(crate) enum Function {
     Skip,
     /// `sqrt(1 - e^{2 x}) sigmoid(y + p) z`, the root with a slope of at most [`MOST_SLOPE`]
     GateInput,
+    /// `tanh x`
+    Tanh,
+    /// `max(x, 0)²`
+    SquaredRelu,
+    /// `-e^{min(x, s)}`
+    Rate,
+    /// `x + p (y - x)`
+    Lerp,
+    /// `x + (z + p) (y - x)`
+    Mix,
+    /// `x (1 + p (y - 1))`
+    Rescale,
+    /// `x y p`
+    Product,
 }
 
 impl Function {
     /// Every function, in the order of its number.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::Silu,
         Self::Sigmoid,
         Self::Closed,
@@ -65,6 +79,13 @@ impl Function {
         Self::Share,
         Self::Skip,
         Self::GateInput,
+        Self::Tanh,
+        Self::SquaredRelu,
+        Self::Rate,
+        Self::Lerp,
+        Self::Mix,
+        Self::Rescale,
+        Self::Product,
     ];
 
     /// Tensors and parameters that it takes.
@@ -75,13 +96,16 @@ impl Function {
             | Self::Closed
             | Self::GeluTanh
             | Self::LogSigmoid
-            | Self::EluPlusOne => (1, 0),
+            | Self::EluPlusOne
+            | Self::Tanh
+            | Self::SquaredRelu
+            | Self::Rate => (1, 0),
             Self::SiluGate | Self::SigmoidGate | Self::GeluGate | Self::Erase | Self::Share => (2, 0),
             Self::Step | Self::LogGate => (1, 1),
-            Self::Skip => (2, 1),
+            Self::Skip | Self::Lerp | Self::Rescale | Self::Product => (2, 1),
             Self::StepDecay => (1, 2),
             Self::GateDecay => (2, 2),
-            Self::GateInput => (3, 1),
+            Self::GateInput | Self::Mix => (3, 1),
         }
     }
 }

@@ -7,6 +7,9 @@ use super::{Activation, repeat_heads, split_heads};
 #[cfg(feature = "cube")]
 use crate::kernels;
 
+/// Numbers from which on a kernel takes less time than three operations.
+const FEW: usize = 2048;
+
 /// `x sigmoid(x)`
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Formula::new(Function::Silu).run([x], [], |[x], []| activation::silu(x))
@@ -72,6 +75,80 @@ pub fn scaled_log_sigmoid<const D: usize>(x: Tensor<D>, scale: f64) -> Tensor<D>
 
 fn plain_softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x.clone().clamp_min(0.0) + (x.abs().neg().exp()).log1p()
+}
+
+/// `tanh x`
+pub(crate) fn tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Formula::new(Function::Tanh).run([x], [], |[x], []| x.tanh())
+}
+
+/// `max(x, 0)²`
+pub(crate) fn squared_relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Formula::new(Function::SquaredRelu).run([x], [], |[x], []| activation::relu(x).square())
+}
+
+/// `-e^{min(x, most)}`
+pub(crate) fn minus_rate<const D: usize>(x: Tensor<D>, most: f64) -> Tensor<D> {
+    Formula { scale: most, ..Formula::new(Function::Rate) }
+        .run([x], [], |[x], []| x.clamp_max(most).exp().neg())
+}
+
+/// `x + weight (y - x)`, with a weight per channel, `[n]`.
+pub(crate) fn lerp<const D: usize>(x: Tensor<D>, y: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
+    let few = are_few(&x);
+    let plain = |[x, y]: [Tensor<D>; 2], [weight]: [Tensor<D>; 1]| x.clone() + weight * (y - x);
+    if few {
+        return plain([x, y], [weight.unsqueeze()]);
+    }
+    Formula::new(Function::Lerp).run([x, y], [weight.unsqueeze()], plain)
+}
+
+/// `x + (own + weight) (y - x)`, with a weight per channel, `[n]`, and one of each number's own.
+pub(crate) fn lerp_by<const D: usize>(
+    x: Tensor<D>,
+    y: Tensor<D>,
+    own: Tensor<D>,
+    weight: Tensor<1>,
+) -> Tensor<D> {
+    let few = are_few(&x);
+    let plain = |[x, y, own]: [Tensor<D>; 3], [weight]: [Tensor<D>; 1]| x.clone() + (own + weight) * (y - x);
+    if few {
+        return plain([x, y, own], [weight.unsqueeze()]);
+    }
+    Formula::new(Function::Mix).run([x, y, own], [weight.unsqueeze()], plain)
+}
+
+/// `x (1 + weight (y - 1))`, with a weight per channel, `[n]`.
+pub(crate) fn rescale<const D: usize>(x: Tensor<D>, y: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
+    let few = are_few(&x);
+    let plain =
+        |[x, y]: [Tensor<D>; 2], [weight]: [Tensor<D>; 1]| x * (weight * y.sub_scalar(1.0)).add_scalar(1.0);
+    if few {
+        return plain([x, y], [weight.unsqueeze()]);
+    }
+    Formula::new(Function::Rescale).run([x, y], [weight.unsqueeze()], plain)
+}
+
+/// `Σ x y weight` over channels: `x`, `y`: `[b, h, t, n]`, `weight: [h, n]`, `[b, h, t, 1]`.
+pub(crate) fn weighted_dot(x: Tensor<4>, y: Tensor<4>, weight: Tensor<2>) -> Tensor<4> {
+    let [x, y] = [x, y].map(|x| x.swap_dims(1, 2));
+    let few = are_few(&x);
+    let plain = |[x, y]: [Tensor<4>; 2], [weight]: [Tensor<4>; 1]| x * y * weight;
+    let products = if few {
+        plain([x, y], [weight.unsqueeze()])
+    } else {
+        Formula::new(Function::Product).run([x, y], [weight.unsqueeze()], plain)
+    };
+    products.sum_dim(3).swap_dims(1, 2)
+}
+
+/// Whether a few operations take less time than making a kernel ready: of few numbers, which are not on a graphics device.
+fn are_few<const D: usize>(x: &Tensor<D>) -> bool {
+    #[cfg(feature = "cube")]
+    if kernels::linear::on_graphics(x) {
+        return false;
+    }
+    x.dims().iter().product::<usize>() < FEW
 }
 
 /// `x activation(gate)`

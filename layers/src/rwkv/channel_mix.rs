@@ -6,12 +6,12 @@
 //! ```
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::shift::{by_channel, lerp, no_token, token_shift};
+use super::shift::{by_channel, no_token, token_shift};
 use crate::error::require;
-use crate::nn::Linear;
+use crate::nn::{Activation, Linear, gated, lerp, squared_relu};
 use crate::system::Lengths;
 use crate::{Init, Result};
 
@@ -80,10 +80,10 @@ impl ChannelMix {
         lengths: Option<&Lengths>,
     ) -> Result<(Tensor<3>, Tensor<3>)> {
         let (before, last) = token_shift(x.clone(), last, lengths)?;
-        let key = self.key.forward(lerp(before.clone(), x.clone(), &self.mix_k));
-        let y = self.value.forward(activation::relu(key).square());
+        let key = self.key.forward(lerp(before.clone(), x.clone(), self.mix_k.val()));
+        let y = self.value.forward(squared_relu(key));
         let y = match (&self.mix_r, &self.receptance) {
-            (Some(mix), Some(map)) => y * activation::sigmoid(map.forward(lerp(before, x, mix))),
+            (Some(mix), Some(map)) => gated(y, map.forward(lerp(before, x, mix.val())), Activation::Sigmoid),
             _ => y,
         };
         Ok((y, last))

@@ -15,3 +15,5 @@ pub use low_rank::LowRank;
 pub use rwkv4::{Rwkv4, Rwkv4Config};
 pub use rwkv6::{Rwkv6, Rwkv6Config};
 pub use rwkv7::{Rwkv7, Rwkv7Config};
+#[cfg(all(test, feature = "flex"))]
+pub(crate) use wkv::{Averages, averages};

@@ -19,13 +19,15 @@
 //! | s, m | `[b, 1, n]` |
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::shift::{Depth, SHIFT, by_channel, lerp, no_token, place, shifted, zigzag};
+use super::shift::{Depth, SHIFT, by_channel, no_token, place, shifted, zigzag};
 use super::wkv::{Averages, BLOCK, averages};
 use crate::error::require;
-use crate::nn::Linear;
+#[cfg(any(feature = "flex", feature = "cube"))]
+use crate::kernels;
+use crate::nn::{Activation, Linear, gated, lerp, scaled_sigmoid};
 use crate::system::scan::{NEGATIVE, segment_sums};
 use crate::system::{Cost, Form, Gate, Mixer, Run, Spectrum, SpectrumKind, State, Views};
 use crate::{Error, Init, Result};
@@ -102,8 +104,6 @@ pub struct Rwkv4 {
 
 /// What the recurrence is given, `[b, t, n]` each.
 struct Inputs {
-    /// `sigmoid(r)`
-    gate: Tensor<3>,
     /// `w`, 0 at padding
     fade: Tensor<3>,
     /// `k`, nothing at padding, and `v`
@@ -114,31 +114,69 @@ struct Inputs {
 }
 
 impl Rwkv4 {
-    fn inputs(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<Inputs> {
-        let [b, t, _] = x.dims();
-        let n = self.decay.dims()[0];
+    /// `r` before its sigmoid, `k` and `v`: `[b, t, n]` each.
+    fn projected(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<[Tensor<3>; 3]> {
         let before = shifted(x.clone(), state, run)?;
-        let mix = |weight| lerp(before.clone(), x.clone(), weight);
-        let k = self.k_proj.forward(mix(&self.mix_k));
-        let v = self.v_proj.forward(mix(&self.mix_v));
-        let gate = activation::sigmoid(self.r_proj.forward(mix(&self.mix_r)));
+        let mix = |weight: &Param<Tensor<1>>| lerp(before.clone(), x.clone(), weight.val());
+        let (r, k) = (self.r_proj.forward(mix(&self.mix_r)), self.k_proj.forward(mix(&self.mix_k)));
+        Ok([r, k, self.v_proj.forward(mix(&self.mix_v))])
+    }
+
+    /// What the state knows of earlier tokens.
+    fn start(&self, state: &State) -> Result<Averages> {
+        let expected = [state.batch(), 1, self.decay.dims()[0]];
+        let start = Averages { log: state.get(LOG)?, mean: state.get(MEAN)? };
+        for part in [&start.log, &start.mean] {
+            if part.dims() != expected {
+                return Err(Error::shape("memory", format!("{expected:?}"), &part.dims()));
+            }
+        }
+        Ok(start)
+    }
+
+    fn inputs(&self, [k, v]: [Tensor<3>; 2], start: Averages, run: Run<'_>) -> Inputs {
+        let dims @ [_, t, _] = k.dims();
         let own = Averages { log: k.clone() + self.bonus.val().unsqueeze(), mean: v.clone() };
-        let fade = self.decay.val().exp().neg().unsqueeze::<3>().expand([b, t, n]);
+        let fade = self.decay.val().exp().neg().unsqueeze::<3>().expand(dims);
         let (fade, log) = match run.lengths {
             Some(lengths) => {
-                let valid = lengths.valid(t, &x.device(), x.dtype()).unsqueeze_dim::<3>(2);
+                let valid = lengths.valid(t, &k.device(), k.dtype()).unsqueeze_dim::<3>(2);
                 let none = valid.clone().sub_scalar(1.0).mul_scalar(-NEGATIVE);
                 (fade * valid.clone(), k * valid + none)
             }
             None => (fade, k),
         };
-        let start = Averages { log: state.get(LOG)?, mean: state.get(MEAN)? };
-        for part in [&start.log, &start.mean] {
-            if part.dims() != [b, 1, n] {
-                return Err(Error::shape("memory", format!("[{b}, 1, {n}]"), &part.dims()));
-            }
+        Inputs { fade, tokens: Averages { log, mean: v }, own, start }
+    }
+
+    /// `y` and what is known after it.
+    fn averaged(&self, [k, v]: [Tensor<3>; 2], start: Averages, run: Run<'_>) -> (Tensor<3>, Averages) {
+        #[cfg(any(feature = "flex", feature = "cube"))]
+        if kernels::enabled()
+            && run.lengths.is_none()
+            && matches!(run.form, Form::Auto | Form::Chunked { .. })
+            && let Some(kernels::wkv::Averaged { y, log, mean }) = (kernels::wkv::Inputs {
+                decay: self.decay.val(),
+                bonus: self.bonus.val(),
+                k: k.clone(),
+                v: v.clone(),
+                log: start.log.clone(),
+                mean: start.mean.clone(),
+            })
+            .run()
+        {
+            return (y, Averages { log, mean });
         }
-        Ok(Inputs { gate, fade, tokens: Averages { log, mean: v }, own, start })
+        let t = k.dims()[1];
+        let block = match run.form {
+            Form::Recurrent => t,
+            Form::Chunked { size } => size.max(2),
+            Form::Parallel | Form::Auto => BLOCK,
+        };
+        let Inputs { fade, tokens, own, start } = self.inputs([k, v], start, run);
+        let after = averages(fade, tokens, start.clone(), block);
+        let end = after.narrow(t - 1, 1);
+        (start.delayed(&after).join(own).mean, end)
     }
 }
 
@@ -155,21 +193,14 @@ impl Mixer for Rwkv4 {
         State::new(batch).with(SHIFT, last).with(LOG, log).with(MEAN, Tensor::<3>::zeros(shape, options))
     }
 
-    /// One token after the other, or in blocks: a chunk's tokens step together with those of all other chunks.
+    /// One token after the other, or in blocks: a chunk's tokens step together with those of all other chunks. A kernel
+    /// takes all tokens in one pass.
     fn run(&self, x: Tensor<3>, mut state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
-        let t = x.dims()[1];
-        let Inputs { gate, fade, tokens, own, start } = self.inputs(x, &mut state, run)?;
-        let block = match run.form {
-            Form::Recurrent => t,
-            Form::Chunked { size } => size.max(2),
-            Form::Parallel | Form::Auto => BLOCK,
-        };
-        let after = averages(fade, tokens, start.clone(), block);
-        let end = after.narrow(t - 1, 1);
-        let y = start.delayed(&after).join(own).mean;
+        let [r, k, v] = self.projected(x, &mut state, run)?;
+        let (y, end) = self.averaged([k, v], self.start(&state)?, run);
         state.put(LOG, end.log);
         state.put(MEAN, end.mean);
-        Ok((self.out_proj.forward(gate * y), state))
+        Ok((self.out_proj.forward(gated(y, r, Activation::Sigmoid)), state))
     }
 
     /// The implied attention is that of the average, a mean over channels; what came before the input keeps its
@@ -178,7 +209,8 @@ impl Mixer for Rwkv4 {
         if !self.check(&x, &state)? {
             return Ok(Views::default());
         }
-        let Inputs { gate, fade, tokens, own, start } = self.inputs(x, &mut state, Run::default())?;
+        let [r, k, v] = self.projected(x, &mut state, Run::default())?;
+        let Inputs { fade, tokens, own, start } = self.inputs([k, v], self.start(&state)?, Run::default());
         let [b, t, n] = fade.dims();
         let after = averages(fade.clone(), tokens.clone(), start.clone(), BLOCK);
         let before = start.delayed(&after);
@@ -199,7 +231,7 @@ impl Mixer for Rwkv4 {
                 im: None,
                 kind: SpectrumKind::Exact,
             }),
-            gates: vec![Gate { name: "sigmoid(r) (receptance)".into(), values: gate }],
+            gates: vec![Gate { name: "sigmoid(r) (receptance)".into(), values: scaled_sigmoid(r, 1.0) }],
             ..Views::default()
         })
     }

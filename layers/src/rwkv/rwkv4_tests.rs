@@ -80,10 +80,10 @@ fn the_implied_attention_is_a_softmax() {
     let attention = layer.views(x.clone(), start.clone()).unwrap().attention.unwrap();
     let rows = attention.clone().sum_dim(3);
     assert!(gap(rows.clone(), rows.ones_like()) < 1e-5);
-    let inputs = layer.inputs(x.clone(), &mut start.clone(), Run::default()).unwrap();
-    let y = attention.squeeze_dim::<3>(1).matmul(inputs.tokens.mean);
+    let [r, _, v] = layer.projected(x.clone(), &mut start.clone(), Run::default()).unwrap();
+    let y = attention.squeeze_dim::<3>(1).matmul(v);
     let (expected, state) = layer.forward(x.clone(), start, Form::Recurrent).unwrap();
-    assert!(gap(layer.out_proj.forward(inputs.gate * y), expected) < 1e-5);
+    assert!(gap(layer.out_proj.forward(scaled_sigmoid(r, 1.0) * y), expected) < 1e-5);
     let later = layer.views(x, state).unwrap().attention.unwrap().sum_dim(3);
     assert!(numbers(later).iter().all(|&row| row > 0.0 && row < 1.0));
 }

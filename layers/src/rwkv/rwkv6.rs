@@ -22,10 +22,12 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::shift::{Depth, SHIFT, by_channel, lerp, no_token, place, shifted, zigzag};
+use super::shift::{Depth, SHIFT, by_channel, no_token, place, shifted, zigzag};
 use super::{HeadLayerNorm, LowRank};
 use crate::error::require;
-use crate::nn::{Activation, Gated, Linear, silu, split_heads};
+use crate::nn::{
+    Activation, Gated, Linear, lerp, lerp_by, minus_rate, project, silu, split_heads, tanh, weighted_dot,
+};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views};
 use crate::{Init, Result};
 
@@ -157,14 +159,12 @@ pub struct Rwkv6 {
 impl Rwkv6 {
     /// `x_*` for r, w, k, v, g.
     fn mixed(&self, x: Tensor<3>, before: Tensor<3>) -> [Tensor<3>; 5] {
-        let ([b, t, d], rank) = (x.dims(), self.config.mix_rank);
-        let z = self.mix_down.forward(lerp(x.clone(), before.clone(), &self.mix_x)).tanh();
-        let z = z.reshape([b * t, 5, rank]).swap_dims(0, 1);
-        let weights = z.matmul(self.mix_up.val()) + self.mix.val().unsqueeze_dim(1);
-        let delta = before - x.clone();
+        let rank = self.config.mix_rank;
+        let z = tanh(self.mix_down.forward(lerp(x.clone(), before.clone(), self.mix_x.val())));
         [0, 1, 2, 3, 4].map(|i| {
-            let weight = weights.clone().narrow(0, i, 1).reshape([b, t, d]);
-            x.clone() + delta.clone() * weight
+            let up = self.mix_up.val().narrow(0, i, 1).squeeze_dim::<2>(0);
+            let own = project(z.clone().narrow(2, i * rank, rank), up, None);
+            lerp_by(x.clone(), before.clone(), own, self.mix.val().narrow(0, i, 1).squeeze_dim(0))
         })
     }
 }
@@ -184,14 +184,14 @@ impl LinearMixer for Rwkv6 {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Tensor<3>)> {
-        let (h, n, _) = self.config.sizes();
+        let (h, _, _) = self.config.sizes();
         let before = shifted(x.clone(), state, run)?;
         let [r, w, k, v, g] = self.mixed(x, before);
-        let rate = self.decay.forward(w, Tensor::tanh).clamp_max(LARGEST_RATE).exp();
+        let log_a = minus_rate(self.decay.forward(w, tanh), LARGEST_RATE);
         let [r, k, log_a] =
-            [self.r_proj.forward(r), self.k_proj.forward(k), rate.neg()].map(|x| split_heads(x, h));
+            [self.r_proj.forward(r), self.k_proj.forward(k), log_a].map(|x| split_heads(x, h));
         let v = split_heads(self.v_proj.forward(v), h);
-        let bonus = (r.clone() * k.clone() * self.bonus.val().reshape([1, h, 1, n])).sum_dim(3);
+        let bonus = weighted_dot(r.clone(), k.clone(), self.bonus.val());
         let system = System::outer(Transition::Diagonal { log_a }, r, k, v);
         Ok((system.read_before().with_skip(bonus), self.gate_proj.forward(g)))
     }

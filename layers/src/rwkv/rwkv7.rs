@@ -23,13 +23,15 @@
 //! | H | `[b, h, n, n]` |
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::shift::{Depth, SHIFT, by_channel, lerp, no_token, place, shifted};
+use super::shift::{Depth, SHIFT, by_channel, no_token, place, shifted};
 use super::{HeadLayerNorm, LowRank};
 use crate::error::require;
-use crate::nn::{Linear, merge_heads, scaled_sigmoid, split_heads};
+use crate::nn::{
+    Linear, l2_normalize, lerp, merge_heads, rescale, scaled_sigmoid, split_heads, tanh, weighted_dot,
+};
 use crate::system::{
     Cost, Form, Gate, LinearMixer, MEMORY, Mixer, Run, State, System, Transition, Views, engine,
 };
@@ -193,11 +195,9 @@ pub struct Rwkv7 {
     d_model: usize,
 }
 
-/// `x / max(|x|, 10⁻¹²)` over the last axis.
-fn normalize(x: Tensor<4>) -> Tensor<4> {
-    let squares = x.clone().square().sum_dim(3).clamp_min(1e-24);
-    x * squares.sqrt().recip()
-}
+/// The square of the authors' `10⁻¹²`, below which a key keeps no unit length: they take the larger of both lengths, this
+/// is the root of the sum, which is the same but near it.
+const UNIT_EPS: f64 = 1e-24;
 
 /// What is added to the normalised read and what multiplies it.
 pub struct Output {
@@ -216,9 +216,9 @@ impl Rwkv7 {
         run: Run<'_>,
         v_first: Option<Tensor<4>>,
     ) -> Result<(System, Output, Tensor<4>)> {
-        let (h, n) = (self.config.heads, self.config.head_dim);
+        let h = self.config.heads;
         let before = shifted(x.clone(), state, run)?;
-        let mix = |weight| lerp(x.clone(), before.clone(), weight);
+        let mix = |weight: &Param<Tensor<1>>| lerp(x.clone(), before.clone(), weight.val());
         let heads = |x| split_heads(x, h);
         let r = heads(self.r_proj.forward(mix(&self.mix_r)));
         let k = self.k_proj.forward(mix(&self.mix_k));
@@ -242,13 +242,12 @@ impl Rwkv7 {
                 return Err(Error::State(reason.into()));
             }
         };
-        let w = scaled_sigmoid(self.decay.forward(mix(&self.mix_w), Tensor::tanh), 1.0);
-        let log_d = heads(w.mul_scalar(-(-0.5f64).exp()));
+        let log_d = heads(scaled_sigmoid(self.decay.forward(mix(&self.mix_w), tanh), -(-0.5f64).exp()));
         let a = scaled_sigmoid(self.rate.forward(mix(&self.mix_a), |x| x), 1.0);
-        let gate = self.gate.forward(mix(&self.mix_g), activation::sigmoid);
-        let kappa = normalize(heads(k.clone() * self.k_k.val().unsqueeze()));
-        let k = heads(k * (a.clone().sub_scalar(1.0) * self.k_a.val().unsqueeze()).add_scalar(1.0));
-        let bonus = (r.clone() * k.clone() * self.r_k.val().reshape([1, h, 1, n])).sum_dim(3) * v.clone();
+        let gate = self.gate.forward(mix(&self.mix_g), |x| scaled_sigmoid(x, 1.0));
+        let kappa = l2_normalize(heads(k.clone() * self.k_k.val().unsqueeze()), UNIT_EPS);
+        let k = heads(rescale(k, a.clone(), self.k_a.val()));
+        let bonus = weighted_dot(r.clone(), k.clone(), self.r_k.val()) * v.clone();
         let transition = Transition::Householder { log_d, a: kappa.clone().neg(), b: kappa * heads(a) };
         Ok((System::outer(transition, r, k, v), Output { bonus, gate }, own))
     }

@@ -35,11 +35,6 @@ pub(super) fn shifted(x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<T
     Ok(before)
 }
 
-/// `a + (b - a) ∘ w` for a weight per channel.
-pub(super) fn lerp(a: Tensor<3>, b: Tensor<3>, weight: &Param<Tensor<1>>) -> Tensor<3> {
-    a.clone() + (b - a) * weight.val().unsqueeze()
-}
-
 /// Nothing before the first token: zeros like a parameter's numbers, `[b, 1, d]`.
 pub(super) fn no_token(batch: usize, d_model: usize, like: &Tensor<1>) -> Tensor<3> {
     Tensor::zeros([batch, 1, d_model], (&like.device(), like.dtype()))

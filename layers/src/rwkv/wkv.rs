@@ -13,20 +13,20 @@ pub(super) const BLOCK: usize = 8;
 
 /// Averages `m` and the logarithms `s` of their weights, `[b, t, n]` each.
 #[derive(Clone)]
-pub(super) struct Averages {
-    pub(super) log: Tensor<3>,
-    pub(super) mean: Tensor<3>,
+pub(crate) struct Averages {
+    pub(crate) log: Tensor<3>,
+    pub(crate) mean: Tensor<3>,
 }
 
 impl Averages {
     /// Of nothing: a weight that vanishes beside any other.
-    pub(super) fn none(shape: [usize; 3], like: &Tensor<3>) -> Self {
+    pub(crate) fn none(shape: [usize; 3], like: &Tensor<3>) -> Self {
         let options = (&like.device().inner(), like.dtype());
         Self { log: Tensor::full(shape, NEGATIVE, options), mean: Tensor::zeros(shape, options) }
     }
 
     /// Both together.
-    pub(super) fn join(self, other: Self) -> Self {
+    pub(crate) fn join(self, other: Self) -> Self {
         // Where both meet is arbitrary, so it needs no gradient.
         let top = self.log.clone().detach().max_pair(other.log.clone().detach());
         let [a, b] = [self.log, other.log].map(|log| (log - top.clone()).exp());
@@ -44,18 +44,18 @@ impl Averages {
     }
 
     /// One after the other along time.
-    pub(super) fn cat(parts: Vec<Self>) -> Self {
+    pub(crate) fn cat(parts: Vec<Self>) -> Self {
         let (logs, means) = parts.into_iter().map(|part| (part.log, part.mean)).unzip();
         Self { log: Tensor::cat(logs, 1), mean: Tensor::cat(means, 1) }
     }
 
     /// `length` of them from `start` along time.
-    pub(super) fn narrow(&self, start: usize, length: usize) -> Self {
+    pub(crate) fn narrow(&self, start: usize, length: usize) -> Self {
         self.clone().map(|x| x.narrow(1, start, length))
     }
 
     /// The averages before each token: `self` before the first, `after` each of the others.
-    pub(super) fn delayed(self, after: &Self) -> Self {
+    pub(crate) fn delayed(self, after: &Self) -> Self {
         match after.log.dims()[1] {
             1 => self,
             t => Self::cat(vec![self, after.narrow(0, t - 1)]),
@@ -66,7 +66,7 @@ impl Averages {
 /// After each token, `A_t = e^{fade_t} A_{t-1} + token_t`: `fade`: `[b, t, n]`, tokens `[b, t, n]`, start
 /// `[b, 1, n]`. All blocks of `block` tokens step through their tokens together, then the same over the blocks'
 /// ends; with `block ≥ t` that is one token after the other.
-pub(super) fn averages(fade: Tensor<3>, tokens: Averages, start: Averages, block: usize) -> Averages {
+pub(crate) fn averages(fade: Tensor<3>, tokens: Averages, start: Averages, block: usize) -> Averages {
     let [b, t, n] = fade.dims();
     if t <= block {
         return one_by_one(fade, tokens, start);

@@ -23,6 +23,7 @@ mod steps;
 mod sum;
 pub(super) mod tiled;
 mod weighted;
+mod wkv;
 
 pub(crate) use append::join;
 pub(crate) use buffer::columns;
@@ -43,3 +44,4 @@ pub(super) use rotary::rotate_two;
 pub(super) use softmax::attends;
 pub(crate) use steps::decays_and_keys;
 pub(crate) use weighted::{features_and_one, quotients};
+pub(super) use wkv::average;

@@ -11,7 +11,7 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use super::buffer::{ALIGNED, dims, empty, part_of};
-use super::functions::sigmoid;
+use super::functions::{bounded, sigmoid};
 use super::sum::{COLUMNS, add_up};
 use crate::kernels::pointwise::{Passes, Read};
 use crate::nn::{Formula, Function, LOG_ZERO, MOST_SLOPE};
@@ -220,6 +220,15 @@ mod formulas {
         if comptime!(function == Function::EluPlusOne) {
             found = scale * (f32::max(a, f32::new(0.0)) + f32::exp(f32::min(a, f32::new(0.0))));
         }
+        if comptime!(function == Function::Tanh) {
+            found = bounded(a);
+        }
+        if comptime!(function == Function::SquaredRelu) {
+            found = f32::max(a, f32::new(0.0)) * f32::max(a, f32::new(0.0));
+        }
+        if comptime!(function == Function::Rate) {
+            found = -f32::exp(f32::min(a, scale));
+        }
         found
     }
 }
@@ -304,6 +313,18 @@ mod forward {
         if comptime!(function == Function::GateInput) {
             let root = f32::sqrt(minus_expm1(a + a));
             found = root * sigmoid(y[place(y, at)] + p[column(p, x, at)]) * z[place(z, at)];
+        }
+        if comptime!(function == Function::Lerp) {
+            found = a + p[column(p, x, at)] * (y[place(y, at)] - a);
+        }
+        if comptime!(function == Function::Mix) {
+            found = a + (z[place(z, at)] + p[column(p, x, at)]) * (y[place(y, at)] - a);
+        }
+        if comptime!(function == Function::Rescale) {
+            found = a * (f32::new(1.0) + p[column(p, x, at)] * (y[place(y, at)] - f32::new(1.0)));
+        }
+        if comptime!(function == Function::Product) {
+            found = a * y[place(y, at)] * p[column(p, x, at)];
         }
         found
     }
@@ -432,6 +453,39 @@ mod backward {
                     by_y = root * (open * (one - open)) * input;
                     by_z = root * open;
                     d_p += grad * by_y;
+                }
+                if comptime!(function == Function::Tanh) {
+                    let found = bounded(a);
+                    by_x = one - found * found;
+                }
+                if comptime!(function == Function::SquaredRelu) {
+                    by_x = f32::new(2.0) * f32::max(a, f32::new(0.0));
+                }
+                if comptime!(function == Function::Rate) {
+                    by_x = select(a > scale, f32::new(0.0), -f32::exp(f32::min(a, scale)));
+                }
+                if comptime!(function == Function::Lerp) {
+                    by_y = p[column(p, x, at)];
+                    by_x = one - by_y;
+                    d_p += grad * (y[place(y, at)] - a);
+                }
+                if comptime!(function == Function::Mix) {
+                    by_y = z[place(z, at)] + p[column(p, x, at)];
+                    by_x = one - by_y;
+                    by_z = y[place(y, at)] - a;
+                    d_p += grad * by_z;
+                }
+                if comptime!(function == Function::Rescale) {
+                    let rest = y[place(y, at)] - one;
+                    by_y = a * p[column(p, x, at)];
+                    by_x = one + p[column(p, x, at)] * rest;
+                    d_p += grad * (a * rest);
+                }
+                if comptime!(function == Function::Product) {
+                    let other = y[place(y, at)];
+                    by_x = other * p[column(p, x, at)];
+                    by_y = a * p[column(p, x, at)];
+                    d_p += grad * (a * other);
                 }
                 grads[at] = grad * by_x;
                 if comptime!(tensors > 1) {

@@ -142,7 +142,7 @@ fn map_rows<E: Vector, const FUSED: bool>(given: &Given<'_, E>, first: usize, ou
     constant!(
         given.formula.function,
         Silu Sigmoid Closed GeluTanh LogSigmoid EluPlusOne LogGate SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase
-            Share Skip GateInput,
+            Share Skip GateInput Tanh SquaredRelu Rate Lerp Mix Rescale Product,
         |F| map_by::<E, FUSED, F>(given, first, out)
     );
 }
@@ -230,7 +230,7 @@ fn map_rows_back<E: Vector, const FUSED: bool>(
     constant!(
         given.formula.function,
         Silu Sigmoid Closed GeluTanh LogSigmoid EluPlusOne LogGate SiluGate SigmoidGate GeluGate Step StepDecay GateDecay Erase
-            Share Skip GateInput,
+            Share Skip GateInput Tanh SquaredRelu Rate Lerp Mix Rescale Product,
         |F| map_back_by::<E, FUSED, F>(given, dy, first, to, sums)
     );
 }

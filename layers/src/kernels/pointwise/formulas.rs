@@ -74,6 +74,20 @@ pub(super) fn value<E: Vector, const FUSED: bool, const F: u8>(
         -(x * y.exponential::<FUSED>())
     } else if F == Function::Share as u8 {
         x / (y + numbers.scale)
+    } else if F == Function::Tanh as u8 {
+        x.bounded::<FUSED>()
+    } else if F == Function::SquaredRelu as u8 {
+        positive(x) * positive(x)
+    } else if F == Function::Rate as u8 {
+        -(if x > numbers.scale { numbers.scale } else { x }).exponential::<FUSED>()
+    } else if F == Function::Lerp as u8 {
+        fused::<E, FUSED>(p, y - x, x)
+    } else if F == Function::Mix as u8 {
+        fused::<E, FUSED>(z + p, y - x, x)
+    } else if F == Function::Rescale as u8 {
+        x * fused::<E, FUSED>(p, y - one, one)
+    } else if F == Function::Product as u8 {
+        x * y * p
     } else {
         E::of(minus_expm1::<E, FUSED>(x + x).to_f64().sqrt()) * sigmoid::<E, FUSED>(y + p) * z
     }
@@ -132,6 +146,22 @@ pub(super) fn slopes<E: Vector, const FUSED: bool, const F: u8>(
     } else if F == Function::Share as u8 {
         let part = one / (y + numbers.scale);
         [part, -(x * part * part), none, none, none]
+    } else if F == Function::Tanh as u8 {
+        let found = x.bounded::<FUSED>();
+        [one - found * found, none, none, none, none]
+    } else if F == Function::SquaredRelu as u8 {
+        [positive(x) + positive(x), none, none, none, none]
+    } else if F == Function::Rate as u8 {
+        let slope = -(if x > numbers.scale { numbers.scale } else { x }).exponential::<FUSED>();
+        [if x > numbers.scale { none } else { slope }, none, none, none, none]
+    } else if F == Function::Lerp as u8 {
+        [one - p, p, none, y - x, none]
+    } else if F == Function::Mix as u8 {
+        [one - (z + p), z + p, y - x, y - x, none]
+    } else if F == Function::Rescale as u8 {
+        [fused::<E, FUSED>(p, y - one, one), x * p, none, x * (y - one), none]
+    } else if F == Function::Product as u8 {
+        [y * p, x * p, none, x * y, none]
     } else {
         let open = sigmoid::<E, FUSED>(y + p);
         let rest = minus_expm1::<E, FUSED>(x + x).to_f64();
@@ -149,6 +179,12 @@ pub(super) fn slopes<E: Vector, const FUSED: bool, const F: u8>(
 fn clamp<E: Vector>(x: E, numbers: Numbers<E>) -> E {
     let x = if x < numbers.low { numbers.low } else { x };
     if x > numbers.high { numbers.high } else { x }
+}
+
+/// `max(x, 0)`
+#[inline(always)]
+fn positive<E: Vector>(x: E) -> E {
+    if x > E::default() { x } else { E::default() }
 }
 
 /// Of a clamped step.

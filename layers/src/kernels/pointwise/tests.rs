@@ -71,6 +71,13 @@ fn plain([x, y, z, p, q]: Five, formula: Formula) -> Tensor<4> {
             let root = (x.clone().neg().tanh() * x.mul_scalar(2.0).exp().add_scalar(1.0)).sqrt();
             root * activation::sigmoid(y + p) * z
         }
+        Function::Tanh => x.tanh(),
+        Function::SquaredRelu => activation::relu(x).square(),
+        Function::Rate => x.clamp_max(scale).exp().neg(),
+        Function::Lerp => x.clone() + p * (y - x),
+        Function::Mix => x.clone() + (p + z) * (y - x),
+        Function::Rescale => x * (p * y.sub_scalar(1.0)).add_scalar(1.0),
+        Function::Product => x * y * p,
     }
 }
 
