@@ -2,6 +2,8 @@
 
 use std::mem::MaybeUninit;
 
+use rayon::prelude::*;
+
 use super::room::Room;
 use super::vector::Vector;
 
@@ -10,6 +12,9 @@ pub(super) const CHANNELS: usize = 256;
 
 /// Channels of a whole cache line.
 const LINE: usize = 16;
+
+/// Steps of all jobs together from which on several threads are worth waking.
+const LARGE: usize = 1 << 15;
 
 /// `[t, n]` where it lies, one head of a tensor `[b, h, t, n]` that jobs write their channels of.
 pub(super) struct Target<E> {
@@ -71,4 +76,13 @@ pub(super) fn shares([b, h, _, n]: [usize; 4]) -> Vec<Share> {
     let channels =
         |head| (0..n).step_by(width).map(move |first| Share { head, first, count: width.min(n - first) });
     (0..b * h).flat_map(channels).collect()
+}
+
+/// Does all jobs of a tensor `[b, h, t, n]`, which take so many `steps` for every number, and tells each its place.
+pub(super) fn for_all(dims: [usize; 4], steps: usize, job: impl Fn(usize, Share) + Send + Sync) {
+    let all = shares(dims);
+    if dims.iter().product::<usize>() * steps < LARGE {
+        return all.into_iter().enumerate().for_each(|(index, share)| job(index, share));
+    }
+    all.into_par_iter().enumerate().for_each(|(index, share)| job(index, share));
 }

@@ -144,11 +144,17 @@ pub(crate) fn weighted_dot(x: Tensor<4>, y: Tensor<4>, weight: Tensor<2>) -> Ten
 
 /// Whether a few operations take less time than making a kernel ready: of few numbers, which are not on a graphics device.
 fn are_few<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dims().iter().product::<usize>() < FEW && !on_graphics(x)
+}
+
+/// Whether `x` is on a graphics device, without gradients.
+#[allow(unused_variables, reason = "it is used where there is such a backend")]
+pub(crate) fn on_graphics<const D: usize>(x: &Tensor<D>) -> bool {
     #[cfg(feature = "cube")]
     if kernels::linear::on_graphics(x) {
-        return false;
+        return true;
     }
-    x.dims().iter().product::<usize>() < FEW
+    false
 }
 
 /// `x activation(gate)`

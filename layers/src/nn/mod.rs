@@ -14,8 +14,8 @@ pub(crate) use conv::{put_tail, short_convs};
 pub(crate) use formula::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 use gates::gelu_tanh;
 pub(crate) use gates::{
-    Steps, add_skip, elu_plus_one, erase, lerp, lerp_by, minus_rate, rescale, scaled_closed, share,
-    squared_relu, tanh, weighted_dot,
+    Steps, add_skip, elu_plus_one, erase, lerp, lerp_by, minus_rate, on_graphics, rescale, scaled_closed,
+    share, squared_relu, tanh, weighted_dot,
 };
 pub use gates::{gated, log_sigmoid, scaled_log_sigmoid, scaled_sigmoid, silu, softplus};
 pub(crate) use linear::{Ended, Ending, columns_of, project_with};

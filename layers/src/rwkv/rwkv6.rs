@@ -26,12 +26,16 @@ use super::shift::{Depth, SHIFT, by_channel, no_token, place, shifted, zigzag};
 use super::{HeadLayerNorm, LowRank};
 use crate::error::require;
 use crate::nn::{
-    Activation, Gated, Linear, lerp, lerp_by, minus_rate, project, silu, split_heads, tanh, weighted_dot,
+    Activation, Gated, Linear, lerp, lerp_by, minus_rate, on_graphics, project, silu, split_heads, tanh,
+    weighted_dot,
 };
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views};
 use crate::{Init, Result};
 
 const NAME: &str = "rwkv6";
+
+/// Tokens below which the five weights are made by one product.
+const TOGETHER: usize = 16;
 
 /// `e^{-e^x}` is 0 in every precision from here on, and `e^x` still far from overflow.
 const LARGEST_RATE: f64 = 10.0;
@@ -159,11 +163,19 @@ pub struct Rwkv6 {
 impl Rwkv6 {
     /// `x_*` for r, w, k, v, g.
     fn mixed(&self, x: Tensor<3>, before: Tensor<3>) -> [Tensor<3>; 5] {
-        let rank = self.config.mix_rank;
+        let ([b, t, d], rank) = (x.dims(), self.config.mix_rank);
         let z = tanh(self.mix_down.forward(lerp(x.clone(), before.clone(), self.mix_x.val())));
+        // One product starts faster than five, but their parts' gradients are as large as all of them.
+        let together = (b * t < TOGETHER)
+            .then(|| z.clone().reshape([b * t, 5, rank]).swap_dims(0, 1).matmul(self.mix_up.val()));
         [0, 1, 2, 3, 4].map(|i| {
-            let up = self.mix_up.val().narrow(0, i, 1).squeeze_dim::<2>(0);
-            let own = project(z.clone().narrow(2, i * rank, rank), up, None);
+            let own = match &together {
+                Some(all) => all.clone().narrow(0, i, 1).reshape([b, t, d]),
+                None => {
+                    let up = self.mix_up.val().narrow(0, i, 1).squeeze_dim::<2>(0);
+                    project(z.clone().narrow(2, i * rank, rank), up, None)
+                }
+            };
             lerp_by(x.clone(), before.clone(), own, self.mix.val().narrow(0, i, 1).squeeze_dim(0))
         })
     }

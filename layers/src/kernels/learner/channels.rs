@@ -1,12 +1,10 @@
 //! The arithmetic of the kernel on slices: some channels of one sequence at a time, in blocks of lanes, from the first
 //! token to the last. A block has its memory as `n` rows of a lane per channel, so that what all channels share is a number.
 
-use rayon::prelude::*;
-
 use crate::kernels::dense::Matrix;
 use crate::kernels::lanes::{add_up, part, put_part};
 use crate::kernels::room::Room;
-use crate::kernels::shares::{CHANNELS, Share, Target, shares};
+use crate::kernels::shares::{CHANNELS, Share, Target, for_all, shares};
 use crate::kernels::vector::{LANES, Vector, block_by_block, dot, fused, vectors};
 use crate::kernels::view::{Head, View};
 
@@ -55,7 +53,7 @@ pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, to: &mut Outputs<E>) {
     let [.., channels] = inputs.x.dims;
     let n = inputs.k.dims[3];
     let (y, last) = (Target::new(&mut to.y, channels), Target::new(&mut to.last, channels * n));
-    shares(inputs.x.dims).into_par_iter().for_each(|share| learn(inputs, [y, last], share));
+    for_all(inputs.x.dims, n, |_, share| learn(inputs, [y, last], share));
 }
 
 /// The tokens of one job.
@@ -298,8 +296,9 @@ pub(super) fn backward<E: Vector>(
         k: Target::new(&mut to.k, n),
         d: Target::new(&mut to.d, channels),
     };
-    let jobs = shares(inputs.x.dims).into_par_iter().enumerate();
-    jobs.for_each(|(index, share)| learn_back(inputs, dy, last.as_ref(), out, index, share));
+    for_all(inputs.x.dims, 3 * n, |index, share| {
+        learn_back(inputs, dy, last.as_ref(), out, index, share);
+    });
 }
 
 vectors! {

@@ -1,10 +1,8 @@
 //! The arithmetic of the kernel on slices: some channels of one head at a time, from the first token to the last.
 
-use rayon::prelude::*;
-
 use crate::kernels::lanes::{add, multiply, multiply_by};
 use crate::kernels::room::Room;
-use crate::kernels::shares::{CHANNELS, Share, Target, shares};
+use crate::kernels::shares::{CHANNELS, Share, Target, for_all};
 use crate::kernels::vector::{Vector, fused, vectors};
 use crate::kernels::view::View;
 
@@ -37,7 +35,7 @@ impl<E: Vector> Gradients<E> {
 pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, u: View<'_, E>, y: &mut Room<E>) {
     let dims @ [.., n] = u.dims;
     let y = Target::new(y, n);
-    shares(dims).into_par_iter().for_each(|share| scan(*inputs, u, y, share));
+    for_all(dims, 4, |_, share| scan(*inputs, u, y, share));
 }
 
 vectors! {
@@ -82,7 +80,7 @@ pub(super) fn backward<E: Vector>(
     let dims @ [.., n] = y.dims;
     let (log_a, u) = (Target::new(&mut to.log_a, n), Target::new(&mut to.u, n));
     let memory = Target::new(&mut to.memory, n);
-    shares(dims).into_par_iter().for_each(|share| scan_back(*inputs, y, dy, [log_a, u, memory], share));
+    for_all(dims, 8, |_, share| scan_back(*inputs, y, dy, [log_a, u, memory], share));
 }
 
 vectors! {

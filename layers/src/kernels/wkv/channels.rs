@@ -1,11 +1,9 @@
 //! The arithmetic of the kernel on slices: some channels of one sequence at a time, in blocks of lanes, from the first
 //! token to the last.
 
-use rayon::prelude::*;
-
 use crate::kernels::lanes::{part, put_part};
 use crate::kernels::room::Room;
-use crate::kernels::shares::{CHANNELS, Share, Target, shares};
+use crate::kernels::shares::{CHANNELS, Share, Target, for_all};
 use crate::kernels::vector::{LANES, Vector, block_by_block, fused, vectors};
 use crate::kernels::view::View;
 
@@ -144,7 +142,7 @@ impl<E: Vector> Outputs<E> {
 pub(super) fn forward<E: Vector>(inputs: &Inputs<'_, E>, to: &mut Outputs<E>) {
     let [.., n] = inputs.k.dims;
     let targets = [Target::new(&mut to.y, n), Target::new(&mut to.last, n)];
-    shares(inputs.k.dims).into_par_iter().for_each(|share| average(inputs, targets, share));
+    for_all(inputs.k.dims, 8, |_, share| average(inputs, targets, share));
 }
 
 vectors! {
@@ -230,8 +228,7 @@ pub(super) fn backward<E: Vector>(
     let [.., n] = inputs.k.dims;
     let tokens = [&mut to.k, &mut to.v].map(|room| Target::new(room, n));
     let rows = [&mut to.log, &mut to.mean, &mut to.fade, &mut to.bonus].map(|room| Target::new(room, n));
-    let jobs = shares(inputs.k.dims).into_par_iter();
-    jobs.for_each(|share| average_back(inputs, dy, last.as_ref(), tokens, rows, share));
+    for_all(inputs.k.dims, 16, |_, share| average_back(inputs, dy, last.as_ref(), tokens, rows, share));
 }
 
 vectors! {
