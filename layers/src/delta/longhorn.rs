@@ -271,10 +271,20 @@ impl Longhorn {
         if kernels::linear::on_graphics(&x) {
             let [r] = columns_of(&address, [self.rank]);
             let (rates, bias) = self.dt_proj.forward_apart(r, None);
-            return kernels::learner::Packed { rates, bias, address, first: self.rank, x, memory, d }.run();
+            return kernels::columns::Packed { rates, bias, address, first: self.rank, x, memory, d }.run();
         }
-        let Learners { beta, q, k, x } = self.learners(x, address);
-        kernels::learner::Inputs { beta, q, k, x, memory, d }.run()
+        #[cfg(feature = "flex")]
+        {
+            let Learners { beta, q, k, x } = self.learners(x, address);
+            let [rates, q, k, x] = [beta, q, k, x].map(|x| x.unsqueeze_dim::<4>(1));
+            let memory = memory.swap_dims(2, 3).swap_dims(1, 2); // [b, 1, E, n]
+            let rule = kernels::columns::Rule::Learner;
+            let columns = kernels::columns::Inputs { rule, rates, x, q, k, memory, d: Some(d) };
+            let (y, last) = columns.run()?;
+            Some((y.squeeze_dim(1), last.swap_dims(1, 2).swap_dims(2, 3)))
+        }
+        #[cfg(not(feature = "flex"))]
+        None
     }
 }
 

@@ -10,20 +10,24 @@
 //! | `append` | Flex, `f32` and `f64`; graphics, `f32`; without gradients | caches of one entry per token |
 //! | `tiled` | Flex, `f32` and `f64`; graphics, `f32`, keys of up to 200 numbers (128 with rank one), one token too | every [`System`](crate::system::System) with a matrix memory: no decay, one per head or one per channel, with or without rank one |
 //! | `delta`, `steps`, `gates` | graphics, `f32`; without gradients | what gated DeltaNet, Mamba-2 and RG-LRU make of their projections for `tiled` and `scan`, with RG-LRU's block products |
+//! | `columns` | Flex, `f32` and `f64`; graphics, `f32`, without gradients (Longhorn) | Longhorn's learners, and the keys of slots in GSA and ABC |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `descent` | Flex, `f32` and `f64`; graphics, `f32`, without gradients (not Moneta and Memora) | memories that learn by gradient descent: of any depth with one gate per head in Miras, Moneta, Yaad, Memora and Titans, TTT-Linear and TTT-MLP |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
-//! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays |
+//! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays, mixes of tokens |
 //! | `rotary` | Flex, `f32` and `f64`; graphics, `f32` | every [`Rope`](crate::nn::Rope) |
 //! | `token` | Flex, `f32` and `f64`, without gradients | one token of every `System` with a matrix state |
 //! | `scan` | Flex, `f32` and `f64`; graphics, `f32` | every `System` with one state per channel |
 //! | `output` | graphics, `f32`; up to four tokens without gradients | norm, gate and last projection of layers |
 //! | `linear` | Flex, `f32` and `f64`; graphics, `f32`; up to four tokens without gradients | every [`Linear`](crate::nn::Linear), and on graphics devices all of a layer's with the same input at once |
 //! | `lstm` | Flex, `f32` and `f64`; graphics, `f32`, up to 512 units | [`LstmStack`](crate::rnn::LstmStack) |
+//! | `wkv` | Flex, `f32` and `f64`; graphics, `f32`, without gradients | RWKV-4's average over the past |
 //! | `softmax` | Flex, `f32` and `f64`; graphics, `f32`, heads of up to 128 channels | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
 
 #[cfg(feature = "flex")]
 pub(crate) mod append;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(crate) mod columns;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod conv;
 #[cfg(feature = "cube")]
@@ -36,8 +40,6 @@ pub(crate) mod descent;
 mod gradient;
 #[cfg(feature = "flex")]
 mod lanes;
-#[cfg(any(feature = "flex", feature = "cube"))]
-pub(crate) mod learner;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod linear;
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -22,6 +22,8 @@ use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{head_dim, require};
+#[cfg(feature = "flex")]
+use crate::kernels;
 use crate::nn::{Linear, RmsNorm, log_sigmoid, merge_heads, silu, split_heads};
 use crate::system::scan::segment_sums;
 use crate::system::{
@@ -82,6 +84,23 @@ impl SlotAttention {
         form: Form,
         lengths: Option<&Lengths>,
     ) -> Result<(Tensor<4>, Tensor<4>)> {
+        #[cfg(feature = "flex")]
+        if kernels::enabled()
+            && lengths.is_none()
+            && matches!(form, Form::Auto | Form::Chunked { .. })
+            && let Some(found) = (kernels::columns::Inputs {
+                rule: kernels::columns::Rule::Fading,
+                rates: self.log_keep.clone(),
+                x: self.write.clone(),
+                q: self.q.clone(),
+                k: self.k.clone(),
+                memory: keys.clone(),
+                d: None,
+            })
+            .run()
+        {
+            return Ok(found);
+        }
         let ([b, h, t, n], m) = (self.q.dims(), self.write.dims()[3]);
         let flat = |x: Tensor<5>| x.reshape([b, h, t, m * n]);
         let keep = flat(self.log_keep.clone().unsqueeze_dim::<5>(4).expand([b, h, t, m, n]));

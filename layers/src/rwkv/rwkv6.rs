@@ -166,7 +166,7 @@ impl Rwkv6 {
         let ([b, t, d], rank) = (x.dims(), self.config.mix_rank);
         let z = tanh(self.mix_down.forward(lerp(x.clone(), before.clone(), self.mix_x.val())));
         // One product starts faster than five, but their parts' gradients are as large as all of them.
-        let together = (b * t < TOGETHER)
+        let together = (b * t < TOGETHER || on_graphics(&x))
             .then(|| z.clone().reshape([b * t, 5, rank]).swap_dims(0, 1).matmul(self.mix_up.val()));
         [0, 1, 2, 3, 4].map(|i| {
             let own = match &together {

@@ -1,4 +1,4 @@
-//! [`learner`](crate::kernels::learner) without gradients, in one launch: as in [`scan`](super::scan), a cube takes
+//! Longhorn's [`columns`](crate::kernels::columns) without gradients, in one launch: as in [`scan`](super::scan), a cube takes
 //! [`CHANNELS`] channels of a sequence and walks over tiles of time, of which a unit composes [`STEPS`] tokens of a
 //! channel, for one number of the memory after the other.
 //!
@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 
 use super::buffer::{ALIGNED, MOST_CUBES, empty, part_of, plain};
 use super::pointwise::alone;
-use crate::kernels::learner::Packed;
+use crate::kernels::columns::Packed;
 use crate::nn::Function;
 
 /// Channels of a cube.
