@@ -8,7 +8,7 @@ use burn::backend::flex::Layout;
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{DType, Tensor};
 
-use super::view::{Number, Primitive, View, view};
+use super::view::{Double, Number, Primitive, View, computes, view};
 
 /// Rows of room that a cache gets at least.
 const LEAST: usize = 64;
@@ -21,7 +21,7 @@ pub(crate) fn append(older: Tensor<4>, new: Tensor<4>) -> Tensor<4> {
     let dtype = older.dtype();
     let [older, new] = [older, new].map(|x| x.try_into_primitive::<Flex>().expect("it lies on Flex"));
     let whole =
-        if dtype == DType::F64 { append_in::<f64>(older, &new) } else { append_in::<f32>(older, &new) };
+        if dtype == DType::F64 { append_in::<Double>(older, &new) } else { append_in::<f32>(older, &new) };
     Tensor::from_primitive::<Flex>(whole)
 }
 
@@ -31,7 +31,7 @@ fn applies(older: &Tensor<4>, new: &Tensor<4>) -> bool {
     here(older)
         && here(new)
         && new.dtype() == older.dtype()
-        && matches!(older.dtype(), DType::F32 | DType::F64)
+        && computes(older.dtype())
         && older.dims().iter().chain(&new.dims()).all(|&size| size > 0)
 }
 

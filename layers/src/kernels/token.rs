@@ -12,7 +12,7 @@ use burn::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::vector::{Vector, add_scaled, vectors};
-use super::view::{Number, View, view};
+use super::view::{Double, Number, View, computes, view};
 use crate::system::Transition;
 
 /// Numbers of all states together from which on several threads are worth waking.
@@ -49,7 +49,7 @@ pub(crate) fn step(
     let same = [q, k, v].into_iter().chain(&rank_one).chain(&decay).all(|x| x.dtype() == memory.dtype());
     let here = matches!(memory.device().as_dispatch(), DispatchDevice::Flex(_))
         && [q, k, v].into_iter().chain(&rank_one).chain(&decay).all(|x| x.device() == memory.device());
-    if !(shapes && same && here && b * h * n * p > 0) {
+    if !(shapes && same && here && computes(memory.dtype()) && b * h * n * p > 0) {
         return None;
     }
     let decay = decay.map(|x| x.expand(keys));
@@ -57,7 +57,7 @@ pub(crate) fn step(
     let inputs = inputs.into_iter().chain([rank_one.first().cloned(), rank_one.get(1).cloned()]);
     match memory.dtype() {
         DType::F32 => step_in::<f32>(inputs, [b, h, n, p]),
-        DType::F64 => step_in::<f64>(inputs, [b, h, n, p]),
+        DType::F64 => step_in::<Double>(inputs, [b, h, n, p]),
         _ => None,
     }
 }

@@ -10,10 +10,20 @@ use super::room::Order;
 /// A tensor on Flex.
 pub(super) type Primitive = FloatTensor<Flex>;
 
+/// What kernels in double precision compute with. In a browser there are none: pages would load them for nobody.
+#[cfg(not(target_family = "wasm"))]
+pub(super) type Double = f64;
+#[cfg(target_family = "wasm")]
+pub(super) type Double = f32;
+
+/// Whether kernels compute with such numbers.
+pub(super) fn computes(dtype: DType) -> bool {
+    dtype == DType::F32 || dtype == DType::F64 && cfg!(not(target_family = "wasm"))
+}
+
 /// Whether `x` lies on Flex and is of numbers that kernels compute with.
 pub(super) fn fits<const D: usize>(x: &Tensor<D>) -> bool {
-    matches!(x.dtype(), DType::F32 | DType::F64)
-        && matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
+    computes(x.dtype()) && matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
 }
 
 /// Numbers that tensors on Flex hold.

@@ -79,28 +79,24 @@ fn plain_softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 /// `tanh x`
 pub(crate) fn tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    Formula::new(Function::Tanh).run([x], [], |[x], []| x.tanh())
+    run_many(Formula::new(Function::Tanh), [x], [], |[x], []| x.tanh())
 }
 
 /// `max(x, 0)²`
 pub(crate) fn squared_relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    Formula::new(Function::SquaredRelu).run([x], [], |[x], []| activation::relu(x).square())
+    run_many(Formula::new(Function::SquaredRelu), [x], [], |[x], []| activation::relu(x).square())
 }
 
 /// `-e^{min(x, most)}`
 pub(crate) fn minus_rate<const D: usize>(x: Tensor<D>, most: f64) -> Tensor<D> {
-    Formula { scale: most, ..Formula::new(Function::Rate) }
-        .run([x], [], |[x], []| x.clamp_max(most).exp().neg())
+    let formula = Formula { scale: most, ..Formula::new(Function::Rate) };
+    run_many(formula, [x], [], |[x], []| x.clamp_max(most).exp().neg())
 }
 
 /// `x + weight (y - x)`, with a weight per channel, `[n]`.
 pub(crate) fn lerp<const D: usize>(x: Tensor<D>, y: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
-    let few = are_few(&x);
-    let plain = |[x, y]: [Tensor<D>; 2], [weight]: [Tensor<D>; 1]| x.clone() + weight * (y - x);
-    if few {
-        return plain([x, y], [weight.unsqueeze()]);
-    }
-    Formula::new(Function::Lerp).run([x, y], [weight.unsqueeze()], plain)
+    let formula = Formula::new(Function::Lerp);
+    run_many(formula, [x, y], [weight.unsqueeze()], |[x, y], [weight]| x.clone() + weight * (y - x))
 }
 
 /// `x + (own + weight) (y - x)`, with a weight per channel, `[n]`, and one of each number's own.
@@ -110,41 +106,38 @@ pub(crate) fn lerp_by<const D: usize>(
     own: Tensor<D>,
     weight: Tensor<1>,
 ) -> Tensor<D> {
-    let few = are_few(&x);
-    let plain = |[x, y, own]: [Tensor<D>; 3], [weight]: [Tensor<D>; 1]| x.clone() + (own + weight) * (y - x);
-    if few {
-        return plain([x, y, own], [weight.unsqueeze()]);
-    }
-    Formula::new(Function::Mix).run([x, y, own], [weight.unsqueeze()], plain)
+    run_many(Formula::new(Function::Mix), [x, y, own], [weight.unsqueeze()], |[x, y, own], [weight]| {
+        x.clone() + (own + weight) * (y - x)
+    })
 }
 
 /// `x (1 + weight (y - 1))`, with a weight per channel, `[n]`.
 pub(crate) fn rescale<const D: usize>(x: Tensor<D>, y: Tensor<D>, weight: Tensor<1>) -> Tensor<D> {
-    let few = are_few(&x);
-    let plain =
-        |[x, y]: [Tensor<D>; 2], [weight]: [Tensor<D>; 1]| x * (weight * y.sub_scalar(1.0)).add_scalar(1.0);
-    if few {
-        return plain([x, y], [weight.unsqueeze()]);
-    }
-    Formula::new(Function::Rescale).run([x, y], [weight.unsqueeze()], plain)
+    run_many(Formula::new(Function::Rescale), [x, y], [weight.unsqueeze()], |[x, y], [weight]| {
+        x * (weight * y.sub_scalar(1.0)).add_scalar(1.0)
+    })
 }
 
 /// `Σ x y weight` over channels: `x`, `y`: `[b, h, t, n]`, `weight: [h, n]`, `[b, h, t, 1]`.
 pub(crate) fn weighted_dot(x: Tensor<4>, y: Tensor<4>, weight: Tensor<2>) -> Tensor<4> {
     let [x, y] = [x, y].map(|x| x.swap_dims(1, 2));
-    let few = are_few(&x);
-    let plain = |[x, y]: [Tensor<4>; 2], [weight]: [Tensor<4>; 1]| x * y * weight;
-    let products = if few {
-        plain([x, y], [weight.unsqueeze()])
-    } else {
-        Formula::new(Function::Product).run([x, y], [weight.unsqueeze()], plain)
-    };
-    products.sum_dim(3).swap_dims(1, 2)
+    let product = Formula::new(Function::Product);
+    let all = run_many(product, [x, y], [weight.unsqueeze()], |[x, y], [weight]| x * y * weight);
+    all.sum_dim(3).swap_dims(1, 2)
 }
 
-/// Whether a few operations take less time than making a kernel ready: of few numbers, which are not on a graphics device.
-fn are_few<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dims().iter().product::<usize>() < FEW && !on_graphics(x)
+/// As [`Formula::run`], but in tensor operations where a few of them take less time than making a kernel ready: of few
+/// numbers, which are not on a graphics device.
+fn run_many<const D: usize, const N: usize, const M: usize>(
+    formula: Formula,
+    tensors: [Tensor<D>; N],
+    parameters: [Tensor<D>; M],
+    plain: impl FnOnce([Tensor<D>; N], [Tensor<D>; M]) -> Tensor<D>,
+) -> Tensor<D> {
+    if tensors[0].dims().iter().product::<usize>() < FEW && !on_graphics(&tensors[0]) {
+        return plain(tensors, parameters);
+    }
+    formula.run(tensors, parameters, plain)
 }
 
 /// Whether `x` is on a graphics device, without gradients.

@@ -165,17 +165,20 @@ impl Rwkv6 {
     fn mixed(&self, x: Tensor<3>, before: Tensor<3>) -> [Tensor<3>; 5] {
         let ([b, t, d], rank) = (x.dims(), self.config.mix_rank);
         let z = tanh(self.mix_down.forward(lerp(x.clone(), before.clone(), self.mix_x.val())));
-        // One product starts faster than five, but their parts' gradients are as large as all of them.
-        let together = (b * t < TOGETHER || on_graphics(&x))
-            .then(|| z.clone().reshape([b * t, 5, rank]).swap_dims(0, 1).matmul(self.mix_up.val()));
+        if b * t < TOGETHER || on_graphics(&x) {
+            // One product starts faster than five.
+            let z = z.reshape([b * t, 5, rank]).swap_dims(0, 1);
+            let weights = z.matmul(self.mix_up.val()) + self.mix.val().unsqueeze_dim(1);
+            let delta = before - x.clone();
+            return [0, 1, 2, 3, 4].map(|i| {
+                let weight = weights.clone().narrow(0, i, 1).reshape([b, t, d]);
+                x.clone() + delta.clone() * weight
+            });
+        }
+        // The gradient of each part of one product would be as large as all of them.
         [0, 1, 2, 3, 4].map(|i| {
-            let own = match &together {
-                Some(all) => all.clone().narrow(0, i, 1).reshape([b, t, d]),
-                None => {
-                    let up = self.mix_up.val().narrow(0, i, 1).squeeze_dim::<2>(0);
-                    project(z.clone().narrow(2, i * rank, rank), up, None)
-                }
-            };
+            let up = self.mix_up.val().narrow(0, i, 1).squeeze_dim::<2>(0);
+            let own = project(z.clone().narrow(2, i * rank, rank), up, None);
             lerp_by(x.clone(), before.clone(), own, self.mix.val().narrow(0, i, 1).squeeze_dim(0))
         })
     }

@@ -9,12 +9,12 @@ use super::tracked::{Given, Passes};
 use super::{Options, Rule};
 use crate::kernels::room::Room;
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, view};
+use crate::kernels::view::{Double, Number, Primitive, view};
 
 impl Passes for Flex {
     fn forward(given: &Given<Self>, options: Options) -> [Primitive; 2] {
         match given[0].dtype() {
-            DType::F64 => forward_in::<f64>(given, options),
+            DType::F64 => forward_in::<Double>(given, options),
             _ => forward_in::<f32>(given, options),
         }
     }
@@ -26,7 +26,7 @@ impl Passes for Flex {
         last: Option<&Primitive>,
     ) -> [Option<Primitive>; 6] {
         match given[0].dtype() {
-            DType::F64 => backward_in::<f64>(given, options, dy, last),
+            DType::F64 => backward_in::<Double>(given, options, dy, last),
             _ => backward_in::<f32>(given, options, dy, last),
         }
     }

@@ -7,19 +7,19 @@ use super::rows::{self, Inputs};
 use super::{Passes, Read};
 use crate::kernels::room::Room;
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, view};
+use crate::kernels::view::{Double, Number, Primitive, view};
 
 impl Passes for Flex {
     fn forward(read: &Read<Self>, kept: bool) -> (Primitive, Option<Primitive>) {
         match read.x.dtype() {
-            DType::F64 => read.forward_in::<f64>(kept),
+            DType::F64 => read.forward_in::<Double>(kept),
             _ => read.forward_in::<f32>(kept),
         }
     }
 
     fn backward(read: Read<Self>, dy: Primitive) -> [Option<Primitive>; 4] {
         match read.x.dtype() {
-            DType::F64 => read.backward_in::<f64>(&dy),
+            DType::F64 => read.backward_in::<Double>(&dy),
             _ => read.backward_in::<f32>(&dy),
         }
     }

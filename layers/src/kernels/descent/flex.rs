@@ -6,12 +6,12 @@ use burn::tensor::DType;
 use super::heads::{self, Gradients, Inputs};
 use super::{Given, Options, Passes};
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, View, view};
+use crate::kernels::view::{Double, Number, Primitive, View, view};
 
 impl Passes for Flex {
     fn forward(given: &Given<Self>, options: &Options, keep: bool) -> (Primitive, Option<Primitive>) {
         match given[0].dtype() {
-            DType::F64 => forward_in::<f64>(given, options, keep),
+            DType::F64 => forward_in::<Double>(given, options, keep),
             _ => forward_in::<f32>(given, options, keep),
         }
     }
@@ -23,7 +23,7 @@ impl Passes for Flex {
         out: &Primitive,
     ) -> [Option<Primitive>; 10] {
         match given[0].dtype() {
-            DType::F64 => backward_in::<f64>(given, options, kept, out),
+            DType::F64 => backward_in::<Double>(given, options, kept, out),
             _ => backward_in::<f32>(given, options, kept, out),
         }
     }

@@ -8,7 +8,7 @@ use super::FEW;
 use crate::kernels::lanes::add;
 use crate::kernels::rows::{PANEL, Panels, TALL, add_product, add_row};
 use crate::kernels::vector::{Vector, dots, vectors};
-use crate::kernels::view::{Head, Number, View, view};
+use crate::kernels::view::{Double, Head, Number, View, computes, view};
 
 /// Numbers of a matrix from which on several threads are worth waking.
 const LARGE: usize = 1 << 18;
@@ -18,7 +18,8 @@ const LARGE: usize = 1 << 18;
 pub(crate) fn run(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Option<Tensor<2>> {
     let ([rows, n], [depth, m]) = (x.dims(), weight.dims());
     let here = |device: burn::tensor::Device| matches!(device.as_dispatch(), DispatchDevice::Flex(_));
-    let fits = FEW.contains(&rows)
+    let fits = computes(x.dtype())
+        && FEW.contains(&rows)
         && n == depth
         && n * m > 0
         && bias.is_none_or(|bias| bias.dims() == [m] && bias.dtype() == x.dtype())
@@ -27,7 +28,7 @@ pub(crate) fn run(x: &Tensor<2>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -
         && here(weight.device());
     match x.dtype() {
         DType::F32 if fits => run_in::<f32>(x, weight, bias),
-        DType::F64 if fits => run_in::<f64>(x, weight, bias),
+        DType::F64 if fits => run_in::<Double>(x, weight, bias),
         _ => None,
     }
 }

@@ -6,19 +6,19 @@ use burn::tensor::DType;
 use super::cells::{self, Inputs};
 use super::{Passes, Read};
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, view};
+use crate::kernels::view::{Double, Number, Primitive, view};
 
 impl Passes for Flex {
     fn forward(read: &Read<Self>, p: &Primitive, kept: bool) -> (Primitive, Option<Primitive>) {
         match p.dtype() {
-            DType::F64 => forward_in::<f64>(read, p, kept),
+            DType::F64 => forward_in::<Double>(read, p, kept),
             _ => forward_in::<f32>(read, p, kept),
         }
     }
 
     fn backward(read: &Read<Self>, gates: &Primitive, states: &Primitive, dy: &Primitive) -> [Primitive; 3] {
         match dy.dtype() {
-            DType::F64 => backward_in::<f64>(read, gates, states, dy),
+            DType::F64 => backward_in::<Double>(read, gates, states, dy),
             _ => backward_in::<f32>(read, gates, states, dy),
         }
     }

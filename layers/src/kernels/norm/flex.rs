@@ -6,19 +6,19 @@ use burn::tensor::DType;
 use super::rows::{self, Gradients, Rows};
 use super::{Passes, Read};
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, view};
+use crate::kernels::view::{Double, Number, Primitive, view};
 
 impl Passes for Flex {
     fn forward(read: &Read<Self>) -> Primitive {
         match read.x.dtype() {
-            DType::F64 => read.forward_in::<f64>(),
+            DType::F64 => read.forward_in::<Double>(),
             _ => read.forward_in::<f32>(),
         }
     }
 
     fn backward(read: Read<Self>, dy: Primitive) -> [Option<Primitive>; 4] {
         match read.x.dtype() {
-            DType::F64 => read.backward_in::<f64>(&dy),
+            DType::F64 => read.backward_in::<Double>(&dy),
             _ => read.backward_in::<f32>(&dy),
         }
     }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::formulas::{Numbers, constant, slopes, value};
 use super::{Passes, Read};
 use crate::kernels::vector::{Vector, vectors};
-use crate::kernels::view::{Number, Primitive, View, view};
+use crate::kernels::view::{Double, Number, Primitive, View, view};
 use crate::nn::{Formula, Function};
 
 /// Numbers of a job: below, no thread is worth waking.
@@ -16,14 +16,14 @@ const JOB: usize = 1 << 12;
 impl Passes for Flex {
     fn forward(read: &Read<Self>) -> Primitive {
         match read.all[0].dtype() {
-            DType::F64 => read.forward_in::<f64>(),
+            DType::F64 => read.forward_in::<Double>(),
             _ => read.forward_in::<f32>(),
         }
     }
 
     fn backward(read: Read<Self>, dy: Primitive) -> [Option<Primitive>; 5] {
         match read.all[0].dtype() {
-            DType::F64 => read.backward_in::<f64>(&dy),
+            DType::F64 => read.backward_in::<Double>(&dy),
             _ => read.backward_in::<f32>(&dy),
         }
     }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::Passes;
 use crate::kernels::vector::{Vector, fused, vectors};
-use crate::kernels::view::{Number, Primitive, View, view};
+use crate::kernels::view::{Double, Number, Primitive, View, view};
 
 /// Rows of a job.
 const ROWS: usize = 256;
@@ -14,7 +14,7 @@ const ROWS: usize = 256;
 impl Passes for Flex {
     fn rotate(x: &Primitive, table: &Primitive, back: bool) -> Primitive {
         match x.dtype() {
-            DType::F64 => rotate_in::<f64>(x, table, back),
+            DType::F64 => rotate_in::<Double>(x, table, back),
             _ => rotate_in::<f32>(x, table, back),
         }
     }

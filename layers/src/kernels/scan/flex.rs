@@ -7,19 +7,19 @@ use super::Passes;
 use super::channels::{self, Inputs};
 use crate::kernels::room::Room;
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, view};
+use crate::kernels::view::{Double, Number, Primitive, view};
 
 impl Passes for Flex {
     fn forward(log_a: &Primitive, u: &Primitive, memory: &Primitive) -> Primitive {
         match u.dtype() {
-            DType::F64 => forward_in::<f64>(log_a, u, memory),
+            DType::F64 => forward_in::<Double>(log_a, u, memory),
             _ => forward_in::<f32>(log_a, u, memory),
         }
     }
 
     fn backward(log_a: &Primitive, memory: &Primitive, y: &Primitive, dy: &Primitive) -> [Primitive; 3] {
         match y.dtype() {
-            DType::F64 => backward_in::<f64>(log_a, memory, y, dy),
+            DType::F64 => backward_in::<Double>(log_a, memory, y, dy),
             _ => backward_in::<f32>(log_a, memory, y, dy),
         }
     }

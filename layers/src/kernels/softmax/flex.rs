@@ -8,12 +8,12 @@ use super::tiles::Inputs;
 use super::{Passes, Read, Saved, few, forward};
 use crate::kernels::room::Room;
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, View, view};
+use crate::kernels::view::{Double, Number, Primitive, View, view};
 
 impl Passes for Flex {
     fn forward(read: Read<Self>) -> Saved<Self> {
         let [y, log_sum] = match read.q.dtype() {
-            DType::F64 => read.forward_in::<f64>(),
+            DType::F64 => read.forward_in::<Double>(),
             _ => read.forward_in::<f32>(),
         };
         Saved { read, y, log_sum }
@@ -21,7 +21,7 @@ impl Passes for Flex {
 
     fn backward(saved: Saved<Self>, dy: Primitive) -> [Primitive; 5] {
         match saved.y.dtype() {
-            DType::F64 => saved.backward_in::<f64>(&dy),
+            DType::F64 => saved.backward_in::<Double>(&dy),
             _ => saved.backward_in::<f32>(&dy),
         }
     }

@@ -12,7 +12,7 @@ use super::passes::{self, Gradients, backward, forward};
 use super::{LOG_D, Options, Passes};
 use crate::kernels::room::Room;
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, View, view};
+use crate::kernels::view::{Double, Number, Primitive, View, view};
 use crate::system::engine::AUTO_CHUNK;
 
 /// Tokens per block at which rank one and decays per channel are fastest (measured with heads of 64): what is quadratic
@@ -68,7 +68,7 @@ impl<'p> Given<'p> {
     /// kept.
     fn forward(&self, keep: bool) -> ([Primitive; 2], Primitive) {
         match self.inputs[0].dtype() {
-            DType::F64 => self.forward_in::<f64>(keep),
+            DType::F64 => self.forward_in::<Double>(keep),
             _ => self.forward_in::<f32>(keep),
         }
     }
@@ -96,7 +96,7 @@ impl<'p> Given<'p> {
         decay: bool,
     ) -> Vec<Option<Primitive>> {
         match self.inputs[0].dtype() {
-            DType::F64 => self.backward_in::<f64>(dy, last, kept, decay),
+            DType::F64 => self.backward_in::<Double>(dy, last, kept, decay),
             _ => self.backward_in::<f32>(dy, last, kept, decay),
         }
     }

@@ -7,19 +7,19 @@ use super::channels::{self, Gradients, Inputs, Outputs};
 use super::tracked::{Given, Passes};
 use crate::kernels::room::Room;
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{Number, Primitive, view};
+use crate::kernels::view::{Double, Number, Primitive, view};
 
 impl Passes for Flex {
     fn forward(given: &Given<Self>) -> [Primitive; 2] {
         match given[0].dtype() {
-            DType::F64 => forward_in::<f64>(given),
+            DType::F64 => forward_in::<Double>(given),
             _ => forward_in::<f32>(given),
         }
     }
 
     fn backward(given: &Given<Self>, dy: &Primitive, last: Option<&Primitive>) -> Given<Self> {
         match given[0].dtype() {
-            DType::F64 => backward_in::<f64>(given, dy, last),
+            DType::F64 => backward_in::<Double>(given, dy, last),
             _ => backward_in::<f32>(given, dy, last),
         }
     }
