@@ -18,7 +18,7 @@ const COUNTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/results/c
 /// The same of launches on a graphics device, and the architectures counted there: one of each kind of kernel, for a
 /// device in software is slow.
 const LAUNCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/results/launched.jsonl");
-const LAUNCHING: &str = "attention,linear_attention,lightning,retnet,gla,hgrn2,simple_gla,deltanet,gated_deltanet,kda,mamba2,rglru,lstm";
+const LAUNCHING: &str = "attention,linear_attention,lightning,retnet,gla,hgrn2,simple_gla,deltanet,gated_deltanet,kda,longhorn,rwkv4,mamba2,rglru,lstm";
 
 /// The flags of `cargo all`, behind `test`.
 fn build_flags() -> Vec<&'static str> {

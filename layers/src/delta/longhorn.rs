@@ -11,7 +11,7 @@
 //!
 //! The exact step has the eigenvalues 1 and `1 - e |k|² = 1 / (1 + β |k|²)`: it contracts for any key, so keys need no
 //! norm. `Λ` differs from channel to channel by `e`, so to the engine each of the `E` channels is a head with values of
-//! size 1; queries and keys are shared.
+//! size 1; queries and keys are shared. A kernel runs the diagonal update without making that system.
 //!
 //! | symbol | shape |
 //! | --- | --- |
@@ -274,16 +274,15 @@ impl Longhorn {
             return kernels::columns::Packed { rates, bias, address, first: self.rank, x, memory, d }.run();
         }
         #[cfg(feature = "flex")]
-        {
+        if kernels::columns::runs_on(&x) {
             let Learners { beta, q, k, x } = self.learners(x, address);
             let [rates, q, k, x] = [beta, q, k, x].map(|x| x.unsqueeze_dim::<4>(1));
             let memory = memory.swap_dims(2, 3).swap_dims(1, 2); // [b, 1, E, n]
             let rule = kernels::columns::Rule::Learner;
             let columns = kernels::columns::Inputs { rule, rates, x, q, k, memory, d: Some(d) };
             let (y, last) = columns.run()?;
-            Some((y.squeeze_dim(1), last.swap_dims(1, 2).swap_dims(2, 3)))
+            return Some((y.squeeze_dim(1), last.swap_dims(1, 2).swap_dims(2, 3)));
         }
-        #[cfg(not(feature = "flex"))]
         None
     }
 }

@@ -75,6 +75,12 @@ pub(crate) struct Options {
     skip: bool,
 }
 
+/// Whether [`Inputs`] like `x` may be for the kernel.
+#[cfg(feature = "flex")]
+pub(crate) fn runs_on<const D: usize>(x: &Tensor<D>) -> bool {
+    super::view::fits(x)
+}
+
 /// The tensors of a call.
 #[cfg(feature = "flex")]
 #[derive(Clone, Debug)]
@@ -111,7 +117,7 @@ impl Inputs {
 
     /// `y: [b, h, t, c]` and the memory after the last token; `None` where no kernel runs these with their gradients.
     pub(crate) fn run(&self) -> Option<(Tensor<4>, Tensor<4>)> {
-        (super::view::fits(&self.x) && self.fit()).then(|| tracked::run(self.clone()))
+        (runs_on(&self.x) && self.fit()).then(|| tracked::run(self.clone()))
     }
 }
 
