@@ -48,9 +48,9 @@ pub(crate) mod lstm;
 pub(crate) mod norm;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod pointwise;
-#[cfg(any(feature = "flex", feature = "cube"))]
 #[cfg(feature = "flex")]
 mod room;
+#[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod rotary;
 #[cfg(feature = "flex")]
 mod rows;

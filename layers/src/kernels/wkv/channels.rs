@@ -64,11 +64,11 @@ impl<E: Vector> State<E> {
     /// The share of what is there beside a token, as [`Self::join`] would have it.
     #[inline(always)]
     fn share<const FUSED: bool>(&self, fade: &Lanes<E>, log: &Lanes<E>) -> Lanes<E> {
-        let mut found = [E::default(); LANES];
-        for l in 0..LANES {
+        let mut found = self.below;
+        for (l, found) in found.iter_mut().enumerate() {
             let [old, new, _] = powers::<E, FUSED>(self.top[l] + fade[l], log[l]);
             let old = old * self.below[l];
-            found[l] = old / (old + new);
+            *found = old / (old + new);
         }
         found
     }
@@ -76,8 +76,8 @@ impl<E: Vector> State<E> {
     #[inline(always)]
     fn mean(&self) -> Lanes<E> {
         let mut found = self.above;
-        for l in 0..LANES {
-            found[l] = found[l] / self.below[l];
+        for (found, below) in found.iter_mut().zip(self.below) {
+            *found = *found / below;
         }
         found
     }
