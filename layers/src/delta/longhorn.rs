@@ -236,7 +236,7 @@ impl Longhorn {
         longhorn_system(beta, q, k, x, self.config.update).with_skip(skip)
     }
 
-    /// `[b, E, t, 1]` from a kernel that needs no system, where there is one: of the diagonal update without padding.
+    /// `[b, E, t, 1]` from a kernel that needs no system, where there is one: of the diagonal update.
     #[cfg(any(feature = "flex", feature = "cube"))]
     fn learn(
         &self,
@@ -247,11 +247,10 @@ impl Longhorn {
     ) -> Result<Option<Tensor<4>>> {
         let form = matches!(run.form, Form::Auto | Form::Chunked { .. });
         let diagonal = self.config.update == LonghornUpdate::Diagonal;
-        if !(kernels::enabled() && form && diagonal && run.lengths.is_none()) {
+        if !(kernels::enabled() && form && diagonal) {
             return Ok(None);
         }
-        let (memory, d, x) = (state.get(MEMORY)?, self.d.val(), x.clone());
-        let found = self.learned(x, address.clone(), memory, d);
+        let found = self.learned(x.clone(), address.clone(), state.get(MEMORY)?, run.lengths);
         Ok(found.map(|(y, last)| {
             state.put(MEMORY, last);
             y.unsqueeze_dim::<4>(3).swap_dims(1, 2)
@@ -265,10 +264,11 @@ impl Longhorn {
         x: Tensor<3>,
         address: Tensor<3>,
         memory: Tensor<4>,
-        d: Tensor<1>,
+        lengths: Option<&crate::system::Lengths>,
     ) -> Option<(Tensor<3>, Tensor<4>)> {
+        let d = self.d.val();
         #[cfg(feature = "cube")]
-        if kernels::linear::on_graphics(&x) {
+        if kernels::linear::on_graphics(&x) && lengths.is_none() {
             let [r] = columns_of(&address, [self.rank]);
             let (rates, bias) = self.dt_proj.forward_apart(r, None);
             return kernels::columns::Packed { rates, bias, address, first: self.rank, x, memory, d }.run();
@@ -276,6 +276,13 @@ impl Longhorn {
         #[cfg(feature = "flex")]
         if kernels::columns::runs_on(&x) {
             let Learners { beta, q, k, x } = self.learners(x, address);
+            let beta = match lengths {
+                // Who learns at rate 0 forgets nothing and writes nothing.
+                Some(lengths) => {
+                    beta * lengths.valid(x.dims()[1], &x.device(), x.dtype()).unsqueeze_dim::<3>(2)
+                }
+                None => beta,
+            };
             let [rates, q, k, x] = [beta, q, k, x].map(|x| x.unsqueeze_dim::<4>(1));
             let memory = memory.swap_dims(2, 3).swap_dims(1, 2); // [b, 1, E, n]
             let rule = kernels::columns::Rule::Learner;

@@ -86,18 +86,8 @@ impl SlotAttention {
     ) -> Result<(Tensor<4>, Tensor<4>)> {
         #[cfg(feature = "flex")]
         if kernels::enabled()
-            && lengths.is_none()
             && matches!(form, Form::Auto | Form::Chunked { .. })
-            && let Some(found) = (kernels::columns::Inputs {
-                rule: kernels::columns::Rule::Fading,
-                rates: self.log_keep.clone(),
-                x: self.write.clone(),
-                q: self.q.clone(),
-                k: self.k.clone(),
-                memory: keys.clone(),
-                d: None,
-            })
-            .run()
+            && let Some(found) = self.kernel(&keys, lengths)
         {
             return Ok(found);
         }
@@ -112,6 +102,26 @@ impl SlotAttention {
         let (all, last) = engine::run(first, keys.reshape([b, h, m * n, 1]), form)?;
         let read = all.reshape([b, h, t, m, n]) * self.q.clone().unsqueeze_dim::<5>(3);
         Ok((read.sum_dim(4).squeeze_dim(4), last.reshape([b, h, m, n])))
+    }
+
+    /// [`Self::scores`] from a kernel that writes out no decay per number, where there is one.
+    #[cfg(feature = "flex")]
+    fn kernel(&self, keys: &Tensor<4>, lengths: Option<&Lengths>) -> Option<(Tensor<4>, Tensor<4>)> {
+        if !kernels::columns::runs_on(keys) {
+            return None;
+        }
+        // At padding slots keep all and take nothing.
+        let valid = lengths.map(|lengths| {
+            let valid = lengths.valid(self.q.dims()[2], &keys.device(), keys.dtype());
+            valid.unsqueeze_dim::<3>(1).unsqueeze_dim::<4>(3)
+        });
+        let gate = |x: &Tensor<4>| match &valid {
+            Some(valid) => x.clone() * valid.clone(),
+            None => x.clone(),
+        };
+        let (rule, memory) = (kernels::columns::Rule::Fading, keys.clone());
+        let (rates, x, q, k) = (gate(&self.log_keep), gate(&self.write), self.q.clone(), self.k.clone());
+        kernels::columns::Inputs { rule, rates, x, q, k, memory, d: None }.run()
     }
 
     /// The slots' softmax, their gates, and what each token reads of each: `M_ij = Σ_m softmax_m(i) α_{i…j+1} s_jm`.
