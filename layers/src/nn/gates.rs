@@ -7,7 +7,8 @@ use super::{Activation, repeat_heads, split_heads};
 #[cfg(feature = "cube")]
 use crate::kernels;
 
-/// Numbers from which on a kernel takes less time than three operations.
+/// Numbers below which tensor operations are chosen. With 128 they took less time than making a kernel ready; where that ends
+/// was not looked for.
 const FEW: usize = 2048;
 
 /// `x sigmoid(x)`

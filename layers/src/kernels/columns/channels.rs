@@ -96,7 +96,7 @@ struct Token<'a, E> {
     given: [&'a [E]; 2],
     q: &'a [E],
     k: &'a [E],
-    /// `|k|²`
+    /// `|k|²`, where the rule asks for it
     norm: E,
 }
 
@@ -156,7 +156,7 @@ impl<'a, 'b, E: Vector> Job<'a, 'b, E> {
     }
 
     #[inline(always)]
-    fn token<'s, const FUSED: bool>(&self, i: usize, spaces: &'s mut Spaces<E>) -> Token<'s, E>
+    fn token<'s, R: Rule, const FUSED: bool>(&self, i: usize, spaces: &'s mut Spaces<E>) -> Token<'s, E>
     where
         'a: 's,
     {
@@ -164,7 +164,8 @@ impl<'a, 'b, E: Vector> Job<'a, 'b, E> {
         let Spaces { columns: [one, other], keys: [q, k] } = spaces;
         let given = [self.given[0].some(i, first, count, one), self.given[1].some(i, first, count, other)];
         let (q, k) = (self.q.some(i, 0, self.n, q), self.k.some(i, 0, self.n, k));
-        Token { given, q, k, norm: dot::<E, FUSED>(k, k) }
+        let norm = if R::NORMED { dot::<E, FUSED>(k, k) } else { E::default() };
+        Token { given, q, k, norm }
     }
 }
 
@@ -196,7 +197,7 @@ fn walk<E: Vector, R: Rule, const FUSED: bool>(Forward { job, y: to, last, .. }:
     let (mut h, d) = (job.memory(Some(&job.inputs.memory)), job.skip());
     let (mut spaces, mut y) = (Spaces::new(job.n), [E::default(); CHANNELS]);
     for i in 0..job.time {
-        let token = job.token::<FUSED>(i, &mut spaces);
+        let token = job.token::<R, FUSED>(i, &mut spaces);
         for (b, h) in h.chunks_exact_mut(job.n).enumerate() {
             let given = token.given(b * LANES);
             let lanes = R::lanes::<E, FUSED>(&given, token.norm);
@@ -318,7 +319,7 @@ fn walk_back<E: Vector, R: Rule, const FUSED: bool>(work: Backward<'_, '_, E, R>
     starts.reserve((job.time - 1) / TILE * size);
     let mut h = starts.clone();
     for i in 0..(job.time - 1) / TILE * TILE {
-        advance::<E, R, FUSED>(&mut h, &job.token::<FUSED>(i, &mut spaces), n);
+        advance::<E, R, FUSED>(&mut h, &job.token::<R, FUSED>(i, &mut spaces), n);
         if (i + 1) % TILE == 0 {
             starts.extend_from_slice(&h);
         }
@@ -333,11 +334,11 @@ fn walk_back<E: Vector, R: Rule, const FUSED: bool>(work: Backward<'_, '_, E, R>
         for i in tokens.clone() {
             before[(i - tokens.start) * size..][..size].copy_from_slice(&h);
             if i + 1 < tokens.end {
-                advance::<E, R, FUSED>(&mut h, &job.token::<FUSED>(i, &mut spaces), n);
+                advance::<E, R, FUSED>(&mut h, &job.token::<R, FUSED>(i, &mut spaces), n);
             }
         }
         for i in tokens.clone().rev() {
-            let token = job.token::<FUSED>(i, &mut spaces);
+            let token = job.token::<R, FUSED>(i, &mut spaces);
             let dy = dy.some(i, first, count, &mut dy_space);
             shared.clear();
             let before = &before[(i - tokens.start) * size..][..size];

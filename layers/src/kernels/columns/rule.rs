@@ -10,6 +10,9 @@ pub(super) type Lanes<E> = [E; LANES];
 
 /// How memories change.
 pub(super) trait Rule {
+    /// Whether `|k|²` matters.
+    const NORMED: bool;
+
     /// What all rows need, with `|k|²`.
     fn lanes<E: Vector, const FUSED: bool>(given: &[Lanes<E>; 2], norm: E) -> [Lanes<E>; 2];
 
@@ -41,6 +44,8 @@ pub(super) trait Rule {
 pub(super) struct Learner;
 
 impl Rule for Learner {
+    const NORMED: bool = true;
+
     #[inline(always)]
     fn lanes<E: Vector, const FUSED: bool>([beta, x]: &[Lanes<E>; 2], norm: E) -> [Lanes<E>; 2] {
         let mut e = *beta;
@@ -104,6 +109,8 @@ impl Rule for Learner {
 pub(super) struct Fading;
 
 impl Rule for Fading {
+    const NORMED: bool = false;
+
     #[inline(always)]
     fn lanes<E: Vector, const FUSED: bool>([log, x]: &[Lanes<E>; 2], _norm: E) -> [Lanes<E>; 2] {
         let mut a = *log;
