@@ -189,7 +189,7 @@ impl Mla {
             0 => k,
             _ => Tensor::cat(vec![k, kept.narrow(3, rank, r).expand([b, h, total, r])], 3),
         };
-        Read { q, k, v, cached, absent, reflections: None, log_forget: None }
+        Read { q, k, v, cached, absent, between: None, log_forget: None }
     }
 
     /// `W_uk: [1, h, rank, n]` and `W_uv: [1, h, rank, p]`.
@@ -208,7 +208,7 @@ impl Mla {
         let asks = (up_k * q.clone().narrow(3, 0, n)).sum_dim(3).swap_dims(2, 3);
         let q = if r == 0 { asks } else { Tensor::cat(vec![asks, q.narrow(3, n, r)], 3) };
         let v = kept.clone().narrow(3, 0, rank);
-        let read = Read { q, k: kept, v, cached, absent, reflections: None, log_forget: None };
+        let read = Read { q, k: kept, v, cached, absent, between: None, log_forget: None };
         let latent = self.scoring().attend(&read, Form::Parallel);
         (latent.swap_dims(2, 3) * up_v).sum_dim(2)
     }

@@ -19,7 +19,8 @@
 //!
 //! The cache has keys as they came, so that it can be cut back to any earlier token like every cache; keys moved
 //! on by each new token would be cheaper to read, `O(n)` per key, but cannot go back. Products of `H` over a block
-//! of tokens are `I - Wᵀ Y` (UT transform), so a query visits the past block by block.
+//! of tokens are `I - Wᵀ Y` (UT transform), so a query visits the past block by block. `Auto` and `Chunked` run a
+//! [kernel](crate::kernels) where there is one.
 
 use burn::module::Module;
 use burn::tensor::{Tensor, activation};
@@ -27,11 +28,11 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{Cached, append};
 use super::forgetting::{forget, forget_gate};
-use super::reflections::Reflections;
+use super::reflections::Between;
 use super::scores::Read;
 use super::{Attention, AttentionConfig};
 use crate::error::require;
-use crate::nn::{CausalConv, CausalConvConfig, Linear, l2_normalize, merge_heads, repeat_heads, split_heads};
+use crate::nn::{CausalConv, CausalConvConfig, Linear, l2_normalize, merge_heads, split_heads};
 use crate::system::engine::AUTO_CHUNK;
 use crate::system::{Cost, Form, Gate, HeadMixer, Mixer, Run, State, Views, token_by_token};
 use crate::{Init, Result};
@@ -141,16 +142,14 @@ impl PathAttention {
             w = split_heads(conv.forward(merge_heads(w), nothing, None).0, kv);
         }
         let w = l2_normalize(w, 1e-6);
-        let group = self.attention.config().heads / kv;
         let size = match run.form {
             Form::Chunked { size } => size.max(1),
             Form::Parallel => w.dims()[2],
             Form::Auto | Form::Recurrent if x.dims()[1] == 1 => STEP_BLOCK,
             Form::Auto | Form::Recurrent => AUTO_CHUNK,
         };
-        let [k, w, beta] = [read.k.clone(), w, beta].map(|x| repeat_heads(x, group));
         let size = size.min(w.dims()[2]);
-        read.reflections = Some(Reflections::new(k, w, beta, size));
+        read.between = Some(Between::new(w, beta, size));
         if let Some(gate) = &self.forget_proj {
             forget(gate, x, &mut read, None, &mut state, run)?;
         }
@@ -167,8 +166,8 @@ impl Mixer for PathAttention {
         self.attention.initial_state(batch)
     }
 
-    /// In the forms of [`Attention`]; `Chunked` says how many tokens to a block of products as well, `Parallel` is one
-    /// block.
+    /// In the forms of [`Attention`]; without a kernel `Chunked` says how many tokens to a block of products as well, and
+    /// `Parallel` is one block.
     fn run(&self, x: Tensor<3>, state: State, run: Run<'_>) -> Result<(Tensor<3>, State)> {
         if run.form == Form::Recurrent && x.dims()[1] > 1 {
             return token_by_token(x, state, run, |x, state, run| self.run(x, state, run));

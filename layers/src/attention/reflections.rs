@@ -1,7 +1,10 @@
 //! Products of the matrices `H_t = I - β_t w_t w_tᵀ` that lie between keys and queries, block by block.
 
+use std::cell::OnceCell;
+
 use burn::tensor::Tensor;
 
+use crate::nn::repeat_heads;
 use crate::system::inverse::unit_lower_inverse;
 use crate::system::scan::{pad, unbind};
 
@@ -16,6 +19,31 @@ struct Block {
     y: Tensor<4>,
     /// The keys at the block's end, `K - Xᵀ W`.
     k_end: Tensor<4>,
+}
+
+/// What each token does to the keys before it.
+pub(super) struct Between {
+    /// `[b, h_kv, T, n]`
+    pub(super) w: Tensor<4>,
+    /// `[b, h_kv, T, 1]`
+    pub(super) beta: Tensor<4>,
+    /// Tokens to a block
+    size: usize,
+    made: OnceCell<Reflections>,
+}
+
+impl Between {
+    pub(super) fn new(w: Tensor<4>, beta: Tensor<4>, size: usize) -> Self {
+        Self { w, beta, size, made: OnceCell::new() }
+    }
+
+    /// Made once for all queries of a call, of `k: [b, h_kv, T, n]` for `h` heads.
+    pub(super) fn reflections(&self, k: &Tensor<4>, heads: usize) -> &Reflections {
+        self.made.get_or_init(|| {
+            let [k, w, beta] = [k, &self.w, &self.beta].map(|x| repeat_heads(x.clone(), heads / k.dims()[1]));
+            Reflections::new(k, w, beta, self.size)
+        })
+    }
 }
 
 /// Keys, and what each token does to the keys before it.

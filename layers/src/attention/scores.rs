@@ -3,7 +3,7 @@
 
 use burn::tensor::{Int, Tensor, activation};
 
-use super::reflections::Reflections;
+use super::reflections::Between;
 use crate::error::require;
 #[cfg(any(feature = "flex", feature = "cube"))]
 use crate::kernels;
@@ -31,7 +31,7 @@ pub(super) struct Read {
     /// `[b, 1, 1, T]`: hugely negative where a row has no such key. `None` when all rows have all.
     pub(super) absent: Option<Tensor<4>>,
     /// What tokens between a key and a query do to the key.
-    pub(super) reflections: Option<Reflections>,
+    pub(super) between: Option<Between>,
     /// `log f: [b, h, T, 1]`, of which the scores get `Σ_{j < s ≤ i} log f_s`.
     pub(super) log_forget: Option<Tensor<4>>,
 }
@@ -69,8 +69,8 @@ pub fn attend([q, k, v]: [Tensor<4>; 3], window: Option<usize>, form: Form) -> R
     if t == 0 || b == 0 {
         return Ok(Tensor::zeros([b, h, t, p], (&q.device(), q.dtype()))); // no outputs
     }
-    let (absent, reflections, log_forget) = (None, None, None);
-    let read = Read { q, k, v, cached: total - t, absent, reflections, log_forget };
+    let (absent, between, log_forget) = (None, None, None);
+    let read = Read { q, k, v, cached: total - t, absent, between, log_forget };
     let scale = (n as f64).powf(-0.5);
     Ok(Scoring { causal: true, window, scale, softcap: None, sink: None }.attend(&read, form))
 }
@@ -95,10 +95,10 @@ impl Scoring {
     pub(super) fn scores(&self, read: &Read, start: usize, len: usize, from: usize, to: usize) -> Tensor<4> {
         let [b, h, _, n] = read.q.dims();
         let kv = read.k.dims()[1];
-        let mut scores = match &read.reflections {
-            Some(reflections) => {
+        let mut scores = match &read.between {
+            Some(between) => {
                 let q = part(&read.q, start, len).mul_scalar(self.scale);
-                let all = reflections.products(q, read.cached + start);
+                let all = between.reflections(&read.k, h).products(q, read.cached + start);
                 if (from, to) == (0, all.dims()[3]) { all } else { all.narrow(3, from, to - from) }
             }
             None => {
@@ -165,15 +165,24 @@ impl Scoring {
     /// [`Scoring::attend`] by a kernel, where one can do it.
     #[cfg(any(feature = "flex", feature = "cube"))]
     fn fused(&self, read: &Read) -> Option<Tensor<4>> {
-        let Read { q, k, v, cached, absent, reflections, log_forget } = read;
-        if reflections.is_some() || !kernels::softmax::applies(q, k, v) {
-            return None;
-        }
+        let Read { q, k, v, cached, absent, between, log_forget } = read;
         let Self { causal, window, scale, softcap, .. } = *self;
         let weighing = kernels::softmax::Weighing { causal, cached: *cached, window, scale, softcap };
-        let inputs = [q, k, v].map(Clone::clone);
-        let (sink, log_forget) = (self.sink.clone(), log_forget.clone());
-        Some(kernels::softmax::run(inputs, sink, log_forget, absent.clone(), weighing))
+        let [q, k, v] = [q, k, v].map(Clone::clone);
+        let (sink, forget, offsets) = (self.sink.clone(), log_forget.clone(), absent.clone());
+        if let Some(between) = between {
+            #[cfg(feature = "flex")]
+            {
+                let (w, beta) = (between.w.clone(), between.beta.clone());
+                let inputs =
+                    kernels::softmax::path::Inputs { q, k, v, w, beta, sink, forget, offsets, weighing };
+                return inputs.run();
+            }
+            #[cfg(not(feature = "flex"))]
+            return None;
+        }
+        let runs = kernels::softmax::applies(&q, &k, &v);
+        runs.then(|| kernels::softmax::run([q, k, v], sink, forget, offsets, weighing))
     }
 
     fn attend_in_blocks(&self, read: &Read, form: Form) -> Tensor<4> {

@@ -199,7 +199,7 @@ impl Attention {
         if let Some(rope) = &self.rope {
             [q, k] = rope.apply_all([q, k], state.positions());
         }
-        let (reflections, log_forget) = (None, None);
+        let (between, log_forget) = (None, None);
         if !self.config.causal {
             if state.positions().iter().any(|&seen| seen > 0) {
                 return Err(Error::State(
@@ -212,11 +212,11 @@ impl Attention {
                 let flags = lengths.0.iter().flat_map(|&n| (0..t).map(move |j| j >= n));
                 hidden(flags.collect(), t, &k)
             });
-            return Ok((Read { q, k, v, cached: 0, absent, reflections, log_forget }, state));
+            return Ok((Read { q, k, v, cached: 0, absent, between, log_forget }, state));
         }
         let Cached { all: [k, v], cached, absent } =
             append(&mut state, ["k", "v"], [k, v], self.config.window, run)?;
-        Ok((Read { q, k, v, cached, absent, reflections, log_forget }, state))
+        Ok((Read { q, k, v, cached, absent, between, log_forget }, state))
     }
 
     /// How this layer weighs.

@@ -6,7 +6,7 @@
 //! [S; M]_t = [α I - β k pᵀ, -β μ I; k pᵀ, μ I] [S; M]_{t-1} + [β k; -k] v_tᵀ
 //! ```
 //!
-//! Unrolled from the start of a chunk, what was written at `s` enters `S_t` with the weight `γ_ts`, all ways of staying
+//! On the CPU a [kernel](crate::kernels) goes from token to token in `Auto` and `Chunked` form. Elsewhere, unrolled from the start of a chunk, what was written at `s` enters `S_t` with the weight `γ_ts`, all ways of staying
 //! momentum until `r` and memory from then on, so the chunk is solved as that of the delta rule is:
 //!
 //! ```text
@@ -17,6 +17,8 @@
 
 use burn::tensor::Tensor;
 
+#[cfg(feature = "flex")]
+use crate::kernels;
 use crate::system::engine::{AUTO_CHUNK, chunks, unchunk};
 use crate::system::inverse::unit_lower_inverse;
 use crate::system::scan::{segment_sums, unbind};
@@ -45,6 +47,13 @@ impl MomentumRule {
     /// Outputs `[b, h, t, p]` and the final state, from the state `[b, h, 2 n, p]`: memory above momentum.
     pub fn run(self, state: Tensor<4>, form: Form) -> (Tensor<4>, Tensor<4>) {
         let t = self.k.dims()[2];
+        #[cfg(feature = "flex")]
+        if kernels::enabled()
+            && matches!(form, Form::Auto | Form::Chunked { .. })
+            && let Some(found) = kernels::momentum::run(&self, &state)
+        {
+            return found;
+        }
         match form {
             Form::Recurrent => self.recurrent(state),
             Form::Auto if t == 1 => self.recurrent(state),
@@ -201,8 +210,8 @@ mod tests {
     fn the_chunks_and_the_dense_system_are_the_recurrence() {
         let (rule, state) = rule(1);
         let (expected, expected_last) = rule.clone().run(state.clone(), Form::Recurrent);
-        for size in [1, 4, 7, 19, 64] {
-            let (y, last) = rule.clone().run(state.clone(), Form::Chunked { size });
+        for size in [1, 4, 7, 19] {
+            let (y, last) = rule.clone().chunked(state.clone(), size);
             assert!(gap(y, expected.clone()) < 1e-5 && gap(last, expected_last.clone()) < 1e-5, "{size}");
         }
         let (y, last) = engine::run(dense(rule), state, Form::Recurrent).unwrap();
@@ -242,10 +251,9 @@ mod tests {
             beta: eta.ones_like(),
             ..rule
         };
-        for form in [Form::Recurrent, Form::Chunked { size: 6 }] {
-            let (y, end) = rule.clone().run(state.clone(), form);
-            assert!(gap(y, expected.clone()) < 1e-5, "{form}");
-            assert!(gap(end.narrow(2, 0, 5), last.clone()) < 1e-5, "{form}");
+        for (y, end) in [rule.clone().run(state.clone(), Form::Recurrent), rule.chunked(state, 6)] {
+            assert!(gap(y, expected.clone()) < 1e-5);
+            assert!(gap(end.narrow(2, 0, 5), last.clone()) < 1e-5);
         }
     }
 }

@@ -13,6 +13,7 @@
 //! | `columns` | Flex, `f32` and `f64`; graphics, `f32`, without gradients (Longhorn) | Longhorn's learners, and the keys of slots in GSA and ABC |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `descent` | Flex, `f32` and `f64`; graphics, `f32`, without gradients (not Moneta and Memora) | memories that learn by gradient descent: of any depth with one gate per head in Miras, Moneta, Yaad, Memora and Titans, TTT-Linear and TTT-MLP |
+//! | `momentum` | Flex, `f32` and `f64`, not in browsers | the delta rule with momentum |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
 //! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays, mixes of tokens |
 //! | `rotary` | Flex, `f32` and `f64`; graphics, `f32` | every [`Rope`](crate::nn::Rope) |
@@ -22,7 +23,7 @@
 //! | `linear` | Flex, `f32` and `f64`; graphics, `f32`; up to four tokens without gradients | every [`Linear`](crate::nn::Linear), and on graphics devices all of a layer's with the same input at once |
 //! | `lstm` | Flex, `f32` and `f64`; graphics, `f32`, up to 512 units | [`LstmStack`](crate::rnn::LstmStack) |
 //! | `wkv` | Flex, `f32` and `f64`; graphics, `f32`, without gradients | RWKV-4's average over the past |
-//! | `softmax` | Flex, `f32` and `f64`; graphics, `f32`, heads of up to 128 channels | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding |
+//! | `softmax` | Flex, `f32` and `f64`; graphics, `f32`, heads of up to 128 channels | softmax attention: causal or not, windows, shared key-value heads, sinks, softcaps, forget gates, caches, padding; on Flex but in browsers PaTH attention too |
 
 #[cfg(feature = "flex")]
 pub(crate) mod append;
@@ -44,6 +45,8 @@ mod lanes;
 pub(crate) mod linear;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod lstm;
+#[cfg(feature = "flex")]
+pub(crate) mod momentum;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod norm;
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+use super::dense::Real;
 use super::room::Room;
 use super::vector::Vector;
 
@@ -85,4 +86,20 @@ pub(super) fn for_all(dims: [usize; 4], steps: usize, job: impl Fn(usize, Share)
         return all.into_iter().enumerate().for_each(|(index, share)| job(index, share));
     }
     all.into_par_iter().enumerate().for_each(|(index, share)| job(index, share));
+}
+
+/// What the jobs of each head made, added up: `[a, parts, size] -> [a, size]`.
+pub(super) fn added<E: Real>(numbers: Vec<E>, parts: usize, size: usize) -> Vec<E> {
+    if parts == 1 {
+        return numbers;
+    }
+    let add = |all: &[E]| {
+        let (first, others) = all.split_at(size);
+        let mut sum = first.to_vec();
+        for other in others.chunks_exact(size) {
+            sum.iter_mut().zip(other).for_each(|(sum, &x)| *sum += x);
+        }
+        sum
+    };
+    numbers.chunks_exact(parts * size).flat_map(add).collect()
 }

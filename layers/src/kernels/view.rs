@@ -104,6 +104,11 @@ impl<'a, E: Real> Head<'a, E> {
         Self { strides: [self.strides[1], self.strides[0]], ..self }
     }
 
+    /// Its columns from `first` on.
+    pub(super) fn from_column(self, first: usize) -> Self {
+        Self { start: self.start + first as isize * self.strides[1], ..self }
+    }
+
     /// Where row `i` starts.
     #[inline(always)]
     fn row(&self, i: usize) -> isize {

@@ -8,6 +8,7 @@ use super::rule;
 use super::tracked::{Given, Passes};
 use super::{Options, Rule};
 use crate::kernels::room::Room;
+use crate::kernels::shares::added;
 use crate::kernels::vector::Vector;
 use crate::kernels::view::{Double, Number, Primitive, view};
 
@@ -78,20 +79,4 @@ fn backward_in<E: Number + Vector>(
         tensor(written(memory), inputs.memory.dims),
         inputs.d.and_then(|view| tensor(added(written(d), b * h, columns), view.dims)),
     ]
-}
-
-/// `[a, parts, size] -> [a, size]`
-fn added<E: Number>(numbers: Vec<E>, parts: usize, size: usize) -> Vec<E> {
-    if parts == 1 {
-        return numbers;
-    }
-    let add = |all: &[E]| {
-        let (first, others) = all.split_at(size);
-        let mut sum = first.to_vec();
-        for other in others.chunks_exact(size) {
-            sum.iter_mut().zip(other).for_each(|(sum, &x)| *sum += x);
-        }
-        sum
-    };
-    numbers.chunks_exact(parts * size).flat_map(add).collect()
 }

@@ -15,6 +15,8 @@ mod flex;
 #[cfg(feature = "flex")]
 mod forward;
 #[cfg(feature = "flex")]
+pub(crate) mod path;
+#[cfg(feature = "flex")]
 mod tiles;
 #[cfg(feature = "flex")]
 mod weights;

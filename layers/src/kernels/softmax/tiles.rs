@@ -131,11 +131,20 @@ pub(super) struct Shifts {
 impl Shifts {
     pub(super) fn new<E: Vector>(inputs: &Inputs<'_, E>) -> Self {
         let ([b, heads, ..], [_, total, ..]) = (inputs.q.dims, inputs.sizes());
+        Self::of([b, heads, total], inputs.offsets, inputs.forget)
+    }
+
+    /// Of `offsets: [b, 1, 1, T]` and `forget: [b, h, T, 1]`, as in [`Inputs`].
+    pub(super) fn of<E: Vector>(
+        [b, heads, total]: [usize; 3],
+        offsets: Option<View<'_, E>>,
+        forget: Option<View<'_, E>>,
+    ) -> Self {
         let bits = |x: f64| x * std::f64::consts::LOG2_E;
-        let offsets = inputs.offsets.map_or(Vec::new(), |offsets| {
+        let offsets = offsets.map_or(Vec::new(), |offsets| {
             (0..b).map(|row| offsets.head(row).turned().column(0, total).map(bits).collect()).collect()
         });
-        let fades = inputs.forget.map_or(Vec::new(), |forget| {
+        let fades = forget.map_or(Vec::new(), |forget| {
             let sums = |head| {
                 let mut sum = 0.0;
                 let add = |log_f| {
