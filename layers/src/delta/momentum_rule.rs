@@ -6,7 +6,8 @@
 //! [S; M]_t = [α I - β k pᵀ, -β μ I; k pᵀ, μ I] [S; M]_{t-1} + [β k; -k] v_tᵀ
 //! ```
 //!
-//! On the CPU a [kernel](crate::kernels) goes from token to token in `Auto` and `Chunked` form. Elsewhere, unrolled from the start of a chunk, what was written at `s` enters `S_t` with the weight `γ_ts`, all ways of staying
+//! On the CPU a [kernel](crate::kernels) goes from token to token in `Auto` and `Chunked` form. Elsewhere chunks do:
+//! unrolled from a chunk's start, what was written at `s` enters `S_t` with the weight `γ_ts`, all ways of staying
 //! momentum until `r` and memory from then on, so the chunk is solved as that of the delta rule is:
 //!
 //! ```text

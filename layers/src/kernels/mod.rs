@@ -13,6 +13,7 @@
 //! | `columns` | Flex, `f32` and `f64`; graphics, `f32`, without gradients (Longhorn) | Longhorn's learners, and the keys of slots in GSA and ABC |
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `descent` | Flex, `f32` and `f64`; graphics, `f32`, without gradients (not Moneta and Memora) | memories that learn by gradient descent: of any depth with one gate per head in Miras, Moneta, Yaad, Memora and Titans, TTT-Linear and TTT-MLP |
+//! | `fenwick` | Flex, `f32` and `f64`, not in browsers | log-linear attention |
 //! | `momentum` | Flex, `f32` and `f64`, not in browsers | the delta rule with momentum |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
 //! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays, mixes of tokens |
@@ -37,6 +38,8 @@ mod cube;
 mod dense;
 #[cfg(feature = "flex")]
 pub(crate) mod descent;
+#[cfg(feature = "flex")]
+pub(crate) mod fenwick;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod gradient;
 #[cfg(feature = "flex")]

@@ -12,12 +12,14 @@
 
 use burn::tensor::{Tensor, TensorData};
 
+#[cfg(feature = "flex")]
+use crate::kernels;
 use crate::system::scan::{pad, prefix, segment_sums, suffix, unbind};
 use crate::system::{Form, Lengths, engine};
 use crate::{Error, Result};
 
 /// Bits needed for `x`: the buckets after `x` tokens.
-pub(super) fn bits(x: usize) -> usize {
+pub(crate) fn bits(x: usize) -> usize {
     (usize::BITS - x.leading_zeros()) as usize
 }
 
@@ -81,6 +83,15 @@ pub fn log_linear(
         }
         None => inputs,
     };
+    #[cfg(feature = "flex")]
+    if kernels::enabled() && matches!(form, Form::Auto | Form::Chunked { .. }) {
+        let ends = starts.iter().zip(&left).map(|(start, real)| start + real);
+        let new = bits(ends.max().unwrap_or(0));
+        let places = kernels::fenwick::Places { starts: starts.to_vec(), real: left.clone(), buckets: [needed, new] };
+        if let Some((y, buckets)) = kernels::fenwick::run(&inputs, buckets.as_ref(), &places) {
+            return Ok((y, Some(buckets)));
+        }
+    }
     let size = engine::chunk_size(form, t).unwrap_or(1);
     let mut places = starts.to_vec();
     let mut out = Vec::new();

@@ -20,6 +20,8 @@ pub use abc::{Abc, AbcConfig, bounded_memory, no_weights};
 pub use feature_map::{
     FavorShift, FeatureMap, Features, HedgehogForm, favor_features, quadratic_features, taylor_features,
 };
+#[cfg(feature = "flex")]
+pub(crate) use fenwick::bits;
 pub use fenwick::{LogLinearInputs, log_linear};
 pub use flow::{Flow, FlowConfig, flow_attention};
 pub use gla::{Gla, GlaConfig};
