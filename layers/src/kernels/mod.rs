@@ -14,6 +14,8 @@
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `descent` | Flex, `f32` and `f64`; graphics, `f32`, without gradients (not Moneta and Memora) | memories that learn by gradient descent: of any depth with one gate per head in Miras, Moneta, Yaad, Memora and Titans, TTT-Linear and TTT-MLP |
 //! | `fenwick` | Flex, `f32` and `f64`, not in browsers | log-linear attention |
+//! | `log_sum` | Flex, `f32` and `f64` | ABC's running logarithms of sums |
+//! | `mesa` | Flex, `f32` and `f64`, not in browsers | MesaNet's solver |
 //! | `momentum` | Flex, `f32` and `f64`, not in browsers | the delta rule with momentum |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
 //! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays, mixes of tokens |
@@ -46,8 +48,12 @@ mod gradient;
 mod lanes;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod linear;
+#[cfg(feature = "flex")]
+pub(crate) mod log_sum;
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub(crate) mod lstm;
+#[cfg(feature = "flex")]
+pub(crate) mod mesa;
 #[cfg(feature = "flex")]
 pub(crate) mod momentum;
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -286,6 +286,21 @@ pub(super) fn sigmoid<E: Vector, const FUSED: bool>(z: E) -> E {
     (if z > zero { one } else { power }) / (one + power)
 }
 
+/// `log(1 + y)` for `0 ≤ y ≤ 1`, as `2 artanh(y / (2 + y))` by its series, whose square is at most a ninth.
+#[inline(always)]
+pub(super) fn log_1p<E: Vector, const FUSED: bool>(y: E) -> E {
+    let terms = if size_of::<E>() == 4 { 9 } else { 18 };
+    let s = y / (y + E::of(2.0));
+    let square = s * s;
+    let mut sum = E::default();
+    let mut k = terms;
+    while k > 0 {
+        sum = fused::<E, FUSED>(sum, square, E::of(2.0 / (2 * k - 1) as f64));
+        k -= 1;
+    }
+    s * sum
+}
+
 /// Numbers of a block of a row, and lanes of sums.
 pub(super) const LANES: usize = 16;
 

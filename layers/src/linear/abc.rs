@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use super::gsa::{SlotAttention, empty_slots, run_slots, slot_views};
 use crate::error::{head_dim, require};
+#[cfg(feature = "flex")]
+use crate::kernels;
 use crate::nn::{Activation, Gated, Linear, RmsNorm, Rope, RopeConfig, split_heads};
 use crate::system::scan::NEGATIVE;
 use crate::system::{Cost, Form, Mixer, Run, State, Views};
@@ -134,6 +136,17 @@ fn log_add(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
 
 /// `z_t = log(e^{z_0} + Σ_{s ≤ t} e^{x_s})` along axis 2, `z_0` among them: `[b, h, t, m] -> [b, h, t+1, m]`.
 fn running_log_sum(x: Tensor<4>, start: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if kernels::enabled()
+        && let Some(z) = kernels::log_sum::run(&x, &start)
+    {
+        return z;
+    }
+    by_doubling(x, start)
+}
+
+/// [`running_log_sum`] of tensor operations.
+fn by_doubling(x: Tensor<4>, start: Tensor<4>) -> Tensor<4> {
     let mut z = Tensor::cat(vec![start, x], 2);
     let total = z.dims()[2];
     let mut reach = 1;
@@ -238,7 +251,7 @@ mod tests {
             let x = draw.tensor::<4>([1, 1, t, 1], -8.0, 8.0);
             for start in [NEGATIVE, 12.0] {
                 let z = Tensor::<4>::full([1, 1, 1, 1], start, &Device::flex());
-                let found = numbers(running_log_sum(x.clone(), z));
+                let found = numbers(by_doubling(x.clone(), z));
                 let all = [vec![start], numbers(x.clone())].concat();
                 for (i, z) in found.iter().enumerate().skip(1) {
                     let expected = all[..=i].iter().map(|x| x.exp()).sum::<f64>().ln();

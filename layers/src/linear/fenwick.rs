@@ -87,7 +87,8 @@ pub fn log_linear(
     if kernels::enabled() && matches!(form, Form::Auto | Form::Chunked { .. }) {
         let ends = starts.iter().zip(&left).map(|(start, real)| start + real);
         let new = bits(ends.max().unwrap_or(0));
-        let places = kernels::fenwick::Places { starts: starts.to_vec(), real: left.clone(), buckets: [needed, new] };
+        let places =
+            kernels::fenwick::Places { starts: starts.to_vec(), real: left.clone(), buckets: [needed, new] };
         if let Some((y, buckets)) = kernels::fenwick::run(&inputs, buckets.as_ref(), &places) {
             return Ok((y, Some(buckets)));
         }

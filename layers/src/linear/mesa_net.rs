@@ -26,6 +26,8 @@ use burn::tensor::{Tensor, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::error::require;
+#[cfg(feature = "flex")]
+use crate::kernels;
 use crate::nn::{
     Activation, CausalConv, CausalConvConfig, Gated, Linear, RmsNorm, l2_normalize, log_sigmoid, put_tail,
     short_conv, softplus, split_heads,
@@ -291,6 +293,14 @@ pub fn mesa(inputs: &MesaInputs, memory: Tensor<4>, form: Form) -> Result<(Tenso
     }
     let (g, values) = (memory.clone().narrow(3, 0, n), memory.narrow(3, n, n));
     let g = if inputs.any_gram { g } else { (g.clone() + g.swap_dims(2, 3)).mul_scalar(0.5) };
+    #[cfg(feature = "flex")]
+    if kernels::enabled()
+        && matches!(form, Form::Auto | Form::Chunked { .. })
+        && let Some((x, g)) = kernels::mesa::solve(inputs, &g)
+    {
+        let (y, values) = engine::run(inputs.values(x), values, form)?;
+        return Ok((y, Tensor::cat(vec![g, values], 3)));
+    }
     let Some(size) = engine::chunk_size(form, t) else {
         return Ok(inputs.run_recurrent(Tensor::cat(vec![g, values], 3)));
     };

@@ -73,7 +73,8 @@ impl<E: Vector> Block<E> {
         let [n, p] = views.widths();
         let [q, k, some] = [(); 3].map(|()| Matrix::new(BLOCK, n));
         let [scores, decays, weights] = [(); 3].map(|()| Matrix::new(BLOCK, BLOCK));
-        let (v, y, scales) = (Matrix::new(BLOCK, p), Matrix::new(BLOCK, p), Matrix::new(BLOCK, views.levels()));
+        let (v, y, scales) =
+            (Matrix::new(BLOCK, p), Matrix::new(BLOCK, p), Matrix::new(BLOCK, views.levels()));
         let turned = Matrix::new(n, BLOCK);
         Self { q, k, v, scales, sums: [0.0; BLOCK], scores, decays, weights, turned, some, y }
     }
@@ -267,7 +268,13 @@ impl<E: Vector> Backward<E> {
     }
 
     /// What was read of old buckets, and those buckets.
-    fn read_buckets(&mut self, place: Place, before: &Buckets<E>, gradients: &mut Buckets<E>, widths: [usize; 2]) {
+    fn read_buckets(
+        &mut self,
+        place: Place,
+        before: &Buckets<E>,
+        gradients: &mut Buckets<E>,
+        widths: [usize; 2],
+    ) {
         let (last, levels) = (place.rows() - 1, self.scales.columns());
         let fade = E::of(self.block.total().exp());
         let after = std::mem::replace(gradients, Buckets::none(before.count()));

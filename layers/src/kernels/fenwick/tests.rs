@@ -60,7 +60,8 @@ impl Inputs {
 
     fn plain(&self) -> (Tensor<4>, Tensor<5>) {
         let lengths = Some(&self.lengths);
-        let found = log_linear(self.given.clone(), self.buckets.clone(), &self.starts, lengths, Form::Recurrent);
+        let found =
+            log_linear(self.given.clone(), self.buckets.clone(), &self.starts, lengths, Form::Recurrent);
         let (y, last) = found.unwrap();
         (y, last.unwrap())
     }
@@ -84,13 +85,16 @@ impl Inputs {
         let mut given = inputs.clone();
         given.buckets = inputs.buckets.clone().map(|x| {
             let [_, _, count, ..] = x.dims();
-            let there = self.starts.iter().flat_map(|start| (0..count).map(move |bit| (start >> bit & 1) as f64));
-            let there = Tensor::<1>::from_data(&there.collect::<Vec<_>>()[..], (&x.device().inner(), x.dtype()));
+            let there =
+                self.starts.iter().flat_map(|start| (0..count).map(move |bit| (start >> bit & 1) as f64));
+            let there =
+                Tensor::<1>::from_data(&there.collect::<Vec<_>>()[..], (&x.device().inner(), x.dtype()));
             x * there.reshape([self.starts.len(), 1, count, 1, 1])
         });
         let (y, last) = run(&given);
         let t = y.dims()[2];
-        let valid = self.lengths.valid(t, &y.device().inner(), y.dtype()).unsqueeze_dim::<3>(1).unsqueeze_dim::<4>(3);
+        let valid =
+            self.lengths.valid(t, &y.device().inner(), y.dtype()).unsqueeze_dim::<3>(1).unsqueeze_dim::<4>(3);
         let y = y * valid;
         let cotangent = Draw::new(91).tensor::<4>(y.dims(), -1.0, 1.0).cast(y.dtype());
         let dims = last.dims();
@@ -193,7 +197,8 @@ fn inputs_may_lie_in_any_order() {
 fn it_declines_what_it_cannot_do() {
     let ok = inputs([2, 5, 4, 3, 2], &[(3, 5)], 1);
     let places = Places { starts: vec![3], real: vec![5], buckets: [2, 4] };
-    let declines = |inputs: &Inputs, places: &Places| run(&inputs.given, inputs.buckets.as_ref(), places).is_none();
+    let declines =
+        |inputs: &Inputs, places: &Places| run(&inputs.given, inputs.buckets.as_ref(), places).is_none();
     assert!(!declines(&ok, &places));
     assert!(declines(&ok, &Places { buckets: [3, 4], ..places.clone() }));
     assert!(declines(&Inputs { buckets: None, ..ok.clone() }, &places));

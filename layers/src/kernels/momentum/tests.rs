@@ -68,9 +68,8 @@ impl Inputs {
         let grads = sum.backward();
         let MomentumRule { q, k, v, p, log_alpha, log_mu, beta } = &inputs.rule;
         let none = |count| vec![0.0; count];
-        let four = [("dq", q), ("dk", k), ("dv", v), ("dp", p), ("dstate", &inputs.state)].map(|(name, x)| {
-            (name, x.grad(&grads).map_or_else(|| none(x.shape().num_elements()), numbers))
-        });
+        let four = [("dq", q), ("dk", k), ("dv", v), ("dp", p), ("dstate", &inputs.state)]
+            .map(|(name, x)| (name, x.grad(&grads).map_or_else(|| none(x.shape().num_elements()), numbers)));
         let three = [("dlog α", log_alpha), ("dlog μ", log_mu), ("dβ", beta)]
             .map(|(name, x)| (name, numbers(x.grad(&grads).expect("a gradient"))));
         let values = [("y", numbers(y)), ("state", numbers(last))];

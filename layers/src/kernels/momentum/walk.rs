@@ -224,7 +224,11 @@ fn miss<E: Vector, const FUSED: bool>(memory: &[Lanes<E>], x: &[E], v: &Lanes<E>
 
 /// One token of a block; what its query finds.
 #[inline(always)]
-fn step<E: Vector, const FUSED: bool>(state: &mut [Lanes<E>], token: &Token<'_, E>, v: &Lanes<E>) -> Lanes<E> {
+fn step<E: Vector, const FUSED: bool>(
+    state: &mut [Lanes<E>],
+    token: &Token<'_, E>,
+    v: &Lanes<E>,
+) -> Lanes<E> {
     let n = token.k.len();
     let (memory, momentum) = state.split_at_mut(n);
     let miss = miss::<E, FUSED>(memory, token.p, v);

@@ -1,6 +1,6 @@
 //! The functions and their derivatives, number by number.
 
-use crate::kernels::vector::{Vector, fused, sigmoid};
+use crate::kernels::vector::{Vector, fused, log_1p, sigmoid};
 use crate::nn::{Formula, Function, LOG_ZERO, MOST_SLOPE};
 
 /// Of one place: `x`, `y`, `z`, `p`, `q`.
@@ -241,21 +241,6 @@ fn grow<E: Vector, const FUSED: bool>(z: E) -> E {
 #[inline(always)]
 fn minus_size<E: Vector>(z: E) -> E {
     if z > E::default() { -z } else { z }
-}
-
-/// `log(1 + y)` for `0 ≤ y ≤ 1`, as `2 artanh(y / (2 + y))` by its series, whose square is at most a ninth.
-#[inline(always)]
-fn log_1p<E: Vector, const FUSED: bool>(y: E) -> E {
-    let terms = if size_of::<E>() == 4 { 9 } else { 18 };
-    let s = y / (y + E::of(2.0));
-    let square = s * s;
-    let mut sum = E::default();
-    let mut k = terms;
-    while k > 0 {
-        sum = fused::<E, FUSED>(sum, square, E::of(2.0 / (2 * k - 1) as f64));
-        k -= 1;
-    }
-    s * sum
 }
 
 /// `1 - e^v` for `v ≤ 0`, without cancellation near 0.

@@ -92,8 +92,10 @@ pub(super) fn backward<E: Vector>(views: &Views<'_, E>, outcome: Outcome<'_, E>)
     }
     let mut ends = vec![E::default(); heads * count * n * width];
     let mut v = vec![E::default(); heads * total * p];
-    ends.par_chunks_mut(count * n * width).zip(v.par_chunks_mut(total * p)).zip(jobs.par_chunks_mut(parts)).for_each(
-        |((ends, v), jobs)| {
+    ends.par_chunks_mut(count * n * width)
+        .zip(v.par_chunks_mut(total * p))
+        .zip(jobs.par_chunks_mut(parts))
+        .for_each(|((ends, v), jobs)| {
             let (sum, rest) = jobs.split_at_mut(1);
             let tiles = ends.chunks_mut(n * width).zip(v.chunks_mut(BLOCK * p));
             for (index, (block, (ends, v))) in sum[0].grads.iter_mut().zip(tiles).enumerate() {
@@ -108,8 +110,7 @@ pub(super) fn backward<E: Vector>(views: &Views<'_, E>, outcome: Outcome<'_, E>)
                 }
                 write(&block.v, v);
             }
-        },
-    );
+        });
     let sink = views.sink.map_or(Vec::new(), |_| sink.into_iter().map(E::of).collect());
     Gradients { reads, ends, v, sink, forget }
 }
@@ -222,7 +223,8 @@ impl<E: Vector> Backward<E> {
         place: Place,
         job: &mut Job<'_, E>,
     ) {
-        let Self { space, scores, weights, q, rows: asked, here, sums, y, dy, dy_turned, d_weights, .. } = self;
+        let Self { space, scores, weights, q, rows: asked, here, sums, y, dy, dy_turned, d_weights, .. } =
+            self;
         let (slopes, dq, moved, means) = (&mut self.slopes, &mut self.dq, &mut self.moved, &mut self.means);
         let [query_sums, key_sums] = sums;
         let Place { head, block: own, before, rows } = place;

@@ -23,7 +23,8 @@ const LARGE: usize = 1 << 16;
 pub(super) fn run(inputs: &Inputs) -> Option<Tensor<4>> {
     let Inputs { q, k, v, w, beta, sink, forget, offsets, .. } = inputs;
     let sink = sink.as_ref().map(|sink| sink.clone().reshape([-1, 1, 1, 1]));
-    let all = [Some(q), Some(k), Some(v), Some(w), Some(beta), sink.as_ref(), forget.as_ref(), offsets.as_ref()];
+    let all =
+        [Some(q), Some(k), Some(v), Some(w), Some(beta), sink.as_ref(), forget.as_ref(), offsets.as_ref()];
     let here = |x: &&Tensor<4>| matches!(x.device().as_dispatch(), DispatchDevice::Flex(_));
     if q.dims()[2] > FEW || !all.iter().flatten().all(here) {
         return None;
@@ -49,7 +50,8 @@ fn run_in<E: Number + Vector>(all: [Option<&Tensor<4>>; 8], weighing: Weighing) 
     let (sink, forget, offsets) = (next(), next(), next());
     let ([b, h, t, n], [_, _, total, p]) = (q.dims, v.dims);
     let shifts = Shifts::of([b, h, total], offsets, forget);
-    let few = Few { q, k, v, w, beta, sink, cached: weighing.cached, scale: weighing.scale, cap: weighing.softcap };
+    let few =
+        Few { q, k, v, w, beta, sink, cached: weighing.cached, scale: weighing.scale, cap: weighing.softcap };
     let mut y = vec![E::default(); b * h * t * p];
     let job = |(index, y): (usize, &mut [E])| answer(few, &shifts, index / t, index % t, y);
     if b * h * t * total * (n + p) >= LARGE {

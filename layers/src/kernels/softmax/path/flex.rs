@@ -110,7 +110,13 @@ impl<'a, E: Vector> Views<'a, E> {
 
     /// Scores within the block, turned, and the queries at its start, turned: `[C, rows]` and `[n, rows]`, both so that
     /// products are in units of `ln 2`.
-    pub(super) fn queries(&self, place: Place, space: &mut Matrix<E>, scores: &mut Matrix<E>, q: &mut Matrix<E>) {
+    pub(super) fn queries(
+        &self,
+        place: Place,
+        space: &mut Matrix<E>,
+        scores: &mut Matrix<E>,
+        q: &mut Matrix<E>,
+    ) {
         let Place { head, block, before, rows } = place;
         let [n, _] = self.widths();
         let from = self.reads.head(head * self.blocks() + block);

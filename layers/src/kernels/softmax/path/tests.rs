@@ -73,8 +73,8 @@ impl Inputs {
             // Burn's derivative of `div_scalar` is rounded to `f32`.
             scores = scores.mul_scalar(1.0 / cap).tanh().mul_scalar(cap);
         }
-        let unseen = (0..t)
-            .flat_map(|i| (0..total).map(move |j| if j > weighing.cached + i { -1e30 } else { 0.0 }));
+        let unseen =
+            (0..t).flat_map(|i| (0..total).map(move |j| if j > weighing.cached + i { -1e30 } else { 0.0 }));
         let unseen = TensorData::new(unseen.collect::<Vec<f64>>(), [1, 1, t, total]);
         scores = scores + Tensor::from_data(unseen, (&device, dtype));
         if let Some(forget) = forget {
@@ -139,7 +139,13 @@ impl Case {
             sink: self.sink.then_some(sink),
             forget: self.forget.then_some(log_f),
             offsets: self.padded.then_some(offsets),
-            weighing: Weighing { causal: true, cached, window: None, scale: 1.3 * (n as f64).powf(-0.5), softcap },
+            weighing: Weighing {
+                causal: true,
+                cached,
+                window: None,
+                scale: 1.3 * (n as f64).powf(-0.5),
+                softcap,
+            },
         }
     }
 
@@ -164,7 +170,9 @@ impl Case {
 
 #[test]
 fn it_is_one_matrix_after_another_at_every_size() {
-    for (t, cached) in [(1, 0), (1, 63), (2, 64), (5, 0), (64, 0), (65, 0), (130, 0), (4, 70), (30, 50), (70, 100)] {
+    for (t, cached) in
+        [(1, 0), (1, 63), (2, 64), (5, 0), (64, 0), (65, 0), (130, 0), (4, 70), (30, 50), (70, 100)]
+    {
         for (n, p) in [(1, 1), (7, 5), (16, 20)] {
             Case { b: 2, t, cached, n, p, ..PLAIN }.check((t + cached) as u64);
         }
