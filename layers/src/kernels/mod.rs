@@ -14,9 +14,10 @@
 //! | `conv` | Flex, `f32` and `f64`; graphics, `f32` | every [`CausalConv`](crate::nn::CausalConv), in every form |
 //! | `descent` | Flex, `f32` and `f64`; graphics, `f32`, without gradients (not Moneta and Memora) | memories that learn by gradient descent: of any depth with one gate per head in Miras, Moneta, Yaad, Memora and Titans, TTT-Linear and TTT-MLP |
 //! | `fenwick` | Flex, `f32` and `f64`, not in browsers | log-linear attention |
+//! | `flow` | Flex, `f32` and `f64`, not in browsers | the balance of causal Flow-Attention |
 //! | `log_sum` | Flex, `f32` and `f64` | ABC's running logarithms of sums |
 //! | `mesa` | Flex, `f32` and `f64`, not in browsers | MesaNet's solver |
-//! | `momentum` | Flex, `f32` and `f64`, not in browsers | the delta rule with momentum |
+//! | `momentum` | Flex, `f32` and `f64`, not in browsers | the delta rule with momentum, and the matrices of titans-pytorch's neural memory |
 //! | `norm` | Flex, `f32` and `f64`; graphics, `f32`, rows of up to 4096 numbers | every normalisation, with its weight, bias and gate |
 //! | `pointwise` | Flex, `f32` and `f64`; graphics, `f32` | SiLU, sigmoids and their logarithms, gates, steps and decays, mixes of tokens |
 //! | `rotary` | Flex, `f32` and `f64`; graphics, `f32` | every [`Rope`](crate::nn::Rope) |
@@ -42,6 +43,8 @@ mod dense;
 pub(crate) mod descent;
 #[cfg(feature = "flex")]
 pub(crate) mod fenwick;
+#[cfg(feature = "flex")]
+pub(crate) mod flow;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod gradient;
 #[cfg(feature = "flex")]

@@ -27,7 +27,9 @@ use burn::tensor::{Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{head_dim, require};
-use crate::nn::{Linear, merge_heads, split_heads};
+#[cfg(feature = "flex")]
+use crate::kernels;
+use crate::nn::{Linear, merge_heads, scaled_sigmoid, split_heads};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, State, System, Transition, Views, engine};
 use crate::{Error, Init, Result};
 
@@ -167,6 +169,13 @@ impl Flow {
     /// Balances sinks `q` against sources `k`, with the running sums in `state` moved on.
     fn balance(&self, q: &Tensor<4>, k: &Tensor<4>, state: &mut State, run: Run<'_>) -> Result<Balance> {
         let ([.., t, n], eps, clamp) = (q.dims(), self.config.eps, self.config.clamp);
+        #[cfg(feature = "flex")]
+        if kernels::enabled()
+            && matches!(run.form, Form::Auto | Form::Chunked { .. })
+            && let Some(found) = self.kernel(q, k, state, run)?
+        {
+            return Ok(found);
+        }
         let counts = self.counts(state, q);
         let valid = run.lengths.map(|lengths| {
             let valid = lengths.valid(t, &q.device(), q.dtype());
@@ -198,6 +207,38 @@ impl Flow {
     }
 }
 
+#[cfg(feature = "flex")]
+impl Flow {
+    /// [`Self::balance`] from a kernel that keeps all sums together, where there is one.
+    fn kernel(
+        &self,
+        q: &Tensor<4>,
+        k: &Tensor<4>,
+        state: &mut State,
+        run: Run<'_>,
+    ) -> Result<Option<Balance>> {
+        let [b, _, t, n] = q.dims();
+        let sizes = [(FLOWS, 2 * n), (CONSERVED, 2 * n), (COMPETITION, 1)];
+        let sums = sizes.iter().map(|(slot, _)| state.get(slot)).collect::<Result<Vec<Tensor<4>>>>()?;
+        let real = match run.lengths {
+            Some(lengths) => lengths.0.iter().map(|&length| length.min(t)).collect(),
+            None => vec![t; b],
+        };
+        let FlowConfig { eps, clamp, .. } = self.config;
+        let options = kernels::flow::Options { starts: state.positions().to_vec(), real, eps, clamp };
+        let Some((found, last)) = kernels::flow::run(q, k, &Tensor::cat(sums, 2), options) else {
+            return Ok(None);
+        };
+        let mut first = 0;
+        for (slot, rows) in sizes {
+            state.put(slot, last.clone().narrow(2, first, rows));
+            first += rows;
+        }
+        let [allocation, competition, incoming] = [0, 1, 2].map(|i| found.clone().narrow(3, i, 1));
+        Ok(Some(Balance { competition, allocation, incoming }))
+    }
+}
+
 impl LinearMixer for Flow {
     /// Competition and allocation, `[b, t, h]` each.
     type Aux = [Tensor<3>; 2];
@@ -219,8 +260,8 @@ impl LinearMixer for Flow {
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, Self::Aux)> {
         let h = self.config.heads;
-        let q = split_heads(activation::sigmoid(self.q_proj.forward(x.clone())), h);
-        let k = split_heads(activation::sigmoid(self.k_proj.forward(x.clone())), h);
+        let q = split_heads(scaled_sigmoid(self.q_proj.forward(x.clone()), 1.0), h);
+        let k = split_heads(scaled_sigmoid(self.k_proj.forward(x.clone()), 1.0), h);
         let v = split_heads(self.v_proj.forward(x), h);
         let Balance { competition, allocation, incoming } = self.balance(&q, &k, state, run)?;
         let aux = [&competition, &allocation].map(|x| x.clone().squeeze_dim::<3>(3).swap_dims(1, 2));

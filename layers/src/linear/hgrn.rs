@@ -19,12 +19,12 @@
 //! | state | `[b, 1, n, 1]` or `[b, 1, 2n, 1]` |
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData, activation};
+use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::parts::{bounded_forget, check_bound, convolution, convolve, with_tails};
 use crate::error::require;
-use crate::nn::{Activation, CausalConv, Gated, Linear, Norm, NormConfig};
+use crate::nn::{Activation, CausalConv, Ended, Ending, Gated, Linear, Norm, NormConfig, project_with, silu};
 use crate::system::{Cost, Form, Gate, LinearMixer, MEMORY, Run, Spectrum, State, System, Transition, Views};
 use crate::{Init, Result};
 
@@ -124,7 +124,7 @@ pub struct Hgrn {
 /// What the readout needs besides the core's output.
 #[derive(Debug)]
 pub struct HgrnAux {
-    /// Output gate, `[b, t, n]` or `[b, t, 2n]`
+    /// Output gate before its activation, `[b, t, n]` or `[b, t, 2n]`
     gate: Tensor<3>,
     /// Angle of the turning frame at each position, `[1 or b, 1, t, n]`
     angle: Option<Tensor<4>>,
@@ -155,12 +155,22 @@ impl LinearMixer for Hgrn {
     }
 
     fn system(&self, x: Tensor<3>, state: &mut State, run: Run<'_>) -> Result<(System, HgrnAux)> {
-        let c = convolve("conv_i", &self.conv_i, self.i_proj.forward(x.clone()), state, run)?;
-        let z = convolve("conv_f", &self.conv_f, self.f_proj.forward(x.clone()), state, run)?;
-        let c = activation::silu(c).unsqueeze_dim::<4>(1);
+        // The activation ends the map, or the convolution where there is one.
+        let ending = |conv: &Option<CausalConv>| match conv {
+            Some(_) => Activation::Identity,
+            None => Activation::Silu,
+        };
+        let of_c = self.i_proj.then(Ending::Activation(ending(&self.conv_i)));
+        let ends = [of_c, Ended::from(&self.f_proj), Ended::from(&self.gate_proj)];
+        let ([c, z, gate], _) = project_with(x.clone(), ends, &[]);
+        let c = match &self.conv_i {
+            Some(_) => silu(convolve("conv_i", &self.conv_i, c, state, run)?),
+            None => c,
+        };
+        let z = convolve("conv_f", &self.conv_f, z, state, run)?;
+        let c = c.unsqueeze_dim::<4>(1);
         let (log_f, write) = bounded_forget(z.unsqueeze_dim::<4>(1), self.lower_bound);
         let angle = self.theta.as_ref().map(|theta| angles(theta.val(), state.positions(), &x));
-        let gate = activation::silu(self.gate_proj.forward(x));
         let system = match &angle {
             None => System::direct(log_f, write * c),
             Some(angle) => {
@@ -176,7 +186,7 @@ impl LinearMixer for Hgrn {
             Some(angle) => turn(y, angle),
             None => y,
         };
-        let gate = Gated::new(aux.gate, Activation::Identity);
+        let gate = Gated::new(aux.gate, Activation::Silu);
         self.norm.parts().heads_through(h, Some(gate), &self.out_proj)
     }
 
@@ -193,7 +203,7 @@ impl LinearMixer for Hgrn {
             let (re, im) = (decay.clone() * both.clone().cos(), decay * both.sin());
             views.spectrum = Some(Spectrum { re, im: Some(im), kind: spectrum.kind });
         }
-        views.gates.push(Gate { name: "g (output gate)".into(), values: aux.gate });
+        views.gates.push(Gate { name: "g (output gate)".into(), values: silu(aux.gate) });
         Ok(views)
     }
 

@@ -1,4 +1,4 @@
-use burn::tensor::Device;
+use burn::tensor::{Device, activation};
 
 use super::*;
 use crate::linear::Hgrn2Config;

@@ -25,6 +25,10 @@ use super::layer_norm::Standardized;
 use super::memory::{Factor, gelu, gelu_slope, outer_sum, times, times_transposed};
 use super::ttt_memory::row_flags;
 use crate::Init;
+#[cfg(feature = "flex")]
+use crate::delta::MomentumRule;
+#[cfg(feature = "flex")]
+use crate::kernels;
 use crate::nn::log_sigmoid;
 use crate::system::scan::{pad, shared_scan, unbind};
 
@@ -119,6 +123,15 @@ impl NeuralClock {
     fn until_refresh(&self, start: usize) -> usize {
         let position = self.positions.first().map_or(0, |position| position + start);
         self.refresh.map_or(usize::MAX, |refresh| refresh - position % refresh)
+    }
+
+    /// How many of `most` tokens from the call's token `start` on are whole chunks, if one starts there; with padding only of
+    /// one token each.
+    #[cfg(feature = "flex")]
+    fn whole_chunks(&self, start: usize, most: usize) -> usize {
+        let at = self.positions.first().map_or(0, |position| position + start);
+        let whole = at.is_multiple_of(self.chunk) && (self.chunk == 1 || self.lengths.is_none());
+        if whole { most / self.chunk * self.chunk } else { 0 }
     }
 
     /// Whether `row` has read `end` tokens of the call and no padding.
@@ -243,8 +256,19 @@ impl NeuralModel {
         let refreshes = clock.refresh.map(|size| clock.of(size));
         let (mut out, mut start, total) = (Vec::new(), 0, tokens.k.dims()[2]);
         while start < total {
-            let size = size.min(clock.until_refresh(start)).min(total - start);
-            out.push(Self::together(tokens.narrow(start, size), &mut fast, clock, start));
+            let most = clock.until_refresh(start).min(total - start);
+            #[cfg(feature = "flex")]
+            let (size, found) = match clock.whole_chunks(start, most) {
+                0 => (size.min(most), None),
+                whole => match Self::by_kernel(&tokens.narrow(start, whole), &mut fast, clock, start) {
+                    Some(y) => (whole, Some(y)),
+                    None => (size.min(most), None),
+                },
+            };
+            #[cfg(not(feature = "flex"))]
+            let (size, found) = (size.min(most), None);
+            let together = || Self::together(tokens.narrow(start, size), &mut fast, clock, start);
+            out.push(found.unwrap_or_else(together));
             start += size;
             if let Some(refreshes) = &refreshes {
                 let rows = refreshes.boundary(start);
@@ -254,6 +278,64 @@ impl NeuralModel {
             }
         }
         (Tensor::cat(out, 2), fast)
+    }
+
+    /// Whole chunks from the call's token `start` on. While `W_a` stays, every matrix is the memory of a
+    /// [`MomentumRule`] that reads nothing before it writes: `left` is its key, and `η right` its value. It decays at a chunk's
+    /// end and its momentum at a chunk's start. `None` where no kernel runs that.
+    #[cfg(feature = "flex")]
+    fn by_kernel(
+        tokens: &NeuralTokens,
+        fast: &mut NeuralFast,
+        clock: &NeuralClock,
+        start: usize,
+    ) -> Option<Tensor<4>> {
+        if !kernels::enabled() {
+            return None;
+        }
+        let NeuralTokens { q, k, v, eta, gates } = tokens.clone();
+        let ([b, h, t, _], c) = (k.dims(), clock.chunk);
+        let (device, dtype) = (k.device().inner(), k.dtype());
+        let done = (0..b).flat_map(|row| (1..=t).map(move |end| (row, end)));
+        let done = done.map(|(row, end)| f32::from(end % c == 0 && clock.real(row, start + end)));
+        let done = TensorData::new(done.collect::<Vec<_>>(), [b, 1, t]);
+        let done = Tensor::<3>::from_data(done, (&device, dtype)).expand([b, h, t]);
+        let mean = gates.reshape([b, h * t / c, c, 2]).mean_dim(2).reshape([b, h, t / c, 2]);
+        let none = Tensor::<4>::zeros([b, h, t / c, c - 1], (&device, dtype));
+        let [keep, momentum] = log_decays(mean);
+        let spread = |parts: Vec<Tensor<4>>| {
+            // A chunk of one token is itself.
+            let parts = parts.into_iter().filter(|part| part.dims()[3] > 0).collect();
+            Tensor::cat(parts, 3).reshape([b, h, t])
+        };
+        let log_alpha = spread(vec![none.clone(), keep]) * done.clone();
+        let mut log_mu = spread(vec![momentum, none]);
+        if c == 1 {
+            log_mu = log_mu * done.clone();
+        }
+        let rule = |q: Tensor<4>, Factor { left, right }: Factor, index: usize| {
+            let [weights, momentum] = [&fast.weights, &fast.momentum].map(|list| list[index].clone());
+            let rows = weights.dims()[2];
+            let rule = MomentumRule {
+                q,
+                p: left.zeros_like(),
+                k: left,
+                v: right * eta.clone(),
+                log_alpha: log_alpha.clone(),
+                log_mu: log_mu.clone(),
+                beta: done.clone().neg(),
+            };
+            let (y, last) = kernels::momentum::run(&rule, &Tensor::cat(vec![weights, momentum], 2))?;
+            Some((y, [last.clone().narrow(2, 0, rows), last.narrow(2, rows, rows)]))
+        };
+        let [gain, first, second] = Self::gradients(&fast.anchor, k, v);
+        let (gain, new_gain) = rule(gain.left.clone(), gain, 0)?;
+        let (a, new_first) = rule(q.clone(), first, 1)?;
+        let (z, new_second) = rule(gelu(a), second, 2)?;
+        for (i, [weights, momentum]) in [new_gain, new_first, new_second].into_iter().enumerate() {
+            (fast.weights[i], fast.momentum[i]) = (weights, momentum);
+        }
+        Some(q + Standardized::of(z, NORM_EPS).normal * gain.add_scalar(1.0))
     }
 
     /// All `tokens`, from the call's token `start` on, at once.
