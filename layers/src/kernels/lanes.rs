@@ -52,6 +52,30 @@ pub(super) fn add_up<E: Real>(sums: &Matrix<E>, turned: &mut Matrix<E>, total: &
     }
 }
 
+/// `Σ x y`, of vectors in whole blocks.
+#[inline(always)]
+pub(super) fn dot_blocks<E: Real, const FUSED: bool>(x: &[[E; LANES]], y: &[[E; LANES]]) -> E {
+    let mut sum = [E::default(); LANES];
+    for (x, y) in x.iter().zip(y) {
+        block_by_block();
+        for l in 0..LANES {
+            sum[l] = fused::<E, FUSED>(x[l], y[l], sum[l]);
+        }
+    }
+    together(sum)
+}
+
+/// `to += factor x`, of vectors in whole blocks.
+#[inline(always)]
+pub(super) fn add_blocks<E: Real, const FUSED: bool>(to: &mut [[E; LANES]], factor: E, x: &[[E; LANES]]) {
+    for (to, x) in to.iter_mut().zip(x) {
+        block_by_block();
+        for l in 0..LANES {
+            to[l] = fused::<E, FUSED>(factor, x[l], to[l]);
+        }
+    }
+}
+
 /// `to ← factor to`
 #[inline(always)]
 pub(super) fn scale<E: Real>(to: &mut [E], factor: E) {

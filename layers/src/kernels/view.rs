@@ -105,7 +105,7 @@ impl<'a, E: Real> Head<'a, E> {
     }
 
     /// Its columns from `first` on.
-    pub(super) fn from_column(self, first: usize) -> Self {
+    pub(super) fn columns_from(self, first: usize) -> Self {
         Self { start: self.start + first as isize * self.strides[1], ..self }
     }
 

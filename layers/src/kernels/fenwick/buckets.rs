@@ -8,7 +8,7 @@ use crate::kernels::vector::Vector;
 use crate::kernels::view::{View, read};
 use crate::linear::bits;
 
-/// One bucket per bit of the position, `[n, p]` each; of bits that are not set, none.
+/// One bucket per bit of the position, `[n, p]` each; of bits that are not set, mostly none.
 #[derive(Clone, Debug)]
 pub(super) struct Buckets<E>(Vec<Option<Matrix<E>>>);
 
@@ -37,18 +37,23 @@ impl Move {
 }
 
 impl<E: Vector> Buckets<E> {
-    /// Those after `position` tokens from `view: [b, h, buckets n, p]`.
-    pub(super) fn read(view: Option<View<'_, E>>, head: usize, n: usize, position: usize) -> Self {
-        let bucket = |view: View<'_, E>, index: usize| {
-            (position >> index & 1 == 1).then(|| {
-                let p = view.dims[3];
-                let mut bucket = Matrix::new(n, p);
-                read(&mut bucket, view.head(head), (index * n, n), p);
-                bucket
-            })
+    /// All of `view: [b, h, buckets n, p]`, also of bits that are not set: those are 0 in a state, but may have gradients.
+    pub(super) fn read(view: Option<View<'_, E>>, head: usize, n: usize) -> Self {
+        let Some(view) = view else { return Self(Vec::new()) };
+        let [.., rows, p] = view.dims;
+        let bucket = |index: usize| {
+            let mut bucket = Matrix::new(n, p);
+            read(&mut bucket, view.head(head), (index * n, n), p);
+            Some(bucket)
         };
-        let count = view.map_or(0, |_| bits(position));
-        Self(view.map_or(Vec::new(), |view| (0..count).map(|index| bucket(view, index)).collect()))
+        Self((0..rows / n).map(bucket).collect())
+    }
+
+    /// Without those that are 0, which nobody has to read.
+    pub(super) fn without_empty(self) -> Self {
+        let zero = E::default();
+        let full = |bucket: &Matrix<E>| bucket.rows().flatten().any(|&x| x != zero);
+        Self(self.0.into_iter().map(|bucket| bucket.filter(full)).collect())
     }
 
     /// As many that are not there.
@@ -110,7 +115,7 @@ impl<E: Vector> Views<'_, E> {
     /// Buckets before the first token of a head.
     pub(super) fn buckets(&self, head: usize) -> Buckets<E> {
         let [n, _] = self.widths();
-        Buckets::read(self.buckets, head, n, self.start(head))
+        Buckets::read(self.buckets, head, n)
     }
 }
 

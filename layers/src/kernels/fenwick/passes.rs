@@ -20,7 +20,7 @@ pub(super) fn forward<E: Vector>(views: &Views<'_, E>, y: &mut Room<E>, last: &m
     let (dims @ [b, h, t, _], [n, p]) = (views.v.dims, views.widths());
     let heads = y.heads(dims, views.v.order()).into_iter().zip(last.chunks_exact_mut(last.len() / (b * h)));
     for_all(heads.collect(), b * h * t, |head, (mut y, last)| {
-        let (mut block, mut buckets) = (Block::new(views), views.buckets(head));
+        let (mut block, mut buckets) = (Block::new(views), views.buckets(head).without_empty());
         for place in places(head, views.start(head), views.real(head)) {
             block.forward(views, place, &mut buckets);
             y.put(place.token, block.y.rows(), false);
@@ -96,7 +96,7 @@ pub(super) fn backward<E: Vector>(
             block.advance(views, place, &mut now);
         }
         let mut gradient = match last {
-            Some(last) => Buckets::read(Some(last), head, n, start + real),
+            Some(last) => Buckets::read(Some(last), head, n),
             None => Buckets::none(0),
         };
         for (segment, mut now) in all.chunks(SEGMENT).zip(starts).rev() {

@@ -81,17 +81,7 @@ impl Inputs {
             |x| x.autodiff().require_grad(),
             |x| x.autodiff().require_grad(),
         );
-        // Buckets of bits that are not set are 0 wherever they come from.
-        let mut given = inputs.clone();
-        given.buckets = inputs.buckets.clone().map(|x| {
-            let [_, _, count, ..] = x.dims();
-            let there =
-                self.starts.iter().flat_map(|start| (0..count).map(move |bit| (start >> bit & 1) as f64));
-            let there =
-                Tensor::<1>::from_data(&there.collect::<Vec<_>>()[..], (&x.device().inner(), x.dtype()));
-            x * there.reshape([self.starts.len(), 1, count, 1, 1])
-        });
-        let (y, last) = run(&given);
+        let (y, last) = run(&inputs);
         let t = y.dims()[2];
         let valid =
             self.lengths.valid(t, &y.device().inner(), y.dtype()).unsqueeze_dim::<3>(1).unsqueeze_dim::<4>(3);

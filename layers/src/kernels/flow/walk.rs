@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::Options;
+use crate::kernels::lanes::{add_blocks as add, dot_blocks as dot};
 use crate::kernels::room::Room;
 use crate::kernels::shares::Target;
 use crate::kernels::vector::{LANES, Vector, Work, block_by_block, fused, sigmoid, together, vectorised};
@@ -112,29 +113,6 @@ impl<E: Vector> Sums<E> {
 fn put<E: Vector>(to: Target<E>, row: usize, first: usize, from: &[E]) {
     // SAFETY: what `to` points to is borrowed by the pass, and rows of a head are its job's.
     unsafe { to.row(row, first, from.len()) }.write_copy_of_slice(from);
-}
-
-#[inline(always)]
-fn dot<E: Vector, const FUSED: bool>(x: &[Lanes<E>], y: &[Lanes<E>]) -> E {
-    let mut sum = [E::default(); LANES];
-    for (x, y) in x.iter().zip(y) {
-        block_by_block();
-        for l in 0..LANES {
-            sum[l] = fused::<E, FUSED>(x[l], y[l], sum[l]);
-        }
-    }
-    together(sum)
-}
-
-/// `to += factor x`
-#[inline(always)]
-fn add<E: Vector, const FUSED: bool>(to: &mut [Lanes<E>], factor: E, x: &[Lanes<E>]) {
-    for (to, x) in to.iter_mut().zip(x) {
-        block_by_block();
-        for l in 0..LANES {
-            to[l] = fused::<E, FUSED>(factor, x[l], to[l]);
-        }
-    }
 }
 
 /// `to += factor (x + eps)`

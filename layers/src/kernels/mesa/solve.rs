@@ -8,7 +8,8 @@
 
 use super::Options;
 use crate::kernels::dense::{Matrix, Part};
-use crate::kernels::vector::{LANES, Vector, block_by_block, fused, together};
+use crate::kernels::lanes::{add_blocks as add, dot_blocks as dot};
+use crate::kernels::vector::{LANES, Vector, block_by_block, fused};
 
 /// A block of a vector.
 pub(super) type Lanes<E> = [E; LANES];
@@ -26,29 +27,6 @@ pub(super) struct System<'a, E> {
     pub(super) ridge: &'a [Lanes<E>],
 }
 
-#[inline(always)]
-fn dot<E: Vector, const FUSED: bool>(x: &[Lanes<E>], y: &[Lanes<E>]) -> E {
-    let mut sum = [E::default(); LANES];
-    for (x, y) in x.iter().zip(y) {
-        block_by_block();
-        for l in 0..LANES {
-            sum[l] = fused::<E, FUSED>(x[l], y[l], sum[l]);
-        }
-    }
-    together(sum)
-}
-
-/// `to += factor x`
-#[inline(always)]
-fn add<E: Vector, const FUSED: bool>(to: &mut [Lanes<E>], factor: E, x: &[Lanes<E>]) {
-    for (to, x) in to.iter_mut().zip(x) {
-        block_by_block();
-        for l in 0..LANES {
-            to[l] = fused::<E, FUSED>(factor, x[l], to[l]);
-        }
-    }
-}
-
 /// `to = x + factor y`
 #[inline(always)]
 fn sum<E: Vector, const FUSED: bool>(to: &mut [Lanes<E>], x: &[Lanes<E>], factor: E, y: &[Lanes<E>]) {
@@ -64,8 +42,8 @@ fn sum<E: Vector, const FUSED: bool>(to: &mut [Lanes<E>], x: &[Lanes<E>], factor
 fn scale<E: Vector>(to: &mut [Lanes<E>], factor: E) {
     for to in to {
         block_by_block();
-        for l in 0..LANES {
-            to[l] *= factor;
+        for x in to {
+            *x *= factor;
         }
     }
 }
@@ -211,7 +189,7 @@ impl<E: Vector> Solver<E> {
                 ratio,
                 &self.space,
             );
-            size = size * ratio;
+            size *= ratio;
         }
     }
 
@@ -241,7 +219,7 @@ impl<E: Vector> Solver<E> {
             if index + 1 < count {
                 let next = &self.r[at + blocks..at + 2 * blocks];
                 let mut by_ratio = fused::<E, FUSED>(by_size, size, dot::<E, FUSED>(&self.by_p, p));
-                by_size = by_size * ratio;
+                by_size *= ratio;
                 add::<E, FUSED>(&mut self.by_r, E::of(1.0), &self.by_p);
                 scale(&mut self.by_p, ratio);
                 let inverse = E::of(1.0) / ratio;

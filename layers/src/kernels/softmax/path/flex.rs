@@ -127,7 +127,7 @@ impl<'a, E: Vector> Views<'a, E> {
             to.scale(to_bits);
         };
         turned(from, BLOCK, scores);
-        turned(from.from_column(BLOCK), n, q);
+        turned(from.columns_from(BLOCK), n, q);
     }
 }
 
@@ -148,7 +148,7 @@ impl<E: Vector> Block<E> {
         let from = views.ends.head(head * views.blocks() + block);
         let (mut keys, mut moves, mut v) = (Matrix::new(n, BLOCK), Matrix::new(n, n), Matrix::new(rows, p));
         read(&mut keys, from, (0, n), BLOCK);
-        read(&mut moves, from.from_column(BLOCK), (0, n), n);
+        read(&mut moves, from.columns_from(BLOCK), (0, n), n);
         read(&mut v, views.v.head(head), (block * BLOCK, rows), p);
         Self { keys, moves, v }
     }
