@@ -172,6 +172,7 @@ impl Flow {
         #[cfg(feature = "flex")]
         if kernels::enabled()
             && matches!(run.form, Form::Auto | Form::Chunked { .. })
+            && kernels::flow::runs_on(q)
             && let Some(found) = self.kernel(q, k, state, run)?
         {
             return Ok(found);
@@ -217,9 +218,12 @@ impl Flow {
         state: &mut State,
         run: Run<'_>,
     ) -> Result<Option<Balance>> {
-        let [b, _, t, n] = q.dims();
+        let [b, h, t, n] = q.dims();
         let sizes = [(FLOWS, 2 * n), (CONSERVED, 2 * n), (COMPETITION, 1)];
         let sums = sizes.iter().map(|(slot, _)| state.get(slot)).collect::<Result<Vec<Tensor<4>>>>()?;
+        if sums.iter().zip(sizes).any(|(sum, (_, rows))| sum.dims() != [b, h, rows, 1]) {
+            return Ok(None); // the engine says what is wrong
+        }
         let real = match run.lengths {
             Some(lengths) => lengths.0.iter().map(|&length| length.min(t)).collect(),
             None => vec![t; b],

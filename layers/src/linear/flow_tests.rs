@@ -107,7 +107,7 @@ fn a_row_without_tokens_continues_as_if_new() {
     let mut draw = Draw::new(6);
     let (first, second) = (draw.tensor([2, 5, 4], -2.0, 2.0), draw.tensor::<3>([2, 4, 4], -2.0, 2.0));
     let mask = Mask::from_lengths(&[0, 5], 5);
-    for form in [Form::Recurrent, Form::Parallel] {
+    for form in [Form::Recurrent, Form::Parallel, Form::Auto] {
         let start = Mixer::initial_state(&layer, 2);
         let (_, state) = layer.forward_masked(first.clone(), start, form, &mask).unwrap();
         let (y, _) = layer.forward(second.clone(), state, form).unwrap();
@@ -115,6 +115,18 @@ fn a_row_without_tokens_continues_as_if_new() {
         let start = Mixer::initial_state(&layer, 1);
         let (alone, _) = layer.forward(row(second.clone()), start, form).unwrap();
         assert!(gap(row(y), alone) < 1e-6, "{form}");
+    }
+}
+
+/// With kernels and without.
+#[test]
+fn foreign_sums_are_refused() {
+    let layer = build();
+    let x = Draw::new(2).tensor::<3>([1, 5, 4], -2.0, 2.0);
+    for form in [Form::Recurrent, Form::Auto] {
+        let mut state = Mixer::initial_state(&layer, 1);
+        state.put(FLOWS, Tensor::<4>::zeros([1, 1, 3, 1], &Device::flex()));
+        assert!(layer.forward(x.clone(), state, form).is_err(), "{form}");
     }
 }
 

@@ -290,7 +290,7 @@ impl NeuralModel {
         clock: &NeuralClock,
         start: usize,
     ) -> Option<Tensor<4>> {
-        if !kernels::enabled() {
+        if !(kernels::enabled() && kernels::momentum::runs_on(&tokens.k)) {
             return None;
         }
         let NeuralTokens { q, k, v, eta, gates } = tokens.clone();
@@ -301,15 +301,19 @@ impl NeuralModel {
         let done = TensorData::new(done.collect::<Vec<_>>(), [b, 1, t]);
         let done = Tensor::<3>::from_data(done, (&device, dtype)).expand([b, h, t]);
         let mean = gates.reshape([b, h * t / c, c, 2]).mean_dim(2).reshape([b, h, t / c, 2]);
-        let none = Tensor::<4>::zeros([b, h, t / c, c - 1], (&device, dtype));
         let [keep, momentum] = log_decays(mean);
-        let spread = |parts: Vec<Tensor<4>>| {
-            // A chunk of one token is itself.
-            let parts = parts.into_iter().filter(|part| part.dims()[3] > 0).collect();
-            Tensor::cat(parts, 3).reshape([b, h, t])
+        // With nothing for a chunk's other tokens.
+        let spread = |log: Tensor<4>, last: bool| {
+            let log = if c == 1 {
+                log
+            } else {
+                let none = Tensor::zeros([b, h, t / c, c - 1], (&device, dtype));
+                Tensor::cat(if last { vec![none, log] } else { vec![log, none] }, 3)
+            };
+            log.reshape([b, h, t])
         };
-        let log_alpha = spread(vec![none.clone(), keep]) * done.clone();
-        let mut log_mu = spread(vec![momentum, none]);
+        let log_alpha = spread(keep, true) * done.clone();
+        let mut log_mu = spread(momentum, false);
         if c == 1 {
             log_mu = log_mu * done.clone();
         }

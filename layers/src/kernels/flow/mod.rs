@@ -41,6 +41,12 @@ pub(crate) struct Options {
     pub(crate) clamp: f64,
 }
 
+/// Whether queries like `q` may be for the kernel.
+pub(crate) fn runs_on(q: &Tensor<4>) -> bool {
+    // A page would load it for few readers.
+    cfg!(not(target_family = "wasm")) && fits(q)
+}
+
 /// `a`, `c` and `I`, beside each other, `[b, h, t, 3]`, and the sums after the last token, from `q`, `k`: `[b, h, t, n]` and
 /// the sums `K`, `Q`, `G`, `T`, `C`: `[b, h, 4 n + 1, 1]`; `None` where no kernel runs these.
 pub(crate) fn run(
@@ -50,8 +56,7 @@ pub(crate) fn run(
     options: Options,
 ) -> Option<(Tensor<4>, Tensor<4>)> {
     let [b, h, t, n] = q.dims();
-    let fit = cfg!(not(target_family = "wasm"))  // a page would load it for few readers
-        && fits(q)
+    let fit = runs_on(q)
         && [b, h, t, n].iter().all(|&size| size > 0)
         && k.dims() == q.dims()
         && sums.dims() == [b, h, 4 * n + 1, 1]

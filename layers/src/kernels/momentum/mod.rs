@@ -29,13 +29,18 @@ use super::gradient::{self, Two, track_two};
 use super::view::fits;
 use crate::delta::MomentumRule;
 
+/// Whether a rule with values like `v` may be for the kernel.
+pub(crate) fn runs_on(v: &Tensor<4>) -> bool {
+    // A page would load it for few readers.
+    cfg!(not(target_family = "wasm")) && fits(v)
+}
+
 /// `y: [b, h, t, p]` and the state after the last token, from `state: [b, h, 2 n, p]`, memory above momentum; `None` where
 /// no kernel runs these.
 pub(crate) fn run(rule: &MomentumRule, state: &Tensor<4>) -> Option<(Tensor<4>, Tensor<4>)> {
     let MomentumRule { q, k, v, p, log_alpha, log_mu, beta } = rule;
     let ([b, h, t, n], columns) = (k.dims(), v.dims()[3]);
-    let fit = cfg!(not(target_family = "wasm"))  // a page would load it for few readers
-        && fits(v)
+    let fit = runs_on(v)
         && [b, h, t, n, columns].iter().all(|&size| size > 0)
         && [q, p].iter().all(|x| x.dims() == [b, h, t, n])
         && v.dims() == [b, h, t, columns]
