@@ -391,6 +391,25 @@ fn large_scores_do_not_overflow() {
     }
 }
 
+/// PaTH attention's tokens after 8,192 others, whose weights are nearly equal, were off by 6e-5: each weight was added to
+/// all before it, and rounded to the same side.
+#[test]
+fn many_equal_weights_are_not_rounded_to_one_side() {
+    let (total, t) = (8192, 8);
+    let ones = |dims: [usize; 4]| Tensor::<4>::ones(dims, &Device::flex());
+    let (q, k, v) = (ones([1, 1, t, 4]).zeros_like(), ones([1, 1, total, 4]), ones([1, 1, total, 4]));
+    for sink in [0.1, 0.3, 1.7] {
+        let weighing = Weighing { causal: true, cached: total - t, window: None, scale: 1.0, softcap: None };
+        let z = Tensor::full([1], sink, &Device::flex());
+        let y = numbers(run([q.clone(), k.clone(), v.clone()], Some(z), None, None, weighing));
+        for (i, y) in y.into_iter().enumerate() {
+            let keys = (total - t + i / 4 + 1) as f64;
+            let expected = keys / (keys + f64::from(sink as f32).exp());
+            assert!((y - expected).abs() < 1e-5, "{y} for {expected}");
+        }
+    }
+}
+
 #[test]
 fn it_declines_what_it_cannot_do() {
     let ([q, k, v, _], ..) = PLAIN.inputs(1);

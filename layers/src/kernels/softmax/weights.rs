@@ -3,7 +3,7 @@
 
 use crate::kernels::dense::Matrix;
 use crate::kernels::lanes::{part, put_part};
-use crate::kernels::vector::{LANES, Vector, block_by_block, vectors};
+use crate::kernels::vector::{LANES, Vector, block_by_block, fused, vectors};
 
 /// The score of a key that a query does not see.
 const HIDDEN: f64 = -1e30;
@@ -156,7 +156,7 @@ fn weigh_tile<E: Vector, const FUSED: bool>(
     }
     // Some queries at a time: going along rows, a number would be stored just before it is needed.
     for first in (0..columns).step_by(LANES) {
-        let mut most: [E; LANES] = part(top, first);
+        let (mut most, before): ([E; LANES], [E; LANES]) = (part(top, first), part(factor, first));
         for key in 0..tile.rows().count() {
             block_by_block();
             let scores: [E; LANES] = part(tile.row(key), first);
@@ -164,18 +164,25 @@ fn weigh_tile<E: Vector, const FUSED: bool>(
                 most[i] = if scores[i] > most[i] { scores[i] } else { most[i] };
             }
         }
-        put_part(&most, top, first);
-    }
-    for i in 0..columns {
-        factor[i] = (factor[i] - top[i]).power::<FUSED>();
-        sum[i] *= factor[i];
-    }
-    for row in tile.rows_mut() {
-        let row = &mut row[..columns];
-        for i in 0..columns {
-            row[i] = (row[i] - top[i]).power::<FUSED>();
-            sum[i] += row[i];
+        // Of this tile alone: thousands of equal weights, one after another, would all be rounded to the same side.
+        let mut found = [E::default(); LANES];
+        for row in tile.rows_mut() {
+            block_by_block();
+            let mut weights: [E; LANES] = part(row, first);
+            for i in 0..LANES {
+                weights[i] = (weights[i] - most[i]).power::<FUSED>();
+                found[i] += weights[i];
+            }
+            put_part(&weights, row, first);
         }
+        let (mut sums, mut factors): ([E; LANES], [E; LANES]) = (part(sum, first), before);
+        for i in 0..LANES {
+            factors[i] = (before[i] - most[i]).power::<FUSED>();
+            sums[i] = fused::<E, FUSED>(sums[i], factors[i], found[i]);
+        }
+        put_part(&most, top, first);
+        put_part(&factors, factor, first);
+        put_part(&sums, sum, first);
     }
 }
 
