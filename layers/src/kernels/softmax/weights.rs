@@ -1,6 +1,7 @@
 //! What turns scores into weights, on tiles whose rows are keys and whose columns are queries: everything runs along
 //! rows, in vector instructions, without sums across a register.
 
+use super::tiles::QUERIES;
 use crate::kernels::dense::Matrix;
 use crate::kernels::lanes::{part, put_part};
 use crate::kernels::vector::{LANES, Vector, block_by_block, fused, vectors};
@@ -156,7 +157,7 @@ fn weigh_tile<E: Vector, const FUSED: bool>(
     }
     // Some queries at a time: going along rows, a number would be stored just before it is needed.
     for first in (0..columns).step_by(LANES) {
-        let (mut most, before): ([E; LANES], [E; LANES]) = (part(top, first), part(factor, first));
+        let mut most: [E; LANES] = part(top, first);
         for key in 0..tile.rows().count() {
             block_by_block();
             let scores: [E; LANES] = part(tile.row(key), first);
@@ -164,25 +165,21 @@ fn weigh_tile<E: Vector, const FUSED: bool>(
                 most[i] = if scores[i] > most[i] { scores[i] } else { most[i] };
             }
         }
-        // Of this tile alone: thousands of equal weights, one after another, would all be rounded to the same side.
-        let mut found = [E::default(); LANES];
-        for row in tile.rows_mut() {
-            block_by_block();
-            let mut weights: [E; LANES] = part(row, first);
-            for i in 0..LANES {
-                weights[i] = (weights[i] - most[i]).power::<FUSED>();
-                found[i] += weights[i];
-            }
-            put_part(&weights, row, first);
-        }
-        let (mut sums, mut factors): ([E; LANES], [E; LANES]) = (part(sum, first), before);
-        for i in 0..LANES {
-            factors[i] = (before[i] - most[i]).power::<FUSED>();
-            sums[i] = fused::<E, FUSED>(sums[i], factors[i], found[i]);
-        }
         put_part(&most, top, first);
-        put_part(&factors, factor, first);
-        put_part(&sums, sum, first);
+    }
+    // Of this tile alone: thousands of equal weights, one after another, would all be rounded to the same side.
+    let mut found = [E::default(); QUERIES];
+    let found = &mut found[..columns];
+    for row in tile.rows_mut() {
+        let row = &mut row[..columns];
+        for i in 0..columns {
+            row[i] = (row[i] - top[i]).power::<FUSED>();
+            found[i] += row[i];
+        }
+    }
+    for i in 0..columns {
+        factor[i] = (factor[i] - top[i]).power::<FUSED>();
+        sum[i] = fused::<E, FUSED>(sum[i], factor[i], found[i]);
     }
 }
 
