@@ -26,6 +26,11 @@ pub(super) fn fits<const D: usize>(x: &Tensor<D>) -> bool {
     computes(x.dtype()) && matches!(x.device().inner().as_dispatch(), DispatchDevice::Flex(_))
 }
 
+/// As [`fits`], for kernels that a page would load for few readers: there they are left out.
+pub(super) fn fits_outside_pages<const D: usize>(x: &Tensor<D>) -> bool {
+    cfg!(not(target_family = "wasm")) && fits(x)
+}
+
 /// Numbers that tensors on Flex hold.
 pub(super) trait Number: Real {
     fn numbers(tensor: &Primitive) -> &[Self];

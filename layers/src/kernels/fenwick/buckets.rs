@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::flex::Views;
 use crate::kernels::dense::Matrix;
 use crate::kernels::vector::Vector;
-use crate::kernels::view::{View, read};
+use crate::kernels::view::{View, read, write};
 use crate::linear::bits;
 
 /// One bucket per bit of the position, `[n, p]` each; of bits that are not set, mostly none.
@@ -89,12 +89,10 @@ impl<E: Vector> Buckets<E> {
             let Some(mut bucket) = bucket.take() else { continue };
             bucket.scale(fade);
             let to = by.bucket(index);
-            match moved.get(to) {
-                Some(_) => moved.bucket(to, [0, 0]).add(&bucket),
-                None => {
-                    moved.0.resize_with(moved.0.len().max(to + 1), || None);
-                    moved.0[to] = Some(bucket);
-                }
+            moved.0.resize_with(moved.0.len().max(to + 1), || None);
+            match &mut moved.0[to] {
+                Some(other) => other.add(&bucket),
+                empty => *empty = Some(bucket),
             }
         }
         *self = moved;
@@ -104,7 +102,7 @@ impl<E: Vector> Buckets<E> {
     pub(super) fn write(&self, to: &mut [E], [n, p]: [usize; 2]) {
         for (index, to) in to.chunks_exact_mut(n * p).enumerate() {
             match self.get(index) {
-                Some(bucket) => crate::kernels::view::write(bucket, to),
+                Some(bucket) => write(bucket, to),
                 None => to.fill(E::default()),
             }
         }

@@ -21,7 +21,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
 use super::gradient::{self, Two, track_two};
-use super::view::fits;
+use super::view::fits_outside_pages;
 use crate::linear::LogLinearInputs;
 
 /// Where rows stand, and how many buckets there are.
@@ -45,8 +45,7 @@ pub(crate) fn run(
     let LogLinearInputs { q, k, v, log_a, scales } = inputs;
     let ([b, h, t, n], p, levels) = (k.dims(), v.dims()[3], scales.dims()[3]);
     let [old, new] = places.buckets;
-    let fit = cfg!(not(target_family = "wasm"))  // a page would load it for few readers
-        && fits(v)
+    let fit = fits_outside_pages(v)
         && [b, h, t, n, p, levels, new].iter().all(|&size| size > 0)
         && q.dims() == k.dims()
         && v.dims() == [b, h, t, p]

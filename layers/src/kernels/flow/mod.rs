@@ -28,7 +28,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
 use super::gradient::{self, Two, track_two};
-use super::view::fits;
+use super::view::fits_outside_pages;
 
 /// Where rows stand, and the numbers of the balance.
 #[derive(Clone, Debug)]
@@ -43,8 +43,7 @@ pub(crate) struct Options {
 
 /// Whether queries like `q` may be for the kernel.
 pub(crate) fn runs_on(q: &Tensor<4>) -> bool {
-    // A page would load it for few readers.
-    cfg!(not(target_family = "wasm")) && fits(q)
+    fits_outside_pages(q)
 }
 
 /// `a`, `c` and `I`, beside each other, `[b, h, t, 3]`, and the sums after the last token, from `q`, `k`: `[b, h, t, n]` and

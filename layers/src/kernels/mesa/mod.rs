@@ -18,7 +18,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
 use super::gradient::{self, Two, track_two};
-use super::view::fits;
+use super::view::fits_outside_pages;
 use crate::linear::MesaInputs;
 
 /// How systems are solved.
@@ -33,9 +33,8 @@ pub(crate) struct Options {
 pub(crate) fn solve(inputs: &MesaInputs, g: &Tensor<4>) -> Option<(Tensor<4>, Tensor<4>)> {
     let MesaInputs { q, k, log_a, beta, lambda, lambda_min, steps, any_gram, .. } = inputs;
     let [b, h, t, n] = k.dims();
-    let fit = cfg!(not(target_family = "wasm"))  // a page would load it for few readers
+    let fit = fits_outside_pages(k)
         && !any_gram
-        && fits(k)
         && [b, h, t, n, *steps].iter().all(|&size| size > 0)
         && q.dims() == k.dims()
         && g.dims() == [b, h, n, n]

@@ -93,7 +93,7 @@ fn compare(found: &Found, expected: &Found, limits: [f64; 2], of: &str) {
 }
 
 /// Conjugate gradients magnify rounding, in every form alike.
-const EXACT: [f64; 2] = [1e-9; 2];
+const EXACT: [f64; 2] = [1e-10; 2];
 
 fn check(sizes: Sizes, seed: u64) {
     let double = case(sizes, seed);

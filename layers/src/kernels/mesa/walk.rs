@@ -7,9 +7,10 @@ use rayon::prelude::*;
 use super::Options;
 use super::solve::{Lanes, Solver, System};
 use crate::kernels::dense::Matrix;
+use crate::kernels::lanes::scale;
 use crate::kernels::room::Room;
 use crate::kernels::shares::Target;
-use crate::kernels::vector::{LANES, Vector, Work, block_by_block, fused, vectorised};
+use crate::kernels::vector::{LANES, Vector, Work, add_scaled, block_by_block, dot, fused, vectorised};
 use crate::kernels::view::{Head, View};
 
 /// Tokens from one `G` that the way back starts again from to the next: theirs stay in the second cache.
@@ -325,12 +326,12 @@ fn token_back<E: Vector, const FUSED: bool>(
     dk.fill(E::default());
     for (i, (row, before)) in by_g.rows_mut().zip(before.chunks_exact(job.blocks)).enumerate() {
         let before = &before.as_flattened()[..row.len()];
-        by_gamma += crate::kernels::vector::dot::<E, FUSED>(row, before).to_f64();
-        let found = crate::kernels::vector::dot::<E, FUSED>(row, k);
+        by_gamma += dot::<E, FUSED>(row, before).to_f64();
+        let found = dot::<E, FUSED>(row, k);
         by_beta = fused::<E, FUSED>(found, k[i], by_beta);
-        crate::kernels::vector::add_scaled::<E, FUSED, 1>(dk, [token.beta * k[i]], [row]);
+        add_scaled::<E, FUSED, 1>(dk, [token.beta * k[i]], [row]);
         dk[i] = fused::<E, FUSED>(token.beta, found, dk[i]);
-        crate::kernels::lanes::scale(row, token.gamma);
+        scale(row, token.gamma);
     }
     [E::of(by_gamma), by_beta]
 }

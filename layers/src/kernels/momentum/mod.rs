@@ -26,13 +26,12 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 
 use super::gradient::{self, Two, track_two};
-use super::view::fits;
+use super::view::fits_outside_pages;
 use crate::delta::MomentumRule;
 
 /// Whether a rule with values like `v` may be for the kernel.
 pub(crate) fn runs_on(v: &Tensor<4>) -> bool {
-    // A page would load it for few readers.
-    cfg!(not(target_family = "wasm")) && fits(v)
+    fits_outside_pages(v)
 }
 
 /// `y: [b, h, t, p]` and the state after the last token, from `state: [b, h, 2 n, p]`, memory above momentum; `None` where

@@ -29,7 +29,7 @@ use burn::tensor::Tensor;
 use super::Weighing;
 use crate::kernels::gradient::{self, track};
 use crate::kernels::tiled::Recurrence;
-use crate::kernels::view::fits;
+use crate::kernels::view::fits_outside_pages;
 use crate::nn::repeat_heads;
 use crate::system::scan::pad;
 
@@ -93,9 +93,7 @@ impl Inputs {
     fn fit(&self) -> bool {
         let Self { q, k, v, w, beta, weighing, .. } = self;
         let ([b, h, t, n], [_, kv, total, p]) = (q.dims(), v.dims());
-        // A page would load it for few readers.
-        cfg!(not(target_family = "wasm"))
-            && fits(q)
+        fits_outside_pages(q)
             && [b, h, t, n, kv, p].iter().all(|&size| size > 0)
             && [k, w].iter().all(|x| x.dims() == [b, kv, total, n])
             && v.dims()[0] == b
